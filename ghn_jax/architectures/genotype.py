@@ -1,0 +1,427 @@
+"""Descriptions of networks: the cells (`Genotype`), a whole network (`Architecture`), a ResNet.
+
+In: the choices that define a network of the DeepNets-1M space (Knyazev et al., NeurIPS 2021, section 3 and
+appendix A), as a dictionary or as keyword arguments. Out: frozen, hashable, validated dataclasses. They say nothing
+about parameters or shapes of tensors; `ghn_jax.targets` derives those.
+
+The search space of cells is that of DARTS (Liu et al., ICLR 2019) with more operations: step i of a cell adds the
+results of operations 2i and 2i+1, each reading one earlier state. States 0 and 1 are the outputs of the two previous
+cells, state 2+i is the sum of step i, and the cell's output concatenates some of the states on channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+OPERATIONS: tuple[str, ...] = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "conv_1x1",
+    "conv_7x1_1x7",
+    "conv_3x3",
+    "conv_5x5",
+    "conv_7x7",
+    "msa",
+    "cse",
+)
+"""The operations an edge of a cell may carry; `none`, the pools and `skip_connect` have no weights to learn."""
+
+UNLEARNED_OPERATIONS: tuple[str, ...] = OPERATIONS[:4]
+"""Operations without weights (a `skip_connect` of stride 2 still brings two 1x1 convolutions)."""
+
+ATTENTION_HEADS = 8
+"""Heads of every `msa`: the number of channels must be a multiple of it."""
+
+NodeOp = tuple[str, int]
+"""An operation and the index of the state it reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Genotype:
+    """The two cells a network repeats.
+
+    Attributes:
+        normal: 2 * num_steps pairs (operation, input state) of the normal cell.
+        normal_concat: states concatenated as the normal cell's output, ascending, each in 2..num_steps+1.
+        reduce: 2 * num_steps pairs of the reduction cell.
+        reduce_concat: states concatenated as the reduction cell's output.
+    """
+
+    normal: tuple[NodeOp, ...]
+    normal_concat: tuple[int, ...]
+    reduce: tuple[NodeOp, ...]
+    reduce_concat: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_cell("genotype.normal", self.normal)
+        _check_cell("genotype.reduce", self.reduce)
+        if len(self.normal) != len(self.reduce):
+            raise ValueError(
+                f"genotype.reduce has {len(self.reduce)} operations, expected {len(self.normal)}, as many as"
+                " genotype.normal"
+            )
+        _check_concat("genotype.normal_concat", self.normal_concat, self.num_steps)
+        _check_concat("genotype.reduce_concat", self.reduce_concat, self.num_steps)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of sums in each cell."""
+        return len(self.normal) // 2
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations of the normal cell, then those of the reduction cell."""
+        return tuple(operation for operation, _ in self.normal + self.reduce)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the genotype as the official files write it: lists only, ready for JSON."""
+        return {
+            "normal": [list(pair) for pair in self.normal],
+            "normal_concat": list(self.normal_concat),
+            "reduce": [list(pair) for pair in self.reduce],
+            "reduce_concat": list(self.reduce_concat),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Genotype:
+        """Build a genotype from a mapping with the keys of the official files.
+
+        Args:
+            values: keys normal, reduce (sequences of pairs), normal_concat, reduce_concat (sequences of int, a range
+                included).
+
+        Returns:
+            The validated genotype.
+
+        Raises:
+            ValueError: if a key is missing or unknown, or a cell is not valid.
+        """
+        _check_keys("genotype", values, tuple(field.name for field in dataclasses.fields(cls)))
+        return cls(
+            normal=_as_pairs("genotype.normal", values["normal"]),
+            normal_concat=_as_tuple("genotype.normal_concat", values["normal_concat"]),
+            reduce=_as_pairs("genotype.reduce", values["reduce"]),
+            reduce_concat=_as_tuple("genotype.reduce_concat", values["reduce_concat"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A network of the DeepNets-1M space: a stem, `num_cells` cells, pooling or flattening, linear layers.
+
+    Attributes:
+        genotype: the cells.
+        num_cells: number of cells; cells num_cells // 3 and 2 * num_cells // 3 reduce (cell 0 never does).
+        channels: width C of the first cells.
+        stem_type: 0 = one convolution, 1 = three with the second cell input at half the resolution. Networks with
+            attention have a patch embedding instead and ignore it.
+        stem_pool: whether a 3x3 max pool of stride 2 follows a stem of type 0.
+        stem_kernel: kernel size of the stem's first convolution, odd.
+        norm: "batch" for batch norm, None for none (attention keeps its layer norms).
+        preprocess: whether a 1x1 convolution brings each cell input to the cell's width. Without it there may be only
+            one step and no widening, because the widths would not match.
+        channel_multiplier: 1 or 2, the factor on the width at each reduction.
+        global_pool: whether pixels are averaged before the first linear layer, or flattened.
+        num_fc_layers: number of linear layers; the last one is the classifier.
+        fc_size: width of the linear layers before the classifier.
+    """
+
+    genotype: Genotype
+    num_cells: int
+    channels: int
+    stem_type: int = 0
+    stem_pool: bool = False
+    stem_kernel: int = 3
+    norm: str | None = "batch"
+    preprocess: bool = True
+    channel_multiplier: int = 2
+    global_pool: bool = True
+    num_fc_layers: int = 1
+    fc_size: int = 64
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.genotype, Genotype):
+            raise ValueError(f"genotype is {self.genotype!r}, expected a Genotype")
+        for name in ("num_cells", "channels", "stem_kernel", "num_fc_layers", "fc_size"):
+            _check_positive_int(name, getattr(self, name))
+        for name in ("stem_pool", "preprocess", "global_pool"):
+            _check_choice(name, getattr(self, name), (False, True))
+        _check_choice("stem_type", self.stem_type, (0, 1))
+        _check_choice("norm", self.norm, ("batch", None))
+        _check_choice("channel_multiplier", self.channel_multiplier, (1, 2))
+        if self.stem_kernel % 2 == 0:
+            raise ValueError(f"stem_kernel is {self.stem_kernel}, expected an odd number")
+        if self.has_attention and self.channels % ATTENTION_HEADS != 0:
+            raise ValueError(
+                f"channels is {self.channels}, expected a multiple of {ATTENTION_HEADS}, the number of attention"
+                " heads, since the genotype contains 'msa'"
+            )
+        if self.channels % 2 != 0:
+            raise ValueError(
+                f"channels is {self.channels}, expected an even number: stems and strided skips halve it"
+            )
+        if self.stem_pool and self.stem_type == 1:
+            raise ValueError(
+                "stem_pool is True with stem_type 1, expected False: only a type-0 stem pools"
+            )
+        if not self.preprocess and (self.genotype.num_steps > 1 or self.channel_multiplier > 1):
+            raise ValueError(
+                f"preprocess is False with {self.genotype.num_steps} steps and channel_multiplier"
+                f" {self.channel_multiplier}, expected True: without the 1x1 convolutions before each cell the widths"
+                " only match with one step and channel_multiplier 1"
+            )
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether any operation is `msa`: such networks are isotropic, with a patch embedding as stem."""
+        return "msa" in self.genotype.operations
+
+    def is_reduction(self, cell_index: int) -> bool:
+        """Return whether cell `cell_index` (0-based) is a reduction cell."""
+        return cell_index > 0 and cell_index in (self.num_cells // 3, 2 * self.num_cells // 3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary with this class's field names."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**values, "genotype": self.genotype.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
+        """Build an architecture from `to_dict`'s output; fields with a default may be missing.
+
+        Args:
+            values: this class's field names; `genotype` may be a Genotype or its dictionary.
+
+        Returns:
+            The validated architecture.
+
+        Raises:
+            ValueError: if a field is missing, unknown or not valid.
+        """
+        fields = dataclasses.fields(cls)
+        required = tuple(field.name for field in fields if field.default is dataclasses.MISSING)
+        optional = tuple(field.name for field in fields if field.default is not dataclasses.MISSING)
+        _check_keys("architecture", values, required, optional)
+        genotype = values["genotype"]
+        if not isinstance(genotype, Genotype):
+            genotype = Genotype.from_dict(genotype)
+        return cls(**{**values, "genotype": genotype})
+
+    @classmethod
+    def from_official(
+        cls, values: Mapping[str, Any], channels: int | None = None, fc_size: int | None = None
+    ) -> Architecture:
+        """Build an architecture from an entry `nets[i]` of an official DeepNets-1M meta file.
+
+        Args:
+            values: the constructor arguments of the original network. Entries of a training split have no width 'C';
+                entries that describe the network instead of defining it (num_nodes, num_params) are ignored.
+            channels: width that replaces 'C'; needed where there is none.
+            fc_size: width of the hidden linear layers that replaces 'fc_dim'.
+
+        Returns:
+            The validated architecture.
+
+        Raises:
+            ValueError: if an entry is missing, unknown or not valid.
+        """
+        _check_keys("nets entry", values, _OFFICIAL_REQUIRED, _OFFICIAL_OPTIONAL)
+        if channels is None and "C" not in values:
+            raise ValueError(
+                "channels is None and the nets entry has no 'C', expected the width to be given: entries of a"
+                " training split have none"
+            )
+        _check_choice("nets entry 'norm'", values["norm"], tuple(_NORM_FROM_OFFICIAL))
+        return cls(
+            genotype=Genotype.from_dict(values["genotype"]),
+            num_cells=values["n_cells"],
+            channels=values["C"] if channels is None else channels,
+            stem_type=values["stem_type"],
+            stem_pool=values["stem_pool"],
+            stem_kernel=values["ks"],
+            norm=_NORM_FROM_OFFICIAL[values["norm"]],
+            preprocess=values["preproc"],
+            channel_multiplier=values["C_mult"],
+            global_pool=values["glob_avg"],
+            num_fc_layers=values["fc_layers"],
+            fc_size=values["fc_dim"] if fc_size is None else fc_size,
+        )
+
+    def to_official(self) -> dict[str, Any]:
+        """Return the dictionary that an official meta file holds for this architecture, with its width 'C'."""
+        return {
+            "stem_type": self.stem_type,
+            "stem_pool": self.stem_pool,
+            "norm": _NORM_TO_OFFICIAL[self.norm],
+            "preproc": self.preprocess,
+            "fc_layers": self.num_fc_layers,
+            "glob_avg": self.global_pool,
+            "genotype": self.genotype.to_dict(),
+            "n_cells": self.num_cells,
+            "ks": self.stem_kernel,
+            "C_mult": self.channel_multiplier,
+            "fc_dim": self.fc_size,
+            "C": self.channels,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """A residual network of bottleneck blocks (He et al., CVPR 2016), as torchvision builds it.
+
+    Small images get a 3x3 stem of stride 1 without pooling, as in the published evaluation of ResNet-50.
+
+    Attributes:
+        stage_sizes: number of bottleneck blocks in each of the four stages; the default is ResNet-50.
+    """
+
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stage_sizes, tuple) or len(self.stage_sizes) != 4:
+            raise ValueError(
+                f"stage_sizes is {self.stage_sizes!r}, expected a tuple of four positive integers"
+            )
+        for index, size in enumerate(self.stage_sizes):
+            _check_positive_int(f"stage_sizes[{index}]", size)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the network contains attention: never."""
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {"stage_sizes": list(self.stage_sizes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ResNet:
+        """Build a ResNet from `to_dict`'s output.
+
+        Args:
+            values: `stage_sizes`, a sequence of four positive integers.
+
+        Returns:
+            The validated description.
+
+        Raises:
+            ValueError: if a key is unknown or a size is not valid.
+        """
+        _check_keys("resnet", values, (), ("stage_sizes",))
+        sizes = values.get("stage_sizes", cls.stage_sizes)
+        return cls(stage_sizes=_as_tuple("stage_sizes", sizes))
+
+
+_OFFICIAL_REQUIRED = (
+    "genotype",
+    "n_cells",
+    "stem_type",
+    "stem_pool",
+    "ks",
+    "norm",
+    "preproc",
+    "C_mult",
+    "glob_avg",
+    "fc_layers",
+    "fc_dim",
+)
+_OFFICIAL_OPTIONAL = ("C", "num_nodes", "num_params")
+_NORM_FROM_OFFICIAL: dict[str | None, str | None] = {"bnorm": "batch", None: None}
+_NORM_TO_OFFICIAL: dict[str | None, str | None] = {"batch": "bnorm", None: None}
+
+
+def _suggest(value: object, options: Iterable[object]) -> str:
+    """Return ' (did you mean ...?)' for a near match among the strings in `options`, else ''."""
+    names = [option for option in options if isinstance(option, str)]
+    matches = difflib.get_close_matches(str(value), names, n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def _check_keys(
+    owner: str, values: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"{owner} is {values!r}, expected a mapping with keys {', '.join(required)}"
+        )
+    known = required + optional
+    for key in values:
+        if key not in known:
+            raise ValueError(
+                f"{owner} has the unknown key {key!r}{_suggest(key, known)}, expected some of {', '.join(known)}"
+            )
+    for key in required:
+        if key not in values:
+            raise ValueError(f"{owner} lacks the key {key!r}, expected {', '.join(required)}")
+
+
+def _check_choice(name: str, value: object, options: tuple[object, ...]) -> None:
+    # 1 == True in Python, so types are compared too: a stem_type of True is a mistake.
+    if not any(value == option and type(value) is type(option) for option in options):
+        expected = ", ".join(repr(option) for option in options)
+        raise ValueError(
+            f"{name} is {value!r}{_suggest(value, options)}, expected one of {expected}"
+        )
+
+
+def _check_positive_int(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a positive int")
+
+
+def _check_cell(name: str, pairs: tuple[NodeOp, ...]) -> None:
+    if not isinstance(pairs, tuple) or not pairs or len(pairs) % 2 != 0:
+        raise ValueError(
+            f"{name} is {pairs!r}, expected a non-empty tuple of an even number of (operation, input) pairs"
+        )
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise ValueError(f"{name}[{index}] is {pair!r}, expected a pair (operation, input)")
+        operation, state = pair
+        if operation not in OPERATIONS:
+            raise ValueError(
+                f"{name}[{index}] has the unknown operation {operation!r}{_suggest(operation, OPERATIONS)},"
+                f" expected one of {', '.join(OPERATIONS)}"
+            )
+        last_state = 1 + index // 2
+        if type(state) is not int or not 0 <= state <= last_state:
+            raise ValueError(
+                f"{name}[{index}] reads input {state!r}, expected 0..{last_state}: step {index // 2} may read the two"
+                " cell inputs and earlier steps"
+            )
+
+
+def _check_concat(name: str, states: tuple[int, ...], num_steps: int) -> None:
+    last_state = num_steps + 1
+    if not isinstance(states, tuple) or not states:
+        raise ValueError(
+            f"{name} is {states!r}, expected a non-empty tuple of states in 2..{last_state}"
+        )
+    for state in states:
+        if type(state) is not int or not 2 <= state <= last_state:
+            raise ValueError(
+                f"{name} contains {state!r}, expected states in 2..{last_state} ({num_steps} steps)"
+            )
+    if any(later <= earlier for earlier, later in zip(states, states[1:], strict=False)):
+        raise ValueError(f"{name} is {states!r}, expected distinct states in ascending order")
+
+
+def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} is {values!r}, expected a sequence")
+    return tuple(values)
+
+
+def _as_pairs(name: str, values: Any) -> tuple[Any, ...]:
+    return tuple(
+        _as_tuple(f"{name}[{index}]", pair) for index, pair in enumerate(_as_tuple(name, values))
+    )

@@ -1,0 +1,28 @@
+"""Networks outside the generated splits that published results report: ResNet-50 and a 12-layer ViT.
+
+In: nothing. Out: `PREDEFINED`, name -> description (Knyazev et al., NeurIPS 2021, split `predefined`).
+"""
+
+from __future__ import annotations
+
+from ghn_jax.architectures.genotype import Architecture, Genotype, ResNet
+
+RESNET50 = ResNet(stage_sizes=(3, 4, 6, 3))
+
+VIT = Architecture(
+    genotype=Genotype(
+        normal=(("none", 0), ("msa", 1)),
+        normal_concat=(2,),
+        reduce=(("none", 0), ("avg_pool_3x3", 1)),
+        reduce_concat=(2,),
+    ),
+    num_cells=12,
+    channels=128,
+    preprocess=False,
+    channel_multiplier=1,
+    global_pool=True,
+    num_fc_layers=1,
+)
+"""12 cells, two of them average pools of stride 1, so 10 attention blocks; one linear layer."""
+
+PREDEFINED: dict[str, Architecture | ResNet] = {"resnet50": RESNET50, "vit": VIT}
