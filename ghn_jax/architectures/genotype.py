@@ -1,20 +1,29 @@
 """Descriptions of networks: the cells (`Genotype`), a whole network (`Architecture`), a ResNet.
 
-In: the choices that define a network of the DeepNets-1M space (Knyazev et al., NeurIPS 2021, section 3 and
-appendix A), as a dictionary or as keyword arguments. Out: frozen, hashable, validated dataclasses. They say nothing
-about parameters or shapes of tensors; `ghn_jax.targets` derives those.
+In: the choices that define a network of the DeepNets-1M space (Knyazev et al., NeurIPS 2021, section
+3 and appendix A), as a dictionary or as keyword arguments. Out: frozen, hashable, validated
+dataclasses. They say nothing about parameters or tensors; `ghn_jax.targets` derives those.
 
-The search space of cells is that of DARTS (Liu et al., ICLR 2019) with more operations: step i of a cell adds the
-results of operations 2i and 2i+1, each reading one earlier state. States 0 and 1 are the outputs of the two previous
-cells, state 2+i is the sum of step i, and the cell's output concatenates some of the states on channels.
+The space of cells is that of DARTS (Liu et al., ICLR 2019) with more operations: step i of a cell adds
+the results of operations 2i and 2i+1, each reading one earlier state. States 0 and 1 are the outputs of
+the two previous cells, state 2+i is the sum of step i, and the cell's output concatenates some of the
+states on channels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Mapping
 from typing import Any
+
+from ghn_jax.architectures.validation import (
+    as_tuple,
+    check_choice,
+    check_keys,
+    check_positive_int,
+    suggest,
+)
 
 OPERATIONS: tuple[str, ...] = (
     "none",
@@ -33,7 +42,7 @@ OPERATIONS: tuple[str, ...] = (
     "msa",
     "cse",
 )
-"""The operations an edge of a cell may carry; `none`, the pools and `skip_connect` have no weights to learn."""
+"""What an edge of a cell may carry; `none`, the pools and `skip_connect` have no weights to learn."""
 
 UNLEARNED_OPERATIONS: tuple[str, ...] = OPERATIONS[:4]
 """Operations without weights (a `skip_connect` of stride 2 still brings two 1x1 convolutions)."""
@@ -51,7 +60,8 @@ class Genotype:
 
     Attributes:
         normal: 2 * num_steps pairs (operation, input state) of the normal cell.
-        normal_concat: states concatenated as the normal cell's output, ascending, each in 2..num_steps+1.
+        normal_concat: states concatenated as the normal cell's output, ascending, each in
+            2..num_steps+1.
         reduce: 2 * num_steps pairs of the reduction cell.
         reduce_concat: states concatenated as the reduction cell's output.
     """
@@ -66,8 +76,8 @@ class Genotype:
         _check_cell("genotype.reduce", self.reduce)
         if len(self.normal) != len(self.reduce):
             raise ValueError(
-                f"genotype.reduce has {len(self.reduce)} operations, expected {len(self.normal)}, as many as"
-                " genotype.normal"
+                f"genotype.reduce has {len(self.reduce)} operations, expected {len(self.normal)},"
+                " as many as genotype.normal"
             )
         _check_concat("genotype.normal_concat", self.normal_concat, self.num_steps)
         _check_concat("genotype.reduce_concat", self.reduce_concat, self.num_steps)
@@ -96,8 +106,8 @@ class Genotype:
         """Build a genotype from a mapping with the keys of the official files.
 
         Args:
-            values: keys normal, reduce (sequences of pairs), normal_concat, reduce_concat (sequences of int, a range
-                included).
+            values: keys normal, reduce (sequences of pairs), normal_concat, reduce_concat
+                (sequences of int, a range included).
 
         Returns:
             The validated genotype.
@@ -105,30 +115,30 @@ class Genotype:
         Raises:
             ValueError: if a key is missing or unknown, or a cell is not valid.
         """
-        _check_keys("genotype", values, tuple(field.name for field in dataclasses.fields(cls)))
+        check_keys("genotype", values, tuple(field.name for field in dataclasses.fields(cls)))
         return cls(
             normal=_as_pairs("genotype.normal", values["normal"]),
-            normal_concat=_as_tuple("genotype.normal_concat", values["normal_concat"]),
+            normal_concat=as_tuple("genotype.normal_concat", values["normal_concat"]),
             reduce=_as_pairs("genotype.reduce", values["reduce"]),
-            reduce_concat=_as_tuple("genotype.reduce_concat", values["reduce_concat"]),
+            reduce_concat=as_tuple("genotype.reduce_concat", values["reduce_concat"]),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A network of the DeepNets-1M space: a stem, `num_cells` cells, pooling or flattening, linear layers.
+    """A network of the DeepNets-1M space: stem, cells, pooling or flattening, linear layers.
 
     Attributes:
         genotype: the cells.
-        num_cells: number of cells; cells num_cells // 3 and 2 * num_cells // 3 reduce (cell 0 never does).
+        num_cells: number of cells; cells num_cells // 3 and 2 * num_cells // 3 reduce (never cell 0).
         channels: width C of the first cells.
-        stem_type: 0 = one convolution, 1 = three with the second cell input at half the resolution. Networks with
-            attention have a patch embedding instead and ignore it.
+        stem_type: 0 = one convolution, 1 = three with the second cell input at half the
+            resolution. Networks with attention have a patch embedding instead and ignore it.
         stem_pool: whether a 3x3 max pool of stride 2 follows a stem of type 0.
         stem_kernel: kernel size of the stem's first convolution, odd.
         norm: "batch" for batch norm, None for none (attention keeps its layer norms).
-        preprocess: whether a 1x1 convolution brings each cell input to the cell's width. Without it there may be only
-            one step and no widening, because the widths would not match.
+        preprocess: whether a 1x1 convolution brings each cell input to the cell's width.
+            Without it there may be only one step and no widening: the widths would not match.
         channel_multiplier: 1 or 2, the factor on the width at each reduction.
         global_pool: whether pixels are averaged before the first linear layer, or flattened.
         num_fc_layers: number of linear layers; the last one is the classifier.
@@ -152,22 +162,23 @@ class Architecture:
         if not isinstance(self.genotype, Genotype):
             raise ValueError(f"genotype is {self.genotype!r}, expected a Genotype")
         for name in ("num_cells", "channels", "stem_kernel", "num_fc_layers", "fc_size"):
-            _check_positive_int(name, getattr(self, name))
+            check_positive_int(name, getattr(self, name))
         for name in ("stem_pool", "preprocess", "global_pool"):
-            _check_choice(name, getattr(self, name), (False, True))
-        _check_choice("stem_type", self.stem_type, (0, 1))
-        _check_choice("norm", self.norm, ("batch", None))
-        _check_choice("channel_multiplier", self.channel_multiplier, (1, 2))
+            check_choice(name, getattr(self, name), (False, True))
+        check_choice("stem_type", self.stem_type, (0, 1))
+        check_choice("norm", self.norm, ("batch", None))
+        check_choice("channel_multiplier", self.channel_multiplier, (1, 2))
         if self.stem_kernel % 2 == 0:
             raise ValueError(f"stem_kernel is {self.stem_kernel}, expected an odd number")
         if self.has_attention and self.channels % ATTENTION_HEADS != 0:
             raise ValueError(
-                f"channels is {self.channels}, expected a multiple of {ATTENTION_HEADS}, the number of attention"
-                " heads, since the genotype contains 'msa'"
+                f"channels is {self.channels}, expected a multiple of {ATTENTION_HEADS}, the number of"
+                " attention heads, since the genotype contains 'msa'"
             )
         if self.channels % 2 != 0:
             raise ValueError(
-                f"channels is {self.channels}, expected an even number: stems and strided skips halve it"
+                f"channels is {self.channels}, expected an even number: stems and strided skips"
+                " halve it"
             )
         if self.stem_pool and self.stem_type == 1:
             raise ValueError(
@@ -176,13 +187,13 @@ class Architecture:
         if not self.preprocess and (self.genotype.num_steps > 1 or self.channel_multiplier > 1):
             raise ValueError(
                 f"preprocess is False with {self.genotype.num_steps} steps and channel_multiplier"
-                f" {self.channel_multiplier}, expected True: without the 1x1 convolutions before each cell the widths"
-                " only match with one step and channel_multiplier 1"
+                f" {self.channel_multiplier}, expected True: without the 1x1 convolutions before each"
+                " cell the widths only match with one step and channel_multiplier 1"
             )
 
     @property
     def has_attention(self) -> bool:
-        """Whether any operation is `msa`: such networks are isotropic, with a patch embedding as stem."""
+        """Whether any operation is `msa`: such networks are isotropic, on a patch embedding."""
         return "msa" in self.genotype.operations
 
     def is_reduction(self, cell_index: int) -> bool:
@@ -210,7 +221,7 @@ class Architecture:
         fields = dataclasses.fields(cls)
         required = tuple(field.name for field in fields if field.default is dataclasses.MISSING)
         optional = tuple(field.name for field in fields if field.default is not dataclasses.MISSING)
-        _check_keys("architecture", values, required, optional)
+        check_keys("architecture", values, required, optional)
         genotype = values["genotype"]
         if not isinstance(genotype, Genotype):
             genotype = Genotype.from_dict(genotype)
@@ -223,8 +234,9 @@ class Architecture:
         """Build an architecture from an entry `nets[i]` of an official DeepNets-1M meta file.
 
         Args:
-            values: the constructor arguments of the original network. Entries of a training split have no width 'C';
-                entries that describe the network instead of defining it (num_nodes, num_params) are ignored.
+            values: the constructor arguments of the original network. Entries of a training split have
+                no width 'C'; those that describe the network instead of defining it (num_nodes,
+                num_params) are ignored.
             channels: width that replaces 'C'; needed where there is none.
             fc_size: width of the hidden linear layers that replaces 'fc_dim'.
 
@@ -234,13 +246,13 @@ class Architecture:
         Raises:
             ValueError: if an entry is missing, unknown or not valid.
         """
-        _check_keys("nets entry", values, _OFFICIAL_REQUIRED, _OFFICIAL_OPTIONAL)
+        check_keys("nets entry", values, _OFFICIAL_REQUIRED, _OFFICIAL_OPTIONAL)
         if channels is None and "C" not in values:
             raise ValueError(
-                "channels is None and the nets entry has no 'C', expected the width to be given: entries of a"
-                " training split have none"
+                "channels is None and the nets entry has no 'C', expected the width to be given: entries"
+                " of a training split have none"
             )
-        _check_choice("nets entry 'norm'", values["norm"], tuple(_NORM_FROM_OFFICIAL))
+        check_choice("nets entry 'norm'", values["norm"], tuple(_NORM_FROM_OFFICIAL))
         return cls(
             genotype=Genotype.from_dict(values["genotype"]),
             num_cells=values["n_cells"],
@@ -257,7 +269,7 @@ class Architecture:
         )
 
     def to_official(self) -> dict[str, Any]:
-        """Return the dictionary that an official meta file holds for this architecture, with its width 'C'."""
+        """Return the dictionary an official meta file holds for this architecture, width 'C' included."""
         return {
             "stem_type": self.stem_type,
             "stem_pool": self.stem_pool,
@@ -278,10 +290,10 @@ class Architecture:
 class ResNet:
     """A residual network of bottleneck blocks (He et al., CVPR 2016), as torchvision builds it.
 
-    Small images get a 3x3 stem of stride 1 without pooling, as in the published evaluation of ResNet-50.
+    Small images get a 3x3 stem of stride 1 without pooling, as in the published evaluations.
 
     Attributes:
-        stage_sizes: number of bottleneck blocks in each of the four stages; the default is ResNet-50.
+        stage_sizes: bottleneck blocks in each of the four stages; the default is ResNet-50.
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
@@ -292,7 +304,7 @@ class ResNet:
                 f"stage_sizes is {self.stage_sizes!r}, expected a tuple of four positive integers"
             )
         for index, size in enumerate(self.stage_sizes):
-            _check_positive_int(f"stage_sizes[{index}]", size)
+            check_positive_int(f"stage_sizes[{index}]", size)
 
     @property
     def has_attention(self) -> bool:
@@ -316,9 +328,9 @@ class ResNet:
         Raises:
             ValueError: if a key is unknown or a size is not valid.
         """
-        _check_keys("resnet", values, (), ("stage_sizes",))
+        check_keys("resnet", values, (), ("stage_sizes",))
         sizes = values.get("stage_sizes", cls.stage_sizes)
-        return cls(stage_sizes=_as_tuple("stage_sizes", sizes))
+        return cls(stage_sizes=as_tuple("stage_sizes", sizes))
 
 
 _OFFICIAL_REQUIRED = (
@@ -339,49 +351,11 @@ _NORM_FROM_OFFICIAL: dict[str | None, str | None] = {"bnorm": "batch", None: Non
 _NORM_TO_OFFICIAL: dict[str | None, str | None] = {"batch": "bnorm", None: None}
 
 
-def _suggest(value: object, options: Iterable[object]) -> str:
-    """Return ' (did you mean ...?)' for a near match among the strings in `options`, else ''."""
-    names = [option for option in options if isinstance(option, str)]
-    matches = difflib.get_close_matches(str(value), names, n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
-
-
-def _check_keys(
-    owner: str, values: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> None:
-    if not isinstance(values, Mapping):
-        raise ValueError(
-            f"{owner} is {values!r}, expected a mapping with keys {', '.join(required)}"
-        )
-    known = required + optional
-    for key in values:
-        if key not in known:
-            raise ValueError(
-                f"{owner} has the unknown key {key!r}{_suggest(key, known)}, expected some of {', '.join(known)}"
-            )
-    for key in required:
-        if key not in values:
-            raise ValueError(f"{owner} lacks the key {key!r}, expected {', '.join(required)}")
-
-
-def _check_choice(name: str, value: object, options: tuple[object, ...]) -> None:
-    # 1 == True in Python, so types are compared too: a stem_type of True is a mistake.
-    if not any(value == option and type(value) is type(option) for option in options):
-        expected = ", ".join(repr(option) for option in options)
-        raise ValueError(
-            f"{name} is {value!r}{_suggest(value, options)}, expected one of {expected}"
-        )
-
-
-def _check_positive_int(name: str, value: object) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected a positive int")
-
-
 def _check_cell(name: str, pairs: tuple[NodeOp, ...]) -> None:
     if not isinstance(pairs, tuple) or not pairs or len(pairs) % 2 != 0:
         raise ValueError(
-            f"{name} is {pairs!r}, expected a non-empty tuple of an even number of (operation, input) pairs"
+            f"{name} is {pairs!r}, expected a non-empty tuple of an even number of"
+            " (operation, input) pairs"
         )
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple) or len(pair) != 2:
@@ -389,14 +363,14 @@ def _check_cell(name: str, pairs: tuple[NodeOp, ...]) -> None:
         operation, state = pair
         if operation not in OPERATIONS:
             raise ValueError(
-                f"{name}[{index}] has the unknown operation {operation!r}{_suggest(operation, OPERATIONS)},"
-                f" expected one of {', '.join(OPERATIONS)}"
+                f"{name}[{index}] has the unknown operation {operation!r}"
+                f"{suggest(operation, OPERATIONS)}, expected one of {', '.join(OPERATIONS)}"
             )
         last_state = 1 + index // 2
         if type(state) is not int or not 0 <= state <= last_state:
             raise ValueError(
-                f"{name}[{index}] reads input {state!r}, expected 0..{last_state}: step {index // 2} may read the two"
-                " cell inputs and earlier steps"
+                f"{name}[{index}] reads input {state!r}, expected 0..{last_state}: step {index // 2}"
+                " may read the two cell inputs and earlier steps"
             )
 
 
@@ -411,17 +385,11 @@ def _check_concat(name: str, states: tuple[int, ...], num_steps: int) -> None:
             raise ValueError(
                 f"{name} contains {state!r}, expected states in 2..{last_state} ({num_steps} steps)"
             )
-    if any(later <= earlier for earlier, later in zip(states, states[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(states)):
         raise ValueError(f"{name} is {states!r}, expected distinct states in ascending order")
-
-
-def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ValueError(f"{name} is {values!r}, expected a sequence")
-    return tuple(values)
 
 
 def _as_pairs(name: str, values: Any) -> tuple[Any, ...]:
     return tuple(
-        _as_tuple(f"{name}[{index}]", pair) for index, pair in enumerate(_as_tuple(name, values))
+        as_tuple(f"{name}[{index}]", pair) for index, pair in enumerate(as_tuple(name, values))
     )
