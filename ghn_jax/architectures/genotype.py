@@ -1,13 +1,13 @@
 """Descriptions of networks: the cells (`Genotype`), a whole network (`Architecture`), a ResNet.
 
-In: the choices that define a network of the DeepNets-1M space (Knyazev et al., NeurIPS 2021, section
-3 and appendix A), as a dictionary or as keyword arguments. Out: frozen, hashable, validated
+In: the choices that define a network of the DeepNets-1M space (Knyazev et al., NeurIPS 2021,
+section 3 and appendix A), as a dictionary or as keyword arguments. Out: frozen, hashable, validated
 dataclasses. They say nothing about parameters or tensors; `ghn_jax.targets` derives those.
 
-The space of cells is that of DARTS (Liu et al., ICLR 2019) with more operations: step i of a cell adds
-the results of operations 2i and 2i+1, each reading one earlier state. States 0 and 1 are the outputs of
-the two previous cells, state 2+i is the sum of step i, and the cell's output concatenates some of the
-states on channels.
+The space of cells is that of DARTS (Liu et al., ICLR 2019) with more operations: step i of a cell
+adds the results of operations 2i and 2i+1, each reading one earlier state. States 0 and 1 are the
+outputs of the two previous cells, state 2+i is the sum of step i, and the cell's output
+concatenates some of the states on channels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OPERATIONS: tuple[str, ...] = (
     "msa",
     "cse",
 )
-"""What an edge of a cell may carry; `none`, the pools and `skip_connect` have no weights to learn."""
+"""What an edge of a cell may carry."""
 
 UNLEARNED_OPERATIONS: tuple[str, ...] = OPERATIONS[:4]
 """Operations without weights (a `skip_connect` of stride 2 still brings two 1x1 convolutions)."""
@@ -130,7 +130,7 @@ class Architecture:
 
     Attributes:
         genotype: the cells.
-        num_cells: number of cells; cells num_cells // 3 and 2 * num_cells // 3 reduce (never cell 0).
+        num_cells: number of cells; cells num_cells // 3 and 2 * num_cells // 3 reduce (not cell 0).
         channels: width C of the first cells.
         stem_type: 0 = one convolution, 1 = three with the second cell input at half the
             resolution. Networks with attention have a patch embedding instead and ignore it.
@@ -172,8 +172,8 @@ class Architecture:
             raise ValueError(f"stem_kernel is {self.stem_kernel}, expected an odd number")
         if self.has_attention and self.channels % ATTENTION_HEADS != 0:
             raise ValueError(
-                f"channels is {self.channels}, expected a multiple of {ATTENTION_HEADS}, the number of"
-                " attention heads, since the genotype contains 'msa'"
+                f"channels is {self.channels}, expected a multiple of {ATTENTION_HEADS}, the number"
+                " of attention heads, since the genotype contains 'msa'"
             )
         if self.channels % 2 != 0:
             raise ValueError(
@@ -187,8 +187,8 @@ class Architecture:
         if not self.preprocess and (self.genotype.num_steps > 1 or self.channel_multiplier > 1):
             raise ValueError(
                 f"preprocess is False with {self.genotype.num_steps} steps and channel_multiplier"
-                f" {self.channel_multiplier}, expected True: without the 1x1 convolutions before each"
-                " cell the widths only match with one step and channel_multiplier 1"
+                f" {self.channel_multiplier}, expected True: without the 1x1 convolutions before"
+                " each cell the widths only match with one step and channel_multiplier 1"
             )
 
     @property
@@ -234,9 +234,9 @@ class Architecture:
         """Build an architecture from an entry `nets[i]` of an official DeepNets-1M meta file.
 
         Args:
-            values: the constructor arguments of the original network. Entries of a training split have
-                no width 'C'; those that describe the network instead of defining it (num_nodes,
-                num_params) are ignored.
+            values: the constructor arguments of the original network. Entries of a training split
+                have no width 'C'; those that describe the network instead of defining it
+                (num_nodes, num_params) are ignored.
             channels: width that replaces 'C'; needed where there is none.
             fc_size: width of the hidden linear layers that replaces 'fc_dim'.
 
@@ -249,8 +249,8 @@ class Architecture:
         check_keys("nets entry", values, _OFFICIAL_REQUIRED, _OFFICIAL_OPTIONAL)
         if channels is None and "C" not in values:
             raise ValueError(
-                "channels is None and the nets entry has no 'C', expected the width to be given: entries"
-                " of a training split have none"
+                "channels is None and the nets entry has no 'C', expected the width to be given:"
+                " entries of a training split have none"
             )
         check_choice("nets entry 'norm'", values["norm"], tuple(_NORM_FROM_OFFICIAL))
         return cls(
@@ -269,7 +269,7 @@ class Architecture:
         )
 
     def to_official(self) -> dict[str, Any]:
-        """Return the dictionary an official meta file holds for this architecture, width 'C' included."""
+        """Return what an official meta file holds for this architecture, width 'C' included."""
         return {
             "stem_type": self.stem_type,
             "stem_pool": self.stem_pool,
@@ -369,8 +369,8 @@ def _check_cell(name: str, pairs: tuple[NodeOp, ...]) -> None:
         last_state = 1 + index // 2
         if type(state) is not int or not 0 <= state <= last_state:
             raise ValueError(
-                f"{name}[{index}] reads input {state!r}, expected 0..{last_state}: step {index // 2}"
-                " may read the two cell inputs and earlier steps"
+                f"{name}[{index}] reads input {state!r}, expected 0..{last_state}: step"
+                f" {index // 2} may read the two cell inputs and earlier steps"
             )
 
 

@@ -1,7 +1,7 @@
 """Networks outside the generated splits that published results report: ResNet-50 and a small ViT.
 
-In: nothing. Out: `PREDEFINED`, name -> description (the split `predefined` of Knyazev et al., NeurIPS
-2021).
+In: nothing. Out: `PREDEFINED`, name -> description (the split `predefined` of Knyazev et al.,
+NeurIPS 2021).
 """
 
 from __future__ import annotations
