@@ -1,0 +1,139 @@
+"""The graph of a target network: nodes are operations, edges carry shortest-path distances.
+
+In: a plan (or nodes and parents from anywhere). Out: an `ArchGraph`, numpy on the host. Virtual edges
+join every ordered pair of nodes 2 to 50 steps apart (GHN-2, eq. 4; spec section 2).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import networkx
+import numpy as np
+
+from ghn_jax.graphs.primitives import PRIMITIVE_INDEX, PRIMITIVES
+from ghn_jax.targets.plan import Plan
+from ghn_jax.targets.tracing import ParameterTensor, TracedNode
+
+MAX_VIRTUAL_DISTANCE = 50
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArchGraph:
+    """The graph a GHN reads, N nodes in topological order and E edges.
+
+    Attributes:
+        primitive: (N,) int32, index into `PRIMITIVES`.
+        shape: (N, 4) int32, (out, in, height, width) of the node's parameter; zeros where it has none.
+        senders: (E,) int32.
+        receivers: (E,) int32.
+        distance: (E,) int32, 1 for edges of the network, 2..50 for virtual edges.
+        tensors: Every parameter tensor of the network, with the index of its node.
+    """
+
+    primitive: np.ndarray
+    shape: np.ndarray
+    senders: np.ndarray
+    receivers: np.ndarray
+    distance: np.ndarray
+    tensors: tuple[ParameterTensor, ...]
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return len(self.primitive)
+
+    def distance_matrix(self) -> np.ndarray:
+        """(N, N) uint8 [receiver, sender], 0 where there is no edge."""
+        matrix = np.zeros((self.num_nodes, self.num_nodes), np.uint8)
+        matrix[self.receivers, self.senders] = self.distance
+        return matrix
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """The network's own edges as a networkx graph, nodes with their `primitive` name."""
+        graph = networkx.DiGraph()
+        for node, primitive in enumerate(self.primitive):
+            graph.add_node(node, primitive=PRIMITIVES[primitive])
+        own = self.distance == 1
+        graph.add_edges_from(zip(self.senders[own].tolist(), self.receivers[own].tolist(), strict=True))
+        return graph
+
+
+def build_graph(plan: Plan, max_distance: int = MAX_VIRTUAL_DISTANCE) -> ArchGraph:
+    """Read the graph off a plan and add virtual edges.
+
+    Args:
+        plan: A lowered architecture.
+        max_distance: Longest distance with an edge; 1 means the network's own edges only.
+
+    Returns:
+        The graph.
+    """
+    return graph_from_nodes(plan.nodes, plan.tensors, max_distance)
+
+
+def graph_from_nodes(
+    nodes: Sequence[TracedNode],
+    tensors: Sequence[ParameterTensor],
+    max_distance: int = MAX_VIRTUAL_DISTANCE,
+) -> ArchGraph:
+    """Build the graph of nodes given in topological order with their parents.
+
+    Args:
+        nodes: Primitive, parameter shape and parents of each node; parents come earlier.
+        tensors: Parameter tensors that refer to the nodes.
+        max_distance: Longest distance with an edge.
+
+    Returns:
+        The graph.
+
+    Raises:
+        ValueError: If a parent does not come before its child, or `max_distance` is not in 1..250.
+    """
+    if not 1 <= max_distance <= 250:
+        raise ValueError(f"max_distance is {max_distance}, expected 1 (no virtual edges) to 250")
+    distances = shortest_paths([node.parents for node in nodes], max_distance)
+    receivers, senders = np.nonzero(distances)
+    return ArchGraph(
+        primitive=np.array([PRIMITIVE_INDEX[node.primitive] for node in nodes], np.int32),
+        shape=np.array([node.shape for node in nodes], np.int32),
+        senders=senders.astype(np.int32),
+        receivers=receivers.astype(np.int32),
+        distance=distances[receivers, senders].astype(np.int32),
+        tensors=tuple(tensors),
+    )
+
+
+def shortest_paths(parents: Sequence[tuple[int, ...]], max_distance: int) -> np.ndarray:
+    """Shortest-path distances between all nodes of a directed acyclic graph.
+
+    One row per node from its parents' rows: the distance from u to v is one more than the smallest
+    distance from u to a parent of v.
+
+    Args:
+        parents: For each node in topological order, the nodes with an edge to it.
+        max_distance: Longer distances become 0.
+
+    Returns:
+        (N, N) uint8 [receiver, sender], 0 where there is no path.
+
+    Raises:
+        ValueError: If a parent does not come before its child.
+    """
+    num_nodes = len(parents)
+    unreachable = np.uint8(255)
+    distances = np.full((num_nodes, num_nodes), unreachable)
+    limit = np.uint8(max_distance)
+    for node, sources in enumerate(parents):
+        if sources and max(sources) >= node:
+            raise ValueError(
+                f"node {node} has parent {max(sources)}, expected nodes in topological order: parents first"
+            )
+        # A node is at distance 0 from itself, so that the row of a parent also gives the edge from it.
+        row = distances[node]
+        for source in sources:
+            np.minimum(row[:node], distances[source, :node], out=row[:node])
+        row[row >= limit] = unreachable
+        np.add(row, 1, out=row, where=row < limit)
+        row[node] = 0
+    distances[distances == unreachable] = 0
+    return distances

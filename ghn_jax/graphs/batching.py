@@ -1,0 +1,88 @@
+"""Batch graphs and pad them to a bounded set of sizes; host-side numpy ends here.
+
+Graphs travel as `jraph.GraphsTuple`: nodes (primitive, shape), edges (distance). A GHN reads B graphs
+as arrays padded to the same number of nodes N, so that all of them are swept in parallel.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jraph
+import numpy as np
+
+from ghn_jax.graphs.arch_graph import ArchGraph
+
+
+class GraphBatch(NamedTuple):
+    """B graphs of at most N nodes each, as they enter a compiled program.
+
+    Attributes:
+        primitive: (B, N) int32, index into `PRIMITIVES`; 0 on padding.
+        shape_index: (B, N, 4) int32, rows of the shape vocabulary.
+        distance: (B, N, N) uint8 [receiver, sender]; 0 = no edge, as on padding.
+        node_mask: (B, N) bool, False on padding.
+    """
+
+    primitive: np.ndarray
+    shape_index: np.ndarray
+    distance: np.ndarray
+    node_mask: np.ndarray
+
+
+def to_graphs_tuple(graph: ArchGraph) -> jraph.GraphsTuple:
+    """Convert to jraph's format.
+
+    Args:
+        graph: N nodes, E edges.
+
+    Returns:
+        A tuple of one graph: nodes {"primitive": (N,), "shape": (N, 4)}, edges {"distance": (E,)}, int32.
+    """
+    return jraph.GraphsTuple(
+        nodes={"primitive": graph.primitive, "shape": graph.shape},
+        edges={"distance": graph.distance},
+        senders=graph.senders,
+        receivers=graph.receivers,
+        n_node=np.array([graph.num_nodes], np.int32),
+        n_edge=np.array([len(graph.distance)], np.int32),
+        globals=None,
+    )
+
+
+def batch_graphs(
+    graphs: Sequence[jraph.GraphsTuple],
+    lookup_shapes: Callable[[np.ndarray], np.ndarray],
+    num_graphs: int,
+    num_nodes: int,
+) -> GraphBatch:
+    """Pad graphs to B = `num_graphs` graphs of N = `num_nodes` nodes.
+
+    Args:
+        graphs: At most B graphs, each of at most N nodes.
+        lookup_shapes: From (n, 4) parameter shapes to (n, 4) rows of the shape vocabulary.
+        num_graphs: B.
+        num_nodes: N.
+
+    Returns:
+        The batch; padding has no edges.
+
+    Raises:
+        ValueError: If there are more graphs than B or a graph has more nodes than N.
+    """
+    if len(graphs) > num_graphs:
+        raise ValueError(f"graphs has {len(graphs)} graphs, expected at most num_graphs={num_graphs}")
+    batch = GraphBatch(
+        primitive=np.zeros((num_graphs, num_nodes), np.int32),
+        shape_index=np.zeros((num_graphs, num_nodes, 4), np.int32),
+        distance=np.zeros((num_graphs, num_nodes, num_nodes), np.uint8),
+        node_mask=np.zeros((num_graphs, num_nodes), bool),
+    )
+    for index, graph in enumerate(graphs):
+        size = int(graph.n_node.sum())
+        if size > num_nodes:
+            raise ValueError(f"graph {index} has {size} nodes, expected at most num_nodes={num_nodes}")
+        batch.primitive[index, :size] = graph.nodes["primitive"]
+        batch.shape_index[index, :size] = lookup_shapes(graph.nodes["shape"])
+        batch.distance[index, graph.receivers, graph.senders] = graph.edges["distance"]
+        batch.node_mask[index, :size] = True
+    return batch

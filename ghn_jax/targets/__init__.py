@@ -1,0 +1,1 @@
+"""Target networks: an architecture becomes a plan of blocks, the plan a Flax network."""

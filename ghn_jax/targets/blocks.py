@@ -1,0 +1,399 @@
+"""The blocks target networks are composed of: Flax modules that also trace themselves.
+
+A block is static configuration only, so equal blocks are one compiled program. Every `__call__` takes
+(B, H, W, C) images, or (B, C) vectors in the head, and returns the same kind. Convolutions have no bias;
+norm is batch norm or nothing (spec section 1).
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ghn_jax.targets import operations
+from ghn_jax.targets.tracing import Tracer, Value
+
+_kernel_init = nn.initializers.he_normal()
+
+
+class Block(nn.Module):
+    """Base of all blocks."""
+
+    def trace(self, tracer: Tracer, *inputs: Value) -> Value:
+        """Run the block on symbolic values, adding its nodes and parameter tensors to `tracer`."""
+        raise NotImplementedError
+
+
+class Convolution(nn.Module):
+    """A bias-free convolution with an odd kernel, padded by half its size."""
+
+    features: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (*self.kernel, x.shape[-1], self.features)
+        return operations.convolve(x, self.param("kernel", _kernel_init, shape), self.stride)
+
+
+class DepthwiseConvolution(nn.Module):
+    """A bias-free depthwise convolution with an odd kernel."""
+
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", _kernel_init, (self.kernel, self.kernel, 1, x.shape[-1]))
+        return operations.convolve_depthwise(x, kernel, self.stride, self.dilation)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm on batch statistics, or on running averages where asked.
+
+    Flax's own norm insists on its running averages even where only batch statistics are used, as in
+    every evaluation of predicted parameters, and its default variance loses digits to cancellation.
+    Running averages live in `batch_stats` (mean, var), updated where that collection is mutable.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x, use_running_average: bool = False):
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        tracks = use_running_average or self.is_mutable_collection("batch_stats")
+        if tracks:
+            running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+            running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.mean(x, axis=axes)
+            var = jnp.mean(jnp.square(x - _as_row(mean, x.ndim)), axis=axes)
+            if tracks and not self.is_initializing():
+                count = x.size // channels
+                unbiased = var * (count / max(count - 1, 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return x * _as_row(factor, x.ndim) + _as_row(bias - mean * factor, x.ndim)
+
+
+def _as_row(vector, ndim):
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+class ConvNorm(Block):
+    """[relu,] convolution, norm."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    norm: str | None = "batch"
+    activate: bool = True
+
+    @nn.compact
+    def __call__(self, x, use_running_average: bool = False):
+        x = jax.nn.relu(x) if self.activate else x
+        size, stride = (self.kernel, self.kernel), (self.stride, self.stride)
+        x = Convolution(self.features, size, stride, name="conv")(x)
+        return BatchNorm(name="norm")(x, use_running_average) if self.norm else x
+
+    def trace(self, tracer, x):
+        size, stride = (self.kernel, self.kernel), (self.stride, self.stride)
+        x = tracer.convolution(x, "conv", size, self.features, stride)
+        return tracer.norm(x, "norm", "bn") if self.norm else x
+
+
+class SplitKernelConvNorm(Block):
+    """relu, (1, k) convolution that keeps the width, (k, 1) convolution, norm."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    norm: str | None = "batch"
+
+    @nn.compact
+    def __call__(self, x, use_running_average: bool = False):
+        x, size = jax.nn.relu(x), self.kernel
+        x = Convolution(x.shape[-1], (1, size), (1, self.stride), name="conv_row")(x)
+        x = Convolution(self.features, (size, 1), (self.stride, 1), name="conv_column")(x)
+        return BatchNorm(name="norm")(x, use_running_average) if self.norm else x
+
+    def trace(self, tracer, x):
+        row, column = (1, self.kernel), (self.kernel, 1)
+        x = tracer.convolution(x, "conv_row", row, x.shape[-1], (1, self.stride))
+        x = tracer.convolution(x, "conv_column", column, self.features, (self.stride, 1))
+        return tracer.norm(x, "norm", "bn") if self.norm else x
+
+
+class SeparableConvNorm(Block):
+    """relu, depthwise convolution, 1x1 convolution, norm: once for dil_conv, twice for sep_conv."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    norm: str | None = "batch"
+
+    @nn.compact
+    def __call__(self, x, use_running_average: bool = False):
+        x = jax.nn.relu(x)
+        x = DepthwiseConvolution(self.kernel, self.stride, self.dilation, name="depthwise")(x)
+        x = Convolution(self.features, (1, 1), name="pointwise")(x)
+        return BatchNorm(name="norm")(x, use_running_average) if self.norm else x
+
+    def trace(self, tracer, x):
+        x = tracer.depthwise(x, "depthwise", self.kernel, self.stride, self.dilation)
+        x = tracer.convolution(x, "pointwise", (1, 1), self.features)
+        return tracer.norm(x, "norm", "bn") if self.norm else x
+
+
+class FactorizedReduce(Block):
+    """relu; two 1x1 stride-2 convolutions, the second a pixel further down and right; concat; norm.
+
+    An odd side has one pixel fewer on the shifted grid: the image is padded with zeros there (the
+    published networks only meet even sides).
+    """
+
+    features: int
+    norm: str | None = "batch"
+
+    @nn.compact
+    def __call__(self, x, use_running_average: bool = False):
+        x = jax.nn.relu(x)
+        shifted = x[:, 1:, 1:]
+        odd_h, odd_w = x.shape[1] % 2, x.shape[2] % 2
+        shifted = jnp.pad(shifted, ((0, 0), (0, odd_h), (0, odd_w), (0, 0)))
+        first = Convolution(self.features // 2, (1, 1), (2, 2), name="conv_1")(x)
+        second = Convolution(self.features // 2, (1, 1), (2, 2), name="conv_2")(shifted)
+        x = jnp.concatenate([first, second], axis=-1)
+        return BatchNorm(name="norm")(x, use_running_average) if self.norm else x
+
+    def trace(self, tracer, x):
+        first = tracer.convolution(x, "conv_1", (1, 1), self.features // 2, (2, 2))
+        second = tracer.convolution(x, "conv_2", (1, 1), self.features // 2, (2, 2))
+        node = tracer.merge("concat", (first.node, second.node))
+        x = Value((*first.shape[:2], self.features), node)
+        return tracer.norm(x, "norm", "bn") if self.norm else x
+
+
+class Relu(Block):
+    """relu; no node of the graph."""
+
+    def __call__(self, x):
+        return jax.nn.relu(x)
+
+    def trace(self, tracer, x):
+        return x
+
+
+class Pool(Block):
+    """3x3 max or average pooling, padded by one pixel that the average does not count."""
+
+    kind: str
+    stride: int = 1
+
+    def __call__(self, x):
+        pool_fn = operations.max_pool if self.kind == "max" else operations.average_pool
+        return pool_fn(x, self.stride)
+
+    def trace(self, tracer, x):
+        node = tracer.node(f"{self.kind}_pool", (x.node,), (1, 1, 3, 3))
+        height, width, channels = x.shape
+        size = operations.output_size
+        return Value((size(height, self.stride), size(width, self.stride), channels), node)
+
+
+class Subsample(Block):
+    """Every second pixel; no node of the graph."""
+
+    def __call__(self, x):
+        return x[:, ::2, ::2]
+
+    def trace(self, tracer, x):
+        height, width, channels = x.shape
+        return Value(((height + 1) // 2, (width + 1) // 2, channels), x.node)
+
+
+class Sum(Block):
+    """The sum of two images."""
+
+    def __call__(self, x, y):
+        return x + y
+
+    def trace(self, tracer, x, y):
+        if x.shape != y.shape:
+            raise ValueError(f"cannot add images of shapes {x.shape} and {y.shape}")
+        return Value(x.shape, tracer.merge("sum", (x.node, y.node)))
+
+
+class Concat(Block):
+    """Concatenate on channels; members that a `none` left without output are zeros.
+
+    Attributes:
+        present: For every member, whether it is one of the inputs.
+    """
+
+    present: tuple[bool, ...]
+
+    def __call__(self, *inputs):
+        members = iter(inputs)
+        zeros = jnp.zeros_like(inputs[0])
+        return jnp.concatenate([next(members) if p else zeros for p in self.present], axis=-1)
+
+    def trace(self, tracer, *inputs):
+        height, width, channels = inputs[0].shape
+        if any(x.shape != inputs[0].shape for x in inputs):
+            raise ValueError(f"cannot concatenate images of shapes {[x.shape for x in inputs]}")
+        node = tracer.merge("concat", tuple(x.node for x in inputs))
+        return Value((height, width, channels * len(self.present)), node)
+
+
+class Attention(Block):
+    """x + proj(attention(LN(x))), then x + MLP(LN(x)), over pixels as tokens; subsampled at the end."""
+
+    stride: int = 1
+    num_heads: int = 8
+
+    @nn.compact
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        head_size = channels // self.num_heads
+        x = x.reshape(batch, height * width, channels)
+        y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm_1")(x)
+        inner = 3 * self.num_heads * head_size
+        qkv = nn.Dense(inner, use_bias=False, kernel_init=_kernel_init, name="qkv")(y)
+        qkv = qkv.reshape(batch, height * width, 3, self.num_heads, head_size)
+        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        y = y.reshape(batch, height * width, self.num_heads * head_size)
+        x = x + nn.Dense(channels, kernel_init=_kernel_init, name="proj")(y)
+        y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm_2")(x)
+        y = nn.Dense(channels, kernel_init=_kernel_init, name="mlp_1")(y)
+        y = nn.Dense(channels, kernel_init=_kernel_init, name="mlp_2")(
+            jax.nn.gelu(y, approximate=False)
+        )
+        x = (x + y).reshape(batch, height, width, channels)
+        return x[:, :: self.stride, :: self.stride]
+
+    def trace(self, tracer, x):
+        height, width, channels = x.shape
+        inner = self.num_heads * (channels // self.num_heads)
+        y = tracer.norm(x, "norm_1", "ln")
+        y = tracer.dense(y, "qkv", 3 * inner, bias=False)
+        y = Value((height, width, inner), tracer.node("msa", (y.node,)))
+        y = tracer.dense(y, "proj", channels, bias=True)
+        x = Value(x.shape, tracer.merge("sum", (x.node, y.node)))
+        y = tracer.norm(x, "norm_2", "ln")
+        y = tracer.dense(y, "mlp_1", channels, bias=True)
+        y = tracer.dense(y, "mlp_2", channels, bias=True)
+        size = operations.output_size
+        shape = (size(height, self.stride), size(width, self.stride), channels)
+        return Value(shape, tracer.merge("sum", (x.node, y.node)))
+
+
+class SqueezeExcite(Block):
+    """Gate channels by fc(relu(fc(mean over pixels))) through hard-swish; subsampled at the end."""
+
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        gate = jnp.mean(x, axis=(1, 2))
+        gate = nn.Dense(channels // 2, kernel_init=_kernel_init, name="squeeze")(gate)
+        gate = nn.Dense(channels, kernel_init=_kernel_init, name="excite")(jax.nn.relu(gate))
+        x = x * jax.nn.hard_swish(gate)[:, None, None]
+        return x[:, :: self.stride, :: self.stride]
+
+    def trace(self, tracer, x):
+        height, width, channels = x.shape
+        gate = Value((channels,), x.node)
+        gate = tracer.dense(gate, "squeeze", channels // 2, bias=True)
+        gate = tracer.dense(gate, "excite", channels, bias=True)
+        node = tracer.node("cse", (x.node, gate.node))
+        size = operations.output_size
+        return Value((size(height, self.stride), size(width, self.stride), channels), node)
+
+
+class PatchStem(Block):
+    """Split into patches by a convolution with stride = kernel size; add a positional encoding."""
+
+    features: int
+    patch: int
+
+    @property
+    def padding(self) -> int:
+        return 1 if self.patch < 4 else 0
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.patch, self.patch, x.shape[-1], self.features)
+        kernel = self.param("kernel", _kernel_init, shape)
+        x = operations.convolve_patches(x, kernel, self.padding)
+        init = nn.initializers.normal(1.0)
+        return x + self.param("position", init, (1, *x.shape[1:]))
+
+    def trace(self, tracer, x):
+        height, width, channels = x.shape
+        patch = self.patch
+        node = tracer.node("conv", (x.node,), (self.features, channels, patch, patch))
+        tracer.tensor(("kernel",), (patch, patch, channels, self.features), node, "kernel")
+        rows, columns = ((size + 2 * self.padding) // patch for size in (height, width))
+        position = tracer.node("pos_enc", (), (1, self.features, rows, columns))
+        tracer.tensor(("position",), (1, rows, columns, self.features), position, "position")
+        node = tracer.merge("sum", (node, position))
+        return Value((rows, columns, self.features), node)
+
+
+class GlobalPool(Block):
+    """Mean over pixels: (B, H, W, C) -> (B, C)."""
+
+    def __call__(self, x):
+        return jnp.mean(x, axis=(1, 2))
+
+    def trace(self, tracer, x):
+        return Value((x.shape[-1],), tracer.node("glob_avg", (x.node,)))
+
+
+class Flatten(Block):
+    """(B, H, W, C) -> (B, C H W): channels first, as the published networks flatten."""
+
+    def __call__(self, x):
+        return jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
+
+    def trace(self, tracer, x):
+        return Value((math.prod(x.shape),), x.node)
+
+
+class Linear(Block):
+    """A linear layer of the head, after relu and dropout if it is not the first.
+
+    Dropout needs a `dropout` random key and rate > 0; without a key it does nothing.
+    """
+
+    features: int
+    activate: bool = False
+    classifier: bool = True
+    dropout_rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x):
+        if self.activate:
+            x = jax.nn.relu(x)
+            drops = self.has_rng("dropout") and not self.is_initializing()
+            x = nn.Dropout(self.dropout_rate, deterministic=not drops)(x)
+        return nn.Dense(self.features, kernel_init=_kernel_init, name="dense")(x)
+
+    def trace(self, tracer, x):
+        return tracer.dense(x, "dense", self.features, bias=True, classifier=self.classifier)
+
+

@@ -1,0 +1,324 @@
+"""Lower an architecture to a plan: its blocks in topological order, with shapes, tensors and nodes.
+
+In: an architecture of the space or a ResNet, the image size and the number of classes. Out: a `Plan`,
+which every reader shares: `network.TargetNetwork` composes the blocks, `ghn_jax.graphs` reads the graph
+off the nodes, the training engine calls the blocks. What a `none` cuts off is not in the plan, and so
+neither in the graph nor in the parameters (spec sections 1 and 2).
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from ghn_jax.architectures import Architecture, ResNet
+from ghn_jax.targets import blocks
+from ghn_jax.targets.tracing import ParameterTensor, TracedNode, Tracer, Value
+
+SMALL_IMAGE_LIMIT = 64  # pixels; larger images get the stems of the large-image variant
+NUM_IMAGE_CHANNELS = 3
+
+
+class DisconnectedError(ValueError):
+    """The output of an architecture does not depend on its input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCall:
+    """One use of a block.
+
+    Attributes:
+        name: Name of its parameters in the target's tree.
+        block: The block, static configuration only; equal blocks are the same object.
+        inputs: Value ids: 0 is the image, i + 1 the output of call i.
+        tensors: Its parameter tensors, in the order the engine passes them.
+        output_shape: Without the batch axis.
+    """
+
+    name: str
+    block: blocks.Block
+    inputs: tuple[int, ...]
+    tensors: tuple[ParameterTensor, ...]
+    output_shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A lowered architecture.
+
+    Attributes:
+        architecture: What was lowered.
+        image_size: Height and width of the images, pixels.
+        num_classes: Width of the output.
+        calls: Blocks in topological order; the last one gives the logits.
+        nodes: Nodes of the graph in topological order, the input first.
+    """
+
+    architecture: Architecture | ResNet
+    image_size: int
+    num_classes: int
+    calls: tuple[BlockCall, ...]
+    nodes: tuple[TracedNode, ...]
+
+    @functools.cached_property
+    def tensors(self) -> tuple[ParameterTensor, ...]:
+        """All parameter tensors, in the order of the calls."""
+        return tuple(tensor for call in self.calls for tensor in call.tensors)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of the network, without what a `none` cuts off."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def uses_dropout(self) -> bool:
+        """Whether the head has a dropout layer."""
+        return any(isinstance(c.block, blocks.Linear) and c.block.activate for c in self.calls)
+
+
+@functools.cache
+def _block(block: type[blocks.Block], /, **fields: Any) -> blocks.Block:
+    # One object per configuration: cheap to make a million times, and its identity is its signature.
+    return block(**fields)
+
+
+class _Draft:
+    """Calls in the order they are made, before pruning. None stands for an output that is missing."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, blocks.Block, tuple[int, ...]]] = []
+
+    def add(self, name: str, block: type[blocks.Block], /, *inputs: int | None, **fields):
+        if any(value is None for value in inputs):
+            return None
+        self.calls.append((name, _block(block, **fields), inputs))
+        return len(self.calls)
+
+
+def lower(architecture: Architecture | ResNet, image_size: int, num_classes: int) -> Plan:
+    """Lower an architecture to the plan of its blocks. Nothing is allocated; about a millisecond.
+
+    Args:
+        architecture: Of the DeepNets space, or a ResNet.
+        image_size: Height and width of the images, pixels; up to 64 the small-image variant is built.
+        num_classes: Number of classes.
+
+    Returns:
+        The plan.
+
+    Raises:
+        DisconnectedError: If the logits do not depend on the image.
+        ValueError: If the image size or the number of classes is not positive.
+    """
+    for name, value in (("image_size", image_size), ("num_classes", num_classes)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, expected a positive integer")
+    draft = _Draft()
+    if isinstance(architecture, ResNet):
+        output = _draft_resnet(draft, architecture, image_size, num_classes)
+    else:
+        output = _draft_cells(draft, architecture, image_size, num_classes)
+    if output is None:
+        raise DisconnectedError(
+            "the output of the architecture does not depend on its input: its 'none' operations cut "
+            f"every path in {architecture.genotype}"
+        )
+    return _finish(draft, architecture, image_size, num_classes)
+
+
+def _finish(draft: _Draft, architecture, image_size: int, num_classes: int) -> Plan:
+    """Keep what reaches the output, then trace it."""
+    needed = {len(draft.calls)}
+    for index in range(len(draft.calls), 0, -1):
+        if index in needed:
+            needed.update(draft.calls[index - 1][2])
+    tracer = Tracer()
+    image = Value((image_size, image_size, NUM_IMAGE_CHANNELS), tracer.node("input", ()))
+    values = {0: image}
+    new_id = {0: 0}
+    calls = []
+    for old_id, (name, block, inputs) in enumerate(draft.calls, start=1):
+        if old_id not in needed:
+            continue
+        tracer.enter(name)
+        first_tensor = len(tracer.tensors)
+        values[old_id] = block.trace(tracer, *(values[i] for i in inputs))
+        tensors = tuple(tracer.tensors[first_tensor:])
+        new_inputs = tuple(new_id[i] for i in inputs)
+        calls.append(BlockCall(name, block, new_inputs, tensors, values[old_id].shape))
+        new_id[old_id] = len(calls)
+    return Plan(architecture, image_size, num_classes, tuple(calls), tuple(tracer.nodes))
+
+
+def _draft_cells(
+    draft: _Draft, architecture: Architecture, image_size: int, num_classes: int
+) -> int | None:
+    large = image_size > SMALL_IMAGE_LIMIT
+    previous, current = _draft_stem(draft, architecture, large)
+    channels = architecture.channels
+    after_reduction = architecture.stem_type == 1
+    for cell in range(architecture.num_cells):
+        reduces = architecture.is_reduction(cell)
+        channels *= architecture.channel_multiplier if reduces else 1
+        states = _draft_cell_inputs(
+            draft, architecture, cell, channels, after_reduction, (previous, current)
+        )
+        output = _draft_cell(draft, architecture, cell, channels, states)
+        previous, current = current, output
+        after_reduction = reduces
+    kind = blocks.GlobalPool if architecture.global_pool else blocks.Flatten
+    value = draft.add("pool", kind, current)
+    for layer in range(architecture.num_fc_layers):
+        last = layer == architecture.num_fc_layers - 1
+        features = num_classes if last else architecture.fc_size
+        value = draft.add(
+            f"fc{layer}",
+            blocks.Linear,
+            value,
+            features=features,
+            activate=layer > 0,
+            classifier=last,
+        )
+    return value
+
+
+def _draft_stem(draft: _Draft, architecture: Architecture, large: bool) -> tuple[int, int]:
+    channels, norm = architecture.channels, architecture.norm
+    if architecture.has_attention:
+        patch = 16 if large else 3
+        stem = draft.add("stem", blocks.PatchStem, 0, features=channels, patch=patch)
+        return stem, stem
+    kernel = architecture.stem_kernel
+    if architecture.stem_type == 0:
+        wide = architecture.preprocess and not large
+        stem = draft.add(
+            "stem",
+            blocks.ConvNorm,
+            0,
+            features=3 * channels if wide else channels,
+            kernel=kernel,
+            stride=4 if large else 1,
+            norm=norm,
+            activate=False,
+        )
+        if architecture.stem_pool:
+            stem = draft.add("stem_pool", blocks.Pool, stem, kind="max", stride=2)
+        return stem, stem
+    stride = 2 if large else 1
+    add = functools.partial(_add_conv, draft, norm=norm)
+    first = add("stem0_first", 0, channels // 2, kernel, stride, activate=False)
+    stem0 = add("stem0_second", first, channels, 3, stride)
+    return stem0, add("stem1", stem0, channels, 3, 2)
+
+
+def _add_conv(draft, name, value, features, kernel, stride=1, *, norm, activate=True):
+    return draft.add(
+        name,
+        blocks.ConvNorm,
+        value,
+        features=features,
+        kernel=kernel,
+        stride=stride,
+        norm=norm,
+        activate=activate,
+    )
+
+
+def _draft_cell_inputs(draft, architecture, cell, channels, after_reduction, inputs):
+    """Bring the outputs of the two previous cells to the width, and the first to the size, of this one."""
+    norm = architecture.norm
+    halves = after_reduction and not architecture.has_attention
+    names = (f"cell{cell}_preprocess0", f"cell{cell}_preprocess1")
+    if not architecture.preprocess:
+        first = draft.add(names[0], blocks.Subsample, inputs[0]) if halves else inputs[0]
+        return [first, inputs[1]]
+    if halves:
+        reduce = blocks.FactorizedReduce
+        first = draft.add(names[0], reduce, inputs[0], features=channels, norm=norm)
+    else:
+        first = _add_conv(draft, names[0], inputs[0], channels, 1, norm=norm)
+    return [first, _add_conv(draft, names[1], inputs[1], channels, 1, norm=norm)]
+
+
+def _draft_cell(draft, architecture, cell, channels, states) -> int | None:
+    genotype = architecture.genotype
+    reduces = architecture.is_reduction(cell)
+    pairs = genotype.reduce if reduces else genotype.normal
+    concat = genotype.reduce_concat if reduces else genotype.normal_concat
+    for step in range(genotype.num_steps):
+        results = []
+        for index in (2 * step, 2 * step + 1):
+            operation, source = pairs[index]
+            stride = 2 if reduces and source < 2 and not architecture.has_attention else 1
+            name = f"cell{cell}_op{index}"
+            value = states[source]
+            results.append(
+                _draft_operation(draft, name, operation, value, channels, stride, architecture.norm)
+            )
+        given = [value for value in results if value is not None]
+        if len(given) == 2:
+            states.append(draft.add(f"cell{cell}_sum{step}", blocks.Sum, *given))
+        else:
+            states.append(given[0] if given else None)
+    members = [states[index] for index in concat]
+    given = [value for value in members if value is not None]
+    if not given:
+        return None
+    if len(members) == 1:
+        return given[0]
+    present = tuple(value is not None for value in members)
+    return draft.add(f"cell{cell}_concat", blocks.Concat, *given, present=present)
+
+
+def _draft_operation(draft, name, operation, value, channels, stride, norm) -> int | None:
+    if operation == "none" or value is None:
+        return None
+    if operation == "skip_connect":
+        if stride == 1:
+            return value
+        return draft.add(name, blocks.FactorizedReduce, value, features=channels, norm=norm)
+    if operation in ("max_pool_3x3", "avg_pool_3x3"):
+        kind = "max" if operation.startswith("max") else "avg"
+        return draft.add(name, blocks.Pool, value, kind=kind, stride=stride)
+    if operation == "msa":
+        return draft.add(name, blocks.Attention, value, stride=stride)
+    if operation == "cse":
+        return draft.add(name, blocks.SqueezeExcite, value, stride=stride)
+    if operation == "conv_7x1_1x7":
+        fields = {"features": channels, "kernel": 7, "stride": stride, "norm": norm}
+        return draft.add(name, blocks.SplitKernelConvNorm, value, **fields)
+    kind, size = operation.rsplit("_", 1)
+    kernel = int(size[0])
+    if kind == "conv":
+        return _add_conv(draft, name, value, channels, kernel, stride, norm=norm)
+    fields = {"features": channels, "kernel": kernel, "norm": norm}
+    separable = blocks.SeparableConvNorm
+    if kind == "dil_conv":
+        return draft.add(name, separable, value, stride=stride, dilation=2, **fields)
+    first = draft.add(f"{name}_first", separable, value, stride=stride, dilation=1, **fields)
+    return draft.add(f"{name}_second", separable, first, stride=1, dilation=1, **fields)
+
+
+def _draft_resnet(draft, resnet: ResNet, image_size: int, num_classes: int) -> int | None:
+    """Bottleneck ResNet as in torchvision: stride in the 3x3 convolution, relu after each sum."""
+    add = functools.partial(_add_conv, draft, norm="batch")
+    large = image_size > SMALL_IMAGE_LIMIT
+    value = add("stem", 0, 64, 7 if large else 3, 2 if large else 1, activate=False)
+    value = draft.add("stem_relu", blocks.Relu, value)
+    if large:
+        value = draft.add("stem_pool", blocks.Pool, value, kind="max", stride=2)
+    width = 64
+    for stage, num_blocks in enumerate(resnet.stage_sizes):
+        for index in range(num_blocks):
+            name = f"stage{stage}_block{index}"
+            stride = 2 if stage > 0 and index == 0 else 1
+            branch = add(f"{name}_conv1", value, width, 1, activate=False)
+            branch = add(f"{name}_conv2", branch, width, 3, stride)
+            branch = add(f"{name}_conv3", branch, 4 * width, 1)
+            if index == 0:
+                value = add(f"{name}_shortcut", value, 4 * width, 1, stride, activate=False)
+            value = draft.add(f"{name}_sum", blocks.Sum, branch, value)
+            value = draft.add(f"{name}_relu", blocks.Relu, value)
+        width *= 2
+    value = draft.add("pool", blocks.GlobalPool, value)
+    return draft.add("fc0", blocks.Linear, value, features=num_classes, activate=False, classifier=True)

@@ -1,0 +1,117 @@
+"""Symbolic execution of blocks: shapes, parameter tensors and graph nodes, with nothing allocated.
+
+Every block has, beside its numerical `__call__`, a `trace` that runs the same computation on `Value`s.
+What is traced becomes the plan's shapes and parameter tensors and the nodes of its graph, so that a
+block is the only place that knows what it computes, holds and looks like.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+NO_SHAPE = (0, 0, 0, 0)
+# Roles decide how a tensor is cut from a tile and how it is normalised.
+ROLES = (
+    "kernel",
+    "depthwise",
+    "classifier_kernel",
+    "classifier_bias",
+    "scale",
+    "bias",
+    "position",
+)
+
+
+class Value(NamedTuple):
+    """A symbolic activation: its shape without the batch axis and the graph node it comes from."""
+
+    shape: tuple[int, ...]  # (H, W, C) for images, (C,) for vectors
+    node: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterTensor:
+    """One parameter tensor of a target network.
+
+    Attributes:
+        path: Path in the target's parameter tree.
+        shape: Flax layout: convolutions (kh, kw, in, out), depthwise (kh, kw, 1, C), dense (in, out),
+            vectors (C,), positional encodings (1, s, s, C).
+        node: Index of the graph node that stands for it.
+        role: One of `ROLES`.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    node: int
+    role: str
+
+
+class TracedNode(NamedTuple):
+    """A node of the network's graph: an operation, its parameter's shape and where its input is from."""
+
+    primitive: str
+    shape: tuple[int, int, int, int]  # (out, in, kh, kw) as a GHN's shape embedding reads it
+    parents: tuple[int, ...]
+
+
+class Tracer:
+    """Collects nodes and parameter tensors while blocks are traced one after the other."""
+
+    def __init__(self) -> None:
+        self.nodes: list[TracedNode] = []
+        self.tensors: list[ParameterTensor] = []
+        self._prefix: tuple[str, ...] = ()
+
+    def enter(self, name: str) -> None:
+        """Put the parameters of what is traced next under `name`."""
+        self._prefix = (name,)
+
+    def node(self, primitive: str, parents: tuple[int, ...], shape=NO_SHAPE) -> int:
+        """Add a node and return its index."""
+        self.nodes.append(TracedNode(primitive, shape, parents))
+        return len(self.nodes) - 1
+
+    def tensor(self, path: tuple[str, ...], shape: tuple[int, ...], node: int, role: str) -> None:
+        """Add a parameter tensor that belongs to a node."""
+        self.tensors.append(ParameterTensor(self._prefix + path, shape, node, role))
+
+    def convolution(
+        self, x: Value, name: str, kernel: tuple[int, int], features: int, stride=(1, 1)
+    ) -> Value:
+        """A convolution without bias, padded by half its kernel."""
+        height, width, channels = x.shape
+        node = self.node("conv", (x.node,), (features, channels, *kernel))
+        self.tensor((name, "kernel"), (*kernel, channels, features), node, "kernel")
+        shape = ((height - 1) // stride[0] + 1, (width - 1) // stride[1] + 1, features)
+        return Value(shape, node)
+
+    def depthwise(self, x: Value, name: str, kernel: int, stride: int, dilation: int) -> Value:
+        """A depthwise convolution without bias."""
+        height, width, channels = x.shape
+        primitive = "sep_conv" if dilation == 1 else "dil_conv"
+        node = self.node(primitive, (x.node,), (channels, 1, kernel, kernel))
+        self.tensor((name, "kernel"), (kernel, kernel, 1, channels), node, "depthwise")
+        return Value(((height - 1) // stride + 1, (width - 1) // stride + 1, channels), node)
+
+    def dense(self, x: Value, name: str, features: int, bias: bool, classifier=False) -> Value:
+        """A linear layer over the last axis: the kernel's node, then the bias's."""
+        kind = "classifier_" if classifier else ""
+        node = self.node("conv", (x.node,), (features, x.shape[-1], 1, 1))
+        self.tensor((name, "kernel"), (x.shape[-1], features), node, kind + "kernel")
+        if bias:
+            node = self.node("bias", (node,), (features, 1, 1, 1))
+            self.tensor((name, "bias"), (features,), node, kind + "bias")
+        return Value((*x.shape[:-1], features), node)
+
+    def norm(self, x: Value, name: str, primitive: str) -> Value:
+        """A batch ("bn") or layer ("ln") norm: one node with both its scale and its bias."""
+        channels = x.shape[-1]
+        node = self.node(primitive, (x.node,), (channels, 1, 1, 1))
+        self.tensor((name, "scale"), (channels,), node, "scale")
+        self.tensor((name, "bias"), (channels,), node, "bias")
+        return Value(x.shape, node)
+
+    def merge(self, primitive: str, nodes: tuple[int, ...]) -> int:
+        """A sum or concat: a node only where two or more different nodes meet."""
+        parents = tuple(dict.fromkeys(nodes))
+        return self.node(primitive, parents) if len(parents) > 1 else parents[0]
