@@ -1,0 +1,286 @@
+"""Losses and gradients of target networks, block by block.
+
+XLA compiles programs, not architectures, and training meets a new architecture at every step. So a
+network runs as a tape of its plan's blocks. A block is two compiled programs, forward (its output and
+what its gradient needs) and backward, shared by all blocks of the same configuration and shapes. After
+a few hundred architectures hardly anything is left to compile.
+
+In: plans, their parameters in the order of `plan.tensors`, images and labels. Out: a loss and the
+gradients of those parameters per architecture.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import unflatten_dict
+
+from ghn_jax.engine.compilation import ProgramCache, compile_lowered
+from ghn_jax.targets import blocks
+from ghn_jax.targets.plan import BlockCall, Plan
+
+Array = Any  # a numpy or JAX array
+
+
+class LossAndGrads(NamedTuple):
+    """Of one architecture: the loss, () float32, and the gradients in the order of `plan.tensors`."""
+
+    loss: Array
+    grads: list[Array]
+
+
+class _Signature(NamedTuple):
+    block: blocks.Block
+    input_shapes: tuple[tuple[int, ...], ...]
+    dtype: Any
+    needs_input_grads: bool
+    drops: bool
+
+
+@dataclasses.dataclass
+class _BlockPrograms:
+    """The forward program and, from its residuals, how to build the backward one."""
+
+    forward: jax.stages.Compiled
+    lower_backward: Any
+
+
+class BlockwiseEngine:
+    """Runs plans block by block on shared compiled programs.
+
+    Args:
+        label_smoothing: Share of the target distribution spread over all classes.
+        num_threads: How many architectures run at the same time.
+        num_compile_threads: How many programs compile at the same time.
+    """
+
+    def __init__(
+        self, label_smoothing: float = 0.0, num_threads: int = 1, num_compile_threads: int = 2
+    ) -> None:
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 <= value < 1")
+        self._label_smoothing = label_smoothing
+        self._programs = ProgramCache(num_compile_threads)
+        self._threads = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+
+    @property
+    def num_compilations(self) -> int:
+        """How many programs were compiled so far."""
+        return self._programs.num_compilations
+
+    def loss_and_grads(
+        self,
+        plans: Sequence[Plan],
+        target_params: Sequence[Sequence[Array]],
+        images: Array,
+        labels: Array,
+        dropout_keys: Sequence[jax.Array] | None = None,
+    ) -> list[LossAndGrads]:
+        """Compute every architecture's loss on the same images and the gradients of its parameters.
+
+        Args:
+            plans: One per architecture.
+            target_params: For each plan, arrays in the order and shapes of `plan.tensors`.
+            images: (B, S, S, 3), normalised.
+            labels: (B,) int32.
+            dropout_keys: A random key per architecture; None runs the heads without dropout.
+
+        Returns:
+            One `LossAndGrads` per architecture, in order; values may still be under way.
+        """
+        images, labels = jnp.asarray(images), jnp.asarray(labels)
+        self.compile_ahead(plans, images.shape[0], images.dtype, dropout_keys is not None)
+        keys = dropout_keys if dropout_keys is not None else [None] * len(plans)
+
+        def run(plan, params, key):
+            return self._loss_and_grads(plan, params, images, labels, key)
+
+        mapper = self._threads.map if self._threads is not None else map
+        return list(mapper(run, plans, target_params, keys))
+
+    def logits(self, plan: Plan, target_params: Sequence[Array], images: Array) -> jax.Array:
+        """Run one network on a batch, batch norm on its statistics, without dropout.
+
+        Args:
+            plan: The lowered architecture.
+            target_params: Arrays in the order of `plan.tensors`.
+            images: (B, S, S, 3), normalised.
+
+        Returns:
+            (B, num_classes) logits.
+        """
+        return self._forward(plan, target_params, jnp.asarray(images), None)[0][-1]
+
+    def compile_ahead(
+        self, plans: Sequence[Plan], batch_size: int, dtype=jnp.float32, drops: bool = False
+    ) -> None:
+        """Compile whatever the plans need that is not there yet, in parallel, forward and backward.
+
+        Args:
+            plans: Lowered architectures.
+            batch_size: Number of images in a batch.
+            dtype: Of images and parameters.
+            drops: Whether heads drop features.
+        """
+        pending = []
+        for plan in plans:
+            shapes = _value_shapes(plan, batch_size)
+            for call in plan.calls:
+                signature = self._signature(call, [shapes[i] for i in call.inputs], dtype, drops)
+                key = ("backward", signature)
+                if key not in self._programs:
+                    self._programs.submit(key, lambda s=signature, c=call: self._build_backward(s, c))
+                    pending.append(key)
+        self._programs.wait(pending)
+
+    def _loss_and_grads(self, plan, params, images, labels, key) -> LossAndGrads:
+        values, tape = self._forward(plan, params, images, key)
+        loss, cotangent = self._loss(values[-1], labels)
+        cotangents: list[list[Array]] = [[] for _ in values]
+        cotangents[-1].append(cotangent)
+        grads: list[Array] = [None] * len(plan.calls)
+        for index in range(len(plan.calls), 0, -1):
+            call = plan.calls[index - 1]
+            dy = self._add(cotangents[index])
+            cotangents[index] = []
+            if isinstance(call.block, blocks.Sum):
+                grads[index - 1], d_inputs = (), (dy, dy)
+            else:
+                signature, call_params, inputs, residuals = tape[index - 1]
+                backward = self._backward(signature, call)
+                grads[index - 1], d_inputs = backward(call_params, inputs, residuals, dy)
+            tape[index - 1] = None
+            values[index] = None
+            for source, d_input in zip(call.inputs, d_inputs, strict=False):
+                if source:
+                    cotangents[source].append(d_input)
+        return LossAndGrads(loss, [grad for call_grads in grads for grad in call_grads])
+
+    def _forward(self, plan, params, images, key):
+        values, tape = [images], []
+        remaining = iter(params)
+        for call in plan.calls:
+            inputs = tuple(values[i] for i in call.inputs)
+            call_params = tuple(next(remaining) for _ in call.tensors)
+            signature = self._signature(call, [x.shape for x in inputs], images.dtype, key is not None)
+            extra = (key,) if signature.drops else ()
+            programs = self._block_programs(signature, call)
+            output, residuals = programs.forward(call_params, inputs, *extra)
+            values.append(output)
+            tape.append((signature, call_params, inputs, residuals))
+        return values, tape
+
+    def _signature(self, call: BlockCall, input_shapes, dtype, drops) -> _Signature:
+        needs_input_grads = any(call.inputs)  # value 0 is the image
+        drops = drops and isinstance(call.block, blocks.Linear) and call.block.activate
+        shapes = tuple(map(tuple, input_shapes))
+        return _Signature(call.block, shapes, jnp.dtype(dtype), needs_input_grads, drops)
+
+    def _block_programs(self, signature: _Signature, call: BlockCall) -> _BlockPrograms:
+        build = lambda: _build_forward(signature, call)  # noqa: E731
+        return self._programs.get(("forward", signature), build)
+
+    def _backward(self, signature: _Signature, call: BlockCall) -> jax.stages.Compiled:
+        build = lambda: self._build_backward(signature, call)  # noqa: E731
+        return self._programs.get(("backward", signature), build)
+
+    def _build_backward(self, signature: _Signature, call: BlockCall) -> jax.stages.Compiled:
+        build = lambda: _build_forward(signature, call)  # noqa: E731
+        programs = self._programs.build_here(("forward", signature), build)
+        return compile_lowered(programs.lower_backward())
+
+    def _add(self, cotangents: list[Array]) -> Array:
+        if len(cotangents) == 1:
+            return cotangents[0]
+        first = cotangents[0]
+        key = ("add", len(cotangents), first.shape, first.dtype)
+        build = lambda: compile_lowered(jax.jit(_add_all).lower(cotangents))  # noqa: E731
+        return self._programs.get(key, build)(cotangents)
+
+    def _loss(self, logits, labels):
+        def build():
+            smoothing = self._label_smoothing
+            grad_fn = jax.value_and_grad(lambda logits, labels: cross_entropy(logits, labels, smoothing))
+            return compile_lowered(jax.jit(grad_fn).lower(logits, labels))
+
+        return self._programs.get(("loss", logits.shape, logits.dtype), build)(logits, labels)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Mean cross-entropy.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) int32.
+        label_smoothing: Share of the target distribution spread over all K classes.
+
+    Returns:
+        () mean over the batch, nats.
+    """
+    num_classes = logits.shape[-1]
+    targets = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
+    targets = optax.smooth_labels(targets, label_smoothing) if label_smoothing else targets
+    return jnp.mean(optax.softmax_cross_entropy(logits, targets))
+
+
+def _add_all(arrays):
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = total + array
+    return total
+
+
+def _value_shapes(plan: Plan, batch_size: int) -> list[tuple[int, ...]]:
+    image_shape = (plan.image_size, plan.image_size, 3)
+    shapes = [image_shape, *(call.output_shape for call in plan.calls)]
+    return [(batch_size, *shape) for shape in shapes]
+
+
+def _build_forward(signature: _Signature, call: BlockCall) -> _BlockPrograms:
+    block, dtype = signature.block, signature.dtype
+    paths = [tensor.path[1:] for tensor in call.tensors]
+    residual_tree = None  # set while tracing
+
+    def apply(params, inputs, *key):
+        variables = {"params": unflatten_dict(dict(zip(paths, params, strict=True)))}
+        rngs = {"dropout": key[0]} if key else None
+        return block.apply(variables, *inputs, rngs=rngs)
+
+    def forward(params, inputs, *key):
+        nonlocal residual_tree
+        if signature.needs_input_grads:
+            output, pull_back = jax.vjp(lambda p, x: apply(p, x, *key), params, inputs)
+        else:
+            output, pull_back = jax.vjp(lambda p: apply(p, inputs, *key), params)
+        leaves, tree = jax.tree.flatten(pull_back)
+        # What the gradient needs of the arguments need not be stored again.
+        arguments = [*params, *inputs]
+        sources = [_index_of(leaf, arguments) for leaf in leaves]
+        residual_tree = (tree, sources)
+        return output, [leaf for leaf, source in zip(leaves, sources, strict=True) if source is None]
+
+    def backward(params, inputs, residuals, cotangent):
+        tree, sources = residual_tree
+        arguments, stored = [*params, *inputs], iter(residuals)
+        leaves = [next(stored) if s is None else arguments[s] for s in sources]
+        grads = jax.tree.unflatten(tree, leaves)(cotangent)
+        return grads if signature.needs_input_grads else (grads[0], ())
+
+    params = tuple(jax.ShapeDtypeStruct(tensor.shape, dtype) for tensor in call.tensors)
+    inputs = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in signature.input_shapes)
+    key = (jax.eval_shape(lambda: jax.random.key(0)),) if signature.drops else ()
+    lowered = jax.jit(forward).lower(params, inputs, *key)
+    output, residuals = lowered.out_info
+
+    def lower_backward():
+        return jax.jit(backward).lower(params, inputs, residuals, output)
+
+    return _BlockPrograms(compile_lowered(lowered), lower_backward)
+
+
+def _index_of(leaf, arguments) -> int | None:
+    return next((index for index, value in enumerate(arguments) if value is leaf), None)
