@@ -1,8 +1,9 @@
 """The blocks target networks are composed of: Flax modules that also trace themselves.
 
 A block is static configuration only, so equal blocks are one compiled program. Every `__call__` takes
-(B, H, W, C) images, or (B, C) vectors in the head, and returns the same kind. Convolutions have no bias;
-norm is batch norm or nothing (spec section 1).
+(B, H, W, C) images, or (B, C) vectors in the head, and returns the same kind. Blocks are as small as
+they are because few signatures decide how long a short run compiles: a convolution apart from its norm
+is shared by all ops that use either (spec section 1 lists the ops).
 """
 
 import math
@@ -25,21 +26,26 @@ class Block(nn.Module):
         raise NotImplementedError
 
 
-class Convolution(nn.Module):
-    """A bias-free convolution with an odd kernel, padded by half its size."""
+class Conv(Block):
+    """[relu,] convolution without bias, padded by half its odd kernel."""
 
     features: int
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
+    activate: bool = True
 
     @nn.compact
     def __call__(self, x):
+        x = jax.nn.relu(x) if self.activate else x
         shape = (*self.kernel, x.shape[-1], self.features)
         return operations.convolve(x, self.param("kernel", _kernel_init, shape), self.stride)
 
+    def trace(self, tracer, x):
+        return tracer.convolution(x, self.kernel, self.features, self.stride)
 
-class DepthwiseConvolution(nn.Module):
-    """A bias-free depthwise convolution with an odd kernel."""
+
+class DepthwiseConv(Block):
+    """relu, depthwise convolution without bias, padded by half its dilated odd kernel."""
 
     kernel: int
     stride: int = 1
@@ -48,10 +54,13 @@ class DepthwiseConvolution(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", _kernel_init, (self.kernel, self.kernel, 1, x.shape[-1]))
-        return operations.convolve_depthwise(x, kernel, self.stride, self.dilation)
+        return operations.convolve_depthwise(jax.nn.relu(x), kernel, self.stride, self.dilation)
+
+    def trace(self, tracer, x):
+        return tracer.depthwise(x, self.kernel, self.stride, self.dilation)
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Block):
     """Batch norm on batch statistics, or on running averages where asked.
 
     Flax's own norm insists on its running averages even where only batch statistics are used, as in
@@ -86,104 +95,40 @@ class BatchNorm(nn.Module):
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return x * _as_row(factor, x.ndim) + _as_row(bias - mean * factor, x.ndim)
 
+    def trace(self, tracer, x):
+        return tracer.norm(x, "bn")
+
 
 def _as_row(vector, ndim):
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
-class ConvNorm(Block):
-    """[relu,] convolution, norm."""
-
-    features: int
-    kernel: int
-    stride: int = 1
-    norm: str | None = "batch"
-    activate: bool = True
-
-    @nn.compact
-    def __call__(self, x, use_running_average: bool = False):
-        x = jax.nn.relu(x) if self.activate else x
-        size, stride = (self.kernel, self.kernel), (self.stride, self.stride)
-        x = Convolution(self.features, size, stride, name="conv")(x)
-        return BatchNorm(name="norm")(x, use_running_average) if self.norm else x
-
-    def trace(self, tracer, x):
-        size, stride = (self.kernel, self.kernel), (self.stride, self.stride)
-        x = tracer.convolution(x, "conv", size, self.features, stride)
-        return tracer.norm(x, "norm", "bn") if self.norm else x
-
-
-class SplitKernelConvNorm(Block):
-    """relu, (1, k) convolution that keeps the width, (k, 1) convolution, norm."""
-
-    features: int
-    kernel: int
-    stride: int = 1
-    norm: str | None = "batch"
-
-    @nn.compact
-    def __call__(self, x, use_running_average: bool = False):
-        x, size = jax.nn.relu(x), self.kernel
-        x = Convolution(x.shape[-1], (1, size), (1, self.stride), name="conv_row")(x)
-        x = Convolution(self.features, (size, 1), (self.stride, 1), name="conv_column")(x)
-        return BatchNorm(name="norm")(x, use_running_average) if self.norm else x
-
-    def trace(self, tracer, x):
-        row, column = (1, self.kernel), (self.kernel, 1)
-        x = tracer.convolution(x, "conv_row", row, x.shape[-1], (1, self.stride))
-        x = tracer.convolution(x, "conv_column", column, self.features, (self.stride, 1))
-        return tracer.norm(x, "norm", "bn") if self.norm else x
-
-
-class SeparableConvNorm(Block):
-    """relu, depthwise convolution, 1x1 convolution, norm: once for dil_conv, twice for sep_conv."""
-
-    features: int
-    kernel: int
-    stride: int = 1
-    dilation: int = 1
-    norm: str | None = "batch"
-
-    @nn.compact
-    def __call__(self, x, use_running_average: bool = False):
-        x = jax.nn.relu(x)
-        x = DepthwiseConvolution(self.kernel, self.stride, self.dilation, name="depthwise")(x)
-        x = Convolution(self.features, (1, 1), name="pointwise")(x)
-        return BatchNorm(name="norm")(x, use_running_average) if self.norm else x
-
-    def trace(self, tracer, x):
-        x = tracer.depthwise(x, "depthwise", self.kernel, self.stride, self.dilation)
-        x = tracer.convolution(x, "pointwise", (1, 1), self.features)
-        return tracer.norm(x, "norm", "bn") if self.norm else x
-
-
 class FactorizedReduce(Block):
-    """relu; two 1x1 stride-2 convolutions, the second a pixel further down and right; concat; norm.
+    """relu; two 1x1 stride-2 convolutions, the second a pixel further down and right; concat.
 
     An odd side has one pixel fewer on the shifted grid: the image is padded with zeros there (the
     published networks only meet even sides).
     """
 
     features: int
-    norm: str | None = "batch"
 
     @nn.compact
-    def __call__(self, x, use_running_average: bool = False):
+    def __call__(self, x):
         x = jax.nn.relu(x)
-        shifted = x[:, 1:, 1:]
         odd_h, odd_w = x.shape[1] % 2, x.shape[2] % 2
-        shifted = jnp.pad(shifted, ((0, 0), (0, odd_h), (0, odd_w), (0, 0)))
-        first = Convolution(self.features // 2, (1, 1), (2, 2), name="conv_1")(x)
-        second = Convolution(self.features // 2, (1, 1), (2, 2), name="conv_2")(shifted)
-        x = jnp.concatenate([first, second], axis=-1)
-        return BatchNorm(name="norm")(x, use_running_average) if self.norm else x
+        shifted = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, odd_h), (0, odd_w), (0, 0)))
+        shape = (1, 1, x.shape[-1], self.features // 2)
+        first = self.param("kernel_1", _kernel_init, shape)
+        second = self.param("kernel_2", _kernel_init, shape)
+        halves = [operations.convolve(x, first, (2, 2)), operations.convolve(shifted, second, (2, 2))]
+        return jnp.concatenate(halves, axis=-1)
 
     def trace(self, tracer, x):
-        first = tracer.convolution(x, "conv_1", (1, 1), self.features // 2, (2, 2))
-        second = tracer.convolution(x, "conv_2", (1, 1), self.features // 2, (2, 2))
+        half = self.features // 2
+        first = tracer.convolution(x, (1, 1), half, (2, 2), name="kernel_1")
+        second = tracer.convolution(x, (1, 1), half, (2, 2), name="kernel_2")
         node = tracer.merge("concat", (first.node, second.node))
-        x = Value((*first.shape[:2], self.features), node)
-        return tracer.norm(x, "norm", "bn") if self.norm else x
+        return Value((*first.shape[:2], self.features), node)
 
 
 class Relu(Block):
@@ -287,12 +232,12 @@ class Attention(Block):
     def trace(self, tracer, x):
         height, width, channels = x.shape
         inner = self.num_heads * (channels // self.num_heads)
-        y = tracer.norm(x, "norm_1", "ln")
+        y = tracer.norm(x, "ln", name="norm_1")
         y = tracer.dense(y, "qkv", 3 * inner, bias=False)
         y = Value((height, width, inner), tracer.node("msa", (y.node,)))
         y = tracer.dense(y, "proj", channels, bias=True)
         x = Value(x.shape, tracer.merge("sum", (x.node, y.node)))
-        y = tracer.norm(x, "norm_2", "ln")
+        y = tracer.norm(x, "ln", name="norm_2")
         y = tracer.dense(y, "mlp_1", channels, bias=True)
         y = tracer.dense(y, "mlp_2", channels, bias=True)
         size = operations.output_size

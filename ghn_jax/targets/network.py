@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from ghn_jax.targets.blocks import BatchNorm
 from ghn_jax.targets.plan import NUM_IMAGE_CHANNELS, Plan
 
 
@@ -31,7 +32,7 @@ class TargetNetwork(nn.Module):
         for call in self.plan.calls:
             block = call.block.clone(name=call.name, parent=self)
             inputs = [values[index] for index in call.inputs]
-            if getattr(call.block, "norm", None):
+            if isinstance(block, BatchNorm):
                 values.append(block(*inputs, use_running_average=use_running_average))
             else:
                 values.append(block(*inputs))

@@ -191,16 +191,8 @@ def _draft_stem(draft: _Draft, architecture: Architecture, large: bool) -> tuple
     kernel = architecture.stem_kernel
     if architecture.stem_type == 0:
         wide = architecture.preprocess and not large
-        stem = draft.add(
-            "stem",
-            blocks.ConvNorm,
-            0,
-            features=3 * channels if wide else channels,
-            kernel=kernel,
-            stride=4 if large else 1,
-            norm=norm,
-            activate=False,
-        )
+        features, stride = 3 * channels if wide else channels, 4 if large else 1
+        stem = _add_conv(draft, "stem", 0, features, kernel, stride, norm=norm, activate=False)
         if architecture.stem_pool:
             stem = draft.add("stem_pool", blocks.Pool, stem, kind="max", stride=2)
         return stem, stem
@@ -212,16 +204,37 @@ def _draft_stem(draft: _Draft, architecture: Architecture, large: bool) -> tuple
 
 
 def _add_conv(draft, name, value, features, kernel, stride=1, *, norm, activate=True):
-    return draft.add(
-        name,
-        blocks.ConvNorm,
-        value,
-        features=features,
-        kernel=kernel,
-        stride=stride,
-        norm=norm,
-        activate=activate,
-    )
+    """[relu,] convolution, norm."""
+    fields = {"features": features, "kernel": (kernel, kernel), "stride": (stride, stride)}
+    value = draft.add(f"{name}_conv", blocks.Conv, value, activate=activate, **fields)
+    return _add_norm(draft, name, value, norm)
+
+
+def _add_norm(draft, name, value, norm):
+    return value if norm is None else draft.add(f"{name}_norm", blocks.BatchNorm, value)
+
+
+def _add_separable(draft, name, value, features, kernel, stride, dilation, norm):
+    """relu, depthwise convolution, 1x1 convolution, norm: once for dil_conv, twice for sep_conv."""
+    fields = {"kernel": kernel, "stride": stride, "dilation": dilation}
+    value = draft.add(f"{name}_depthwise", blocks.DepthwiseConv, value, **fields)
+    fields = {"features": features, "kernel": (1, 1), "activate": False}
+    value = draft.add(f"{name}_pointwise", blocks.Conv, value, **fields)
+    return _add_norm(draft, name, value, norm)
+
+
+def _add_split_kernel(draft, name, value, features, kernel, stride, norm):
+    """relu, (1, k) convolution that strides and keeps the width, (k, 1) convolution, norm."""
+    row = {"features": features, "kernel": (1, kernel), "stride": (1, stride)}
+    value = draft.add(f"{name}_row", blocks.Conv, value, **row)
+    column = {"features": features, "kernel": (kernel, 1), "stride": (stride, 1)}
+    value = draft.add(f"{name}_column", blocks.Conv, value, activate=False, **column)
+    return _add_norm(draft, name, value, norm)
+
+
+def _add_factorized_reduce(draft, name, value, features, norm):
+    value = draft.add(f"{name}_reduce", blocks.FactorizedReduce, value, features=features)
+    return _add_norm(draft, name, value, norm)
 
 
 def _draft_cell_inputs(draft, architecture, cell, channels, after_reduction, inputs):
@@ -233,8 +246,7 @@ def _draft_cell_inputs(draft, architecture, cell, channels, after_reduction, inp
         first = draft.add(names[0], blocks.Subsample, inputs[0]) if halves else inputs[0]
         return [first, inputs[1]]
     if halves:
-        reduce = blocks.FactorizedReduce
-        first = draft.add(names[0], reduce, inputs[0], features=channels, norm=norm)
+        first = _add_factorized_reduce(draft, names[0], inputs[0], channels, norm)
     else:
         first = _add_conv(draft, names[0], inputs[0], channels, 1, norm=norm)
     return [first, _add_conv(draft, names[1], inputs[1], channels, 1, norm=norm)]
@@ -276,7 +288,7 @@ def _draft_operation(draft, name, operation, value, channels, stride, norm) -> i
     if operation == "skip_connect":
         if stride == 1:
             return value
-        return draft.add(name, blocks.FactorizedReduce, value, features=channels, norm=norm)
+        return _add_factorized_reduce(draft, name, value, channels, norm)
     if operation in ("max_pool_3x3", "avg_pool_3x3"):
         kind = "max" if operation.startswith("max") else "avg"
         return draft.add(name, blocks.Pool, value, kind=kind, stride=stride)
@@ -285,18 +297,15 @@ def _draft_operation(draft, name, operation, value, channels, stride, norm) -> i
     if operation == "cse":
         return draft.add(name, blocks.SqueezeExcite, value, stride=stride)
     if operation == "conv_7x1_1x7":
-        fields = {"features": channels, "kernel": 7, "stride": stride, "norm": norm}
-        return draft.add(name, blocks.SplitKernelConvNorm, value, **fields)
+        return _add_split_kernel(draft, name, value, channels, 7, stride, norm)
     kind, size = operation.rsplit("_", 1)
     kernel = int(size[0])
     if kind == "conv":
         return _add_conv(draft, name, value, channels, kernel, stride, norm=norm)
-    fields = {"features": channels, "kernel": kernel, "norm": norm}
-    separable = blocks.SeparableConvNorm
     if kind == "dil_conv":
-        return draft.add(name, separable, value, stride=stride, dilation=2, **fields)
-    first = draft.add(f"{name}_first", separable, value, stride=stride, dilation=1, **fields)
-    return draft.add(f"{name}_second", separable, first, stride=1, dilation=1, **fields)
+        return _add_separable(draft, name, value, channels, kernel, stride, 2, norm)
+    value = _add_separable(draft, f"{name}_first", value, channels, kernel, stride, 1, norm)
+    return _add_separable(draft, f"{name}_second", value, channels, kernel, 1, 1, norm)
 
 
 def _draft_resnet(draft, resnet: ResNet, image_size: int, num_classes: int) -> int | None:

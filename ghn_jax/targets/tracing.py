@@ -76,21 +76,21 @@ class Tracer:
         self.tensors.append(ParameterTensor(self._prefix + path, shape, node, role))
 
     def convolution(
-        self, x: Value, name: str, kernel: tuple[int, int], features: int, stride=(1, 1)
+        self, x: Value, kernel: tuple[int, int], features: int, stride=(1, 1), name: str = "kernel"
     ) -> Value:
         """A convolution without bias, padded by half its kernel."""
         height, width, channels = x.shape
         node = self.node("conv", (x.node,), (features, channels, *kernel))
-        self.tensor((name, "kernel"), (*kernel, channels, features), node, "kernel")
+        self.tensor((name,), (*kernel, channels, features), node, "kernel")
         shape = ((height - 1) // stride[0] + 1, (width - 1) // stride[1] + 1, features)
         return Value(shape, node)
 
-    def depthwise(self, x: Value, name: str, kernel: int, stride: int, dilation: int) -> Value:
+    def depthwise(self, x: Value, kernel: int, stride: int, dilation: int) -> Value:
         """A depthwise convolution without bias."""
         height, width, channels = x.shape
         primitive = "sep_conv" if dilation == 1 else "dil_conv"
         node = self.node(primitive, (x.node,), (channels, 1, kernel, kernel))
-        self.tensor((name, "kernel"), (kernel, kernel, 1, channels), node, "depthwise")
+        self.tensor(("kernel",), (kernel, kernel, 1, channels), node, "depthwise")
         return Value(((height - 1) // stride + 1, (width - 1) // stride + 1, channels), node)
 
     def dense(self, x: Value, name: str, features: int, bias: bool, classifier=False) -> Value:
@@ -103,12 +103,13 @@ class Tracer:
             self.tensor((name, "bias"), (features,), node, kind + "bias")
         return Value((*x.shape[:-1], features), node)
 
-    def norm(self, x: Value, name: str, primitive: str) -> Value:
+    def norm(self, x: Value, primitive: str, name: str | None = None) -> Value:
         """A batch ("bn") or layer ("ln") norm: one node with both its scale and its bias."""
         channels = x.shape[-1]
         node = self.node(primitive, (x.node,), (channels, 1, 1, 1))
-        self.tensor((name, "scale"), (channels,), node, "scale")
-        self.tensor((name, "bias"), (channels,), node, "bias")
+        prefix = (name,) if name else ()
+        self.tensor((*prefix, "scale"), (channels,), node, "scale")
+        self.tensor((*prefix, "bias"), (channels,), node, "bias")
         return Value(x.shape, node)
 
     def merge(self, primitive: str, nodes: tuple[int, ...]) -> int:
