@@ -1,0 +1,33 @@
+"""Images and labels: data sets, augmentation, and batches that depend on (seed, step) only."""
+
+from ghn_jax.data.augmentation import (
+    CenterCrop,
+    CropAndFlip,
+    RandomResizedCrop,
+    Resize,
+    add_gaussian_noise,
+    normalize,
+    to_unit_range,
+)
+from ghn_jax.data.loader import EvaluationBatch, EvaluationBatches, Prefetcher, TrainBatches
+from ghn_jax.data.sources import load_dataset
+from ghn_jax.data.splits import ArraySplit, Dataset, RecordSplit, Split
+
+__all__ = [
+    "ArraySplit",
+    "CenterCrop",
+    "CropAndFlip",
+    "Dataset",
+    "EvaluationBatch",
+    "EvaluationBatches",
+    "Prefetcher",
+    "RandomResizedCrop",
+    "RecordSplit",
+    "Resize",
+    "Split",
+    "TrainBatches",
+    "add_gaussian_noise",
+    "load_dataset",
+    "normalize",
+    "to_unit_range",
+]

@@ -1,0 +1,301 @@
+"""Data sets by name.
+
+In: a name, and where prepared files lie. Out: a `Dataset`.
+
+| name | training / validation / test images | size |
+|---|---|---|
+| `digits` | 1257 / 180 / 360 (scikit-learn's, from its package) | 8, grey |
+| `cifar10`, `cifar100` | 45000 / 5000 / 10000 | 32 |
+| `fashion_mnist` | 54000 / 6000 / 10000 | 28, grey |
+| `imagenet2012` | 1231167 / 50000 / 50000 | 224 |
+| `npz:<path>` | one's own, see `ghn_jax.data.npz` | the file's |
+
+Validation images are the last 10 % of the published training images, in the order they were
+published in. For ImageNet they are the last 50 000 training records of the prepared (shuffled)
+files, and its published validation images are the test images, as in Knyazev et al. 2021, who hold
+out 50 images of each class.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ghn_jax.architectures.validation import check_choice, check_positive_int
+from ghn_jax.data.augmentation import CenterCrop, CropAndFlip, RandomResizedCrop, Resize
+from ghn_jax.data.npz import read_npz
+from ghn_jax.data.splits import (
+    ArraySplit,
+    Dataset,
+    RecordSplit,
+    as_three_channels,
+    hold_out_last,
+    split_at_random,
+)
+
+NPZ_PREFIX = "npz:"
+NUM_RECORDS_PER_READ = 1000
+
+# Published ImageNet: 50 of about 1281 training images per class are held out.
+IMAGENET_NUM_TRAIN, IMAGENET_NUM_HELD_OUT = 1_281_167, 50_000
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """What is known of a data set read through tfds.
+
+    Attributes:
+      num_classes: number of classes.
+      image_size: height and width a network reads by default, in pixels.
+      mean: channel means of the training images in [0, 1].
+      std: channel standard deviations of the training images in [0, 1].
+    """
+
+    num_classes: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# CIFAR-10's and ImageNet's statistics are those Knyazev et al. 2021 normalise with; the other
+# two are the usual ones of their training images.
+PUBLISHED_SETS = {
+    "cifar10": PublishedSet(
+        num_classes=10,
+        image_size=32,
+        mean=(0.49139968, 0.48215827, 0.44653124),
+        std=(0.24703233, 0.24348505, 0.26158768),
+    ),
+    "cifar100": PublishedSet(
+        num_classes=100,
+        image_size=32,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    ),
+    "fashion_mnist": PublishedSet(
+        num_classes=10, image_size=28, mean=(0.2860,) * 3, std=(0.3530,) * 3
+    ),
+    "imagenet2012": PublishedSet(
+        num_classes=1000,
+        image_size=224,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    ),
+}
+
+
+def load_dataset(
+    name: str, data_dir: str | os.PathLike[str] | None = None, image_size: int | None = None
+) -> Dataset:
+    """Load a data set by name.
+
+    `digits` needs nothing but scikit-learn and is not augmented. The sets read through tfds are
+    never downloaded from here: an error names the command that prepares them.
+
+    Args:
+      name: 'digits', 'cifar10', 'cifar100', 'fashion_mnist', 'imagenet2012' or 'npz:<path>'.
+      data_dir: the folder of tfds's prepared sets (None: $TFDS_DATA_DIR or ~/tensorflow_datasets),
+        or what the path of an npz file is relative to (None: the current folder).
+      image_size: height and width of the images a network reads, in pixels; images of another size
+        are resized as they are read. None takes the set's own size.
+
+    Returns:
+      The data set.
+
+    Raises:
+      ValueError: if the name is unknown or an argument or file is not as expected.
+      FileNotFoundError: if the set or file is not on disk.
+    """
+    if image_size is not None:
+        check_positive_int("image_size", image_size)
+    if isinstance(name, str) and name.startswith(NPZ_PREFIX):
+        path = Path(data_dir or ".") / Path(name.removeprefix(NPZ_PREFIX)).expanduser()
+        return _load_npz(name, path, image_size)
+    check_choice("name", name, ("digits", *PUBLISHED_SETS, "npz:<path>"))
+    if name == "npz:<path>":
+        raise ValueError("name is 'npz:<path>', expected the path of a file after 'npz:'")
+    if name == "digits":
+        return _load_digits(image_size)
+    if name == "imagenet2012":
+        return _load_imagenet(data_dir, image_size)
+    return _load_in_memory(name, data_dir, image_size)
+
+
+def _load_digits(image_size: int | None) -> Dataset:
+    """Return scikit-learn's 8x8 digits: 1797 grey images whose pixels 0..16 become 0..1."""
+    # Imported here since it takes a second that the other data sets need not wait for.
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images / 16).astype(np.float32)[..., None]  # (N, 8, 8, 1)
+    labels = digits.target.astype(np.int32)
+    splits = split_at_random(
+        ArraySplit(as_three_channels(images), labels), num_validation=180, num_test=360
+    )
+    return _dataset_from_arrays("digits", 10, splits, image_size)
+
+
+def _load_npz(name: str, path: Path, image_size: int | None) -> Dataset:
+    """Return the data set of one's own arrays; not augmented."""
+    parts = read_npz(path)
+    return _dataset_from_arrays(
+        name, parts.num_classes, parts.splits, image_size, parts.mean, parts.std
+    )
+
+
+def _dataset_from_arrays(
+    name: str,
+    num_classes: int,
+    splits: dict[str, ArraySplit],
+    image_size: int | None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Dataset:
+    """Return a data set without augmentation, with statistics of its training images if None."""
+    train_mean, train_std = channel_statistics(splits["train"].images)
+    return Dataset(
+        name=name,
+        num_classes=num_classes,
+        image_size=image_size or splits["train"].images.shape[1],
+        num_channels=3,
+        mean=mean or train_mean,
+        std=std or train_std,
+        train_transform=CropAndFlip(padding=0, flip=False, image_size=image_size),
+        eval_transform=Resize(image_size),
+        **splits,
+    )
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the means and standard deviations of the channels of images in [0, 1].
+
+    Args:
+      images: (N, H, W, C), uint8 in [0, 255] or float32 in [0, 1].
+
+    Returns:
+      (mean, std), C floats each; the std of a constant channel is given as 1, so that normalising
+      leaves zeros.
+    """
+    scale = 255.0 if images.dtype == np.uint8 else 1.0
+    channels = [images[..., index] for index in range(images.shape[-1])]
+    mean = tuple(float(channel.mean(dtype=np.float64)) / scale for channel in channels)
+    std = tuple(float(channel.std(dtype=np.float64)) / scale or 1.0 for channel in channels)
+    return mean, std
+
+
+def _load_in_memory(
+    name: str, data_dir: str | os.PathLike[str] | None, image_size: int | None
+) -> Dataset:
+    """Return CIFAR or Fashion-MNIST, decoded once into memory (150 MB as uint8)."""
+    published = PUBLISHED_SETS[name]
+    train, validation = hold_out_last(_read_all(_open_records(name, "train", data_dir)))
+    return Dataset(
+        name=name,
+        num_classes=published.num_classes,
+        image_size=image_size or published.image_size,
+        num_channels=3,
+        mean=published.mean,
+        std=published.std,
+        train=train,
+        validation=validation,
+        test=_read_all(_open_records(name, "test", data_dir)),
+        train_transform=CropAndFlip(padding=4, image_size=image_size),
+        eval_transform=Resize(image_size),
+    )
+
+
+def _read_all(records: Any) -> ArraySplit:
+    """Decode all records into memory, in the order of publication where they carry an id."""
+    num_records = len(records)
+    image_parts, label_parts, ids = [], [], []
+    for start in range(0, num_records, NUM_RECORDS_PER_READ):
+        indices = list(range(start, min(start + NUM_RECORDS_PER_READ, num_records)))
+        examples = records.__getitems__(indices)
+        image_parts.append(np.stack([example["image"] for example in examples]))
+        label_parts.append(np.array([example["label"] for example in examples], np.int32))
+        ids += [example["id"] for example in examples if "id" in example]
+    images, labels = np.concatenate(image_parts), np.concatenate(label_parts)
+    if ids:
+        # tfds shuffles as it prepares; CIFAR's ids, 'train_00000' and on, hold the original order,
+        # which decides what the last 10 % and the test batches are.
+        order = np.argsort(np.array(ids), kind="stable")
+        images, labels = images[order], labels[order]
+    return ArraySplit(as_three_channels(images), labels)
+
+
+def _load_imagenet(data_dir: str | os.PathLike[str] | None, image_size: int | None) -> Dataset:
+    """Return ImageNet, decoded image by image as it is read."""
+    published = PUBLISHED_SETS["imagenet2012"]
+    size = image_size or published.image_size
+
+    def split_of(tfds_split: str, take: Callable[[int], slice]) -> RecordSplit:
+        records = _open_records("imagenet2012", tfds_split, data_dir)
+
+        def open_encoded() -> Any:
+            return _open_records("imagenet2012", tfds_split, data_dir, decode_images=False)
+
+        num_records = len(records)
+        return RecordSplit(records, open_encoded, np.arange(num_records)[take(num_records)])
+
+    return Dataset(
+        name="imagenet2012",
+        num_classes=published.num_classes,
+        image_size=size,
+        num_channels=3,
+        mean=published.mean,
+        std=published.std,
+        train=split_of("train", lambda total: slice(0, total - _num_held_out(total))),
+        validation=split_of("train", lambda total: slice(total - _num_held_out(total), total)),
+        test=split_of("validation", lambda total: slice(0, total)),
+        train_transform=RandomResizedCrop(size),
+        eval_transform=CenterCrop(size),
+    )
+
+
+def _num_held_out(num_records: int) -> int:
+    """Return the number of ImageNet training records held out; in proportion for a smaller set."""
+    return max(1, num_records * IMAGENET_NUM_HELD_OUT // IMAGENET_NUM_TRAIN)
+
+
+def _open_records(
+    name: str,
+    tfds_split: str,
+    data_dir: str | os.PathLike[str] | None,
+    decode_images: bool = True,
+) -> Any:
+    """Open one tfds split for random access, or say how to prepare it."""
+    # Imported here since it takes seconds, and digits and npz files do not need it.
+    import tensorflow_datasets as tfds
+
+    folder = None if data_dir is None else os.path.expanduser(os.fspath(data_dir))
+    decoders = None if decode_images else {"image": tfds.decode.SkipDecoding()}
+    try:
+        # array_record is the format with random access that needs no TensorFlow to read.
+        return tfds.data_source(
+            name,
+            split=tfds_split,
+            data_dir=folder,
+            download=False,
+            decoders=decoders,
+            builder_kwargs={"file_format": "array_record"},
+        )
+    except (NotImplementedError, AssertionError, KeyError, ValueError, FileNotFoundError) as error:
+        # Depending on what lies in the folder, tfds raises any of these for a set not prepared.
+        looked_in = folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        manual = (
+            " (after putting ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which"
+            f" image-net.org gives to registered users, into {looked_in}/downloads/manual)"
+            if name == "imagenet2012"
+            else ""
+        )
+        raise FileNotFoundError(
+            f"data set {name!r} is not prepared in array_record format under {looked_in}; prepare"
+            f" it with `tfds build {name} --file_format=array_record --data_dir={looked_in}`"
+            f"{manual}. Preparing needs TensorFlow, in any environment; reading does not."
+            f" tfds said: {error}"
+        ) from error

@@ -1,0 +1,178 @@
+"""A data set and its parts.
+
+A `Split` answers which images and labels stand at given positions: from arrays in memory
+(`ArraySplit`) or from records decoded when they are asked for (`RecordSplit`). A `Dataset` is three
+splits and what the images need before a network reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ghn_jax.architectures.validation import check_choice
+from ghn_jax.data.augmentation import Images
+
+SPLIT_NAMES = ("train", "validation", "test")
+
+
+class Split(Protocol):
+    """Images and labels at positions 0 .. len - 1."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def read(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
+        """Return the images and the int32 labels (B,) at the positions (B,), in that order."""
+
+    def labels_at(self, indices: np.ndarray) -> np.ndarray:
+        """Return the labels (B,) int32 at the positions (B,) without decoding images."""
+
+    def subset(self, indices: np.ndarray) -> Split:
+        """Return the split of the given positions (B,), in that order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit:
+    """A split that lies in memory.
+
+    Attributes:
+      images: (N, H, W, 3), uint8 in [0, 255] or float32 in [0, 1].
+      labels: (N,) int32.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return images (B, H, W, 3) and labels (B,) int32 at the positions (B,)."""
+        # Replicated grey images are views with a zero stride, so a contiguous copy is asked for.
+        return np.ascontiguousarray(self.images[indices]), self.labels[indices]
+
+    def labels_at(self, indices: np.ndarray) -> np.ndarray:
+        """Return the labels (B,) int32 at the positions (B,)."""
+        return self.labels[indices]
+
+    def subset(self, indices: np.ndarray) -> ArraySplit:
+        """Return the split of the given positions (B,), in that order."""
+        return ArraySplit(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class RecordSplit:
+    """A split whose images stay on disk, encoded, until they are read.
+
+    Attributes:
+      records: decoded examples {"image": (h, w, 3) uint8, "label": int, ...} by position, with
+        `__getitems__` (a `tfds.data_source`).
+      encoded_records: opens the same examples with their images left encoded, for their labels.
+      indices: (N,) int64 positions in the records that make up this split.
+    """
+
+    records: Any
+    encoded_records: Callable[[], Any]
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return images [(h, w, 3) uint8] of any sizes and labels (B,) int32."""
+        examples = self.records.__getitems__(self.indices[indices].tolist())
+        return [example["image"] for example in examples], _labels_of(examples)
+
+    def labels_at(self, indices: np.ndarray) -> np.ndarray:
+        """Return the labels (B,) int32 at the positions (B,); reads the records, decodes none."""
+        return _labels_of(self.encoded_records().__getitems__(self.indices[indices].tolist()))
+
+    def subset(self, indices: np.ndarray) -> RecordSplit:
+        """Return the split of the given positions (B,), in that order."""
+        return RecordSplit(self.records, self.encoded_records, self.indices[indices])
+
+
+def as_three_channels(images: np.ndarray) -> np.ndarray:
+    """Return images (N, H, W, 1) as a view (N, H, W, 3) of equal channels; others unchanged."""
+    if images.shape[-1] != 1:
+        return images
+    return np.broadcast_to(images, (*images.shape[:-1], 3))
+
+
+def split_at_random(split: ArraySplit, num_validation: int, num_test: int) -> dict[str, ArraySplit]:
+    """Cut images into training, validation and test images by one fixed permutation.
+
+    Args:
+      split: N images.
+      num_validation: number of validation images.
+      num_test: number of test images; the remaining ones are for training.
+
+    Returns:
+      The splits 'train', 'validation' and 'test'; disjoint, and together all N images.
+    """
+    num_train = len(split) - num_validation - num_test
+    # RandomState's stream is frozen for good, which Generator's is not: the split never changes.
+    order = np.random.RandomState(0).permutation(len(split))
+    return {
+        "train": split.subset(order[:num_train]),
+        "validation": split.subset(order[num_train : num_train + num_validation]),
+        "test": split.subset(order[num_train + num_validation :]),
+    }
+
+
+def hold_out_last(split: ArraySplit) -> tuple[ArraySplit, ArraySplit]:
+    """Return the first images and the last 10 % (rounded down) of a split, without copying."""
+    num_train = len(split) - len(split) // 10
+    return (
+        ArraySplit(split.images[:num_train], split.labels[:num_train]),
+        ArraySplit(split.images[num_train:], split.labels[num_train:]),
+    )
+
+
+def _labels_of(examples: Sequence[Any]) -> np.ndarray:
+    """Return the labels (B,) int32 of decoded examples."""
+    return np.array([example["label"] for example in examples], np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits, and what their images need before a network reads them.
+
+    Attributes:
+      name: as given to `load_dataset`.
+      num_classes: labels are 0 .. num_classes - 1.
+      image_size: height and width of the images a network reads, in pixels.
+      num_channels: always 3, what the networks' stems take; grey images are replicated.
+      mean: channel means of images in [0, 1].
+      std: channel standard deviations of images in [0, 1].
+      train: images to train on.
+      validation: held out from the published training images, unless the source has its own.
+      test: images to report accuracy on.
+      train_transform: (images, generator) -> (B, image_size, image_size, 3), augmented.
+      eval_transform: images -> (B, image_size, image_size, 3), without randomness.
+    """
+
+    name: str
+    num_classes: int
+    image_size: int
+    num_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    validation: Split
+    test: Split
+    train_transform: Callable[[Images, np.random.Generator], np.ndarray]
+    eval_transform: Callable[[Images], np.ndarray]
+
+    def split(self, name: str) -> Split:
+        """Return the split called 'train', 'validation' or 'test'.
+
+        Raises:
+          ValueError: if there is no such split.
+        """
+        check_choice("split", name, SPLIT_NAMES)
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
