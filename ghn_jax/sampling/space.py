@@ -1,12 +1,13 @@
-"""Which architectures a split draws: the rules of the DeepNets-1M splits and restrictions on them.
+"""Which architectures a split draws: rules of the DeepNets-1M splits and restrictions on them.
 
-In: a split's name and restrictions. Out: a frozen `SpaceConfig` (what a config sets) and `SplitRules`
-(the numbers that distinguish the splits, spec section 1; Knyazev et al., NeurIPS 2021, section 3.1 and
-table 1).
+In: a split's name and restrictions. Out: a frozen `SpaceConfig` (what a config sets) and
+`SplitRules` (the numbers that distinguish the splits, spec section 1; Knyazev et al., NeurIPS 2021,
+section 3.1 and table 1).
 
-A restriction acts in one of two ways, stated at each field. *Narrowing* limits a choice while drawing:
-what remains keeps its relative probabilities. *Rejecting* draws from the unrestricted distribution and
-throws away what does not fit: the result is the split's distribution conditioned on fitting.
+A restriction acts in one of two ways, stated at each field. *Narrowing* limits a choice while
+drawing: what remains keeps its relative probabilities. *Rejecting* draws from the unrestricted
+distribution and throws away what does not fit: the result is the split's distribution, conditioned
+on fitting.
 """
 
 from __future__ import annotations
@@ -83,13 +84,15 @@ class SpaceConfig:
         allowed_operations: operations an edge may carry (narrowing, evenly among those left). Where
             a reduction cell without learned operations is due and none of those is allowed, the
             cell is drawn from all allowed ones.
-        num_cells: smallest and largest number of cells (narrowing); None is the split's range.
+        num_cells: smallest and largest number of cells, all from one to the other alike
+            (narrowing, though the range may also leave the split's); None is the split's range.
         max_steps: largest number of steps (narrowing: even among those left); None is the split's.
         global_pool_only: pool instead of flattening in every network (narrowing).
         max_parameters: limit on the number of parameters at 32 channels and 256 in hidden linear
             layers (rejecting); None is the split's.
         max_nodes: limit on the number of nodes of the graph (rejecting); None is no limit.
-        image_size: height and width of the images in pixels; above 64 the large-image variants count.
+        image_size: height and width of the images in pixels; above 64 the large-image variants
+            count.
         num_classes: width of the output.
     """
 
@@ -121,8 +124,14 @@ class SpaceConfig:
                 f"max_steps is {self.max_steps}, expected at least {rules.num_steps[0]}, the fewest"
                 f" steps in split {self.split!r}"
             )
-        if self.num_cells is not None:
-            self._check_num_cells(self.num_cells)
+        bounds = self.num_cells
+        if bounds is not None:
+            if not isinstance(bounds, tuple) or len(bounds) != 2:
+                raise ValueError(f"num_cells is {bounds!r}, expected None or (smallest, largest)")
+            for index, bound in enumerate(bounds):
+                check_positive_int(f"num_cells[{index}]", bound)
+            if bounds[0] > bounds[1]:
+                raise ValueError(f"num_cells is {bounds!r}, expected the smallest number first")
 
     @property
     def rules(self) -> SplitRules:
@@ -157,16 +166,3 @@ class SpaceConfig:
                 check_positive_int(name, size)
                 if size % factor != 0:
                     raise ValueError(f"{name} contains {size}, expected multiples of {factor}")
-
-    def _check_num_cells(self, bounds: tuple[int, int]) -> None:
-        low, high = self.rules.num_cells
-        if (
-            not isinstance(bounds, tuple)
-            or len(bounds) != 2
-            or any(type(bound) is not int for bound in bounds)
-            or not low <= bounds[0] <= bounds[1] <= high
-        ):
-            raise ValueError(
-                f"num_cells is {bounds!r}, expected None or (smallest, largest) within {low}..{high},"
-                f" the range of split {self.split!r}"
-            )
