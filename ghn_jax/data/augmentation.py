@@ -123,13 +123,14 @@ class CropAndFlip:
         num_images, height, width, _ = stacked.shape
         # Both draws are made whatever the settings, so that switching one off leaves the other.
         shift = generator.integers(0, 2 * self.padding + 1, size=(num_images, 2))
-        flip_mask = (generator.random(num_images) < 0.5) & self.flip
+        flip_chance = 0.5 if self.flip else 0.0
+        flip_mask = np.less(generator.random(size=(num_images, 1)), flip_chance)
 
         pad = (self.padding, self.padding)
         padded = np.pad(stacked, ((0, 0), pad, pad, (0, 0)))
         rows = shift[:, :1] + np.arange(height)  # (B, H)
         columns = shift[:, 1:] + np.arange(width)  # (B, W)
-        columns = np.where(flip_mask[:, None], columns[:, ::-1], columns)
+        columns = np.where(flip_mask, columns[:, ::-1], columns)
         image_index = np.arange(num_images)[:, None, None]
         cropped = padded[image_index, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
         return Resize(self.image_size)(cropped)
@@ -217,7 +218,7 @@ def sample_crop_box(
     """
     for _ in range(NUM_CROP_ATTEMPTS):
         area = height * width * generator.uniform(*AREA_RANGE)
-        aspect = math.exp(generator.uniform(*(math.log(bound) for bound in ASPECT_RANGE)))
+        aspect = math.exp(generator.uniform(math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])))
         crop_width = round(math.sqrt(area * aspect))
         crop_height = round(math.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:

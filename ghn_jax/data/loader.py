@@ -211,7 +211,7 @@ class Prefetcher(Generic[T]):
         check_positive_int("num_workers", num_workers)
         check_positive_int("buffer_size", buffer_size)
         self._batch_fn = batch_fn
-        self._stop = stop
+        self._stop = None if stop is None else _check_index("stop", stop)
         self._pending: deque[Future[T]] = deque()
         # Futures carry results and errors in order, and an executor that is no longer referenced
         # lets its threads end: there is no queue to hang on.

@@ -117,8 +117,6 @@ def load_dataset(
         path = Path(data_dir or ".") / Path(name.removeprefix(NPZ_PREFIX)).expanduser()
         return _load_npz(name, path, image_size)
     check_choice("name", name, ("digits", *PUBLISHED_SETS, "npz:<path>"))
-    if name == "npz:<path>":
-        raise ValueError("name is 'npz:<path>', expected the path of a file after 'npz:'")
     if name == "digits":
         return _load_digits(image_size)
     if name == "imagenet2012":
@@ -214,8 +212,8 @@ def _read_all(records: Any) -> ArraySplit:
     num_records = len(records)
     image_parts, label_parts, ids = [], [], []
     for start in range(0, num_records, NUM_RECORDS_PER_READ):
-        indices = list(range(start, min(start + NUM_RECORDS_PER_READ, num_records)))
-        examples = records.__getitems__(indices)
+        stop = min(start + NUM_RECORDS_PER_READ, num_records)
+        examples = [records[index] for index in range(start, stop)]
         image_parts.append(np.stack([example["image"] for example in examples]))
         label_parts.append(np.array([example["label"] for example in examples], np.int32))
         ids += [example["id"] for example in examples if "id" in example]

@@ -69,8 +69,8 @@ class RecordSplit:
     """A split whose images stay on disk, encoded, until they are read.
 
     Attributes:
-      records: decoded examples {"image": (h, w, 3) uint8, "label": int, ...} by position, with
-        `__getitems__` (a `tfds.data_source`).
+      records: decoded examples {"image": (h, w, 3) uint8, "label": int, ...} by position
+        (a `tfds.data_source`).
       encoded_records: opens the same examples with their images left encoded, for their labels.
       indices: (N,) int64 positions in the records that make up this split.
     """
@@ -84,12 +84,13 @@ class RecordSplit:
 
     def read(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Return images [(h, w, 3) uint8] of any sizes and labels (B,) int32."""
-        examples = self.records.__getitems__(self.indices[indices].tolist())
+        examples = [self.records[index] for index in self.indices[indices].tolist()]
         return [example["image"] for example in examples], _labels_of(examples)
 
     def labels_at(self, indices: np.ndarray) -> np.ndarray:
         """Return the labels (B,) int32 at the positions (B,); reads the records, decodes none."""
-        return _labels_of(self.encoded_records().__getitems__(self.indices[indices].tolist()))
+        encoded = self.encoded_records()
+        return _labels_of([encoded[index] for index in self.indices[indices].tolist()])
 
     def subset(self, indices: np.ndarray) -> RecordSplit:
         """Return the split of the given positions (B,), in that order."""
@@ -116,7 +117,7 @@ def split_at_random(split: ArraySplit, num_validation: int, num_test: int) -> di
     """
     num_train = len(split) - num_validation - num_test
     # RandomState's stream is frozen for good, which Generator's is not: the split never changes.
-    order = np.random.RandomState(0).permutation(len(split))
+    order = np.random.RandomState(0).permutation(len(split))  # noqa: NPY002
     return {
         "train": split.subset(order[:num_train]),
         "validation": split.subset(order[num_train : num_train + num_validation]),
