@@ -1,0 +1,1 @@
+"""Training a GHN: configuration, optimizers, checkpoints, metrics and the loop that uses them."""

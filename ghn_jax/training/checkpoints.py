@@ -1,0 +1,291 @@
+"""Checkpoints that hold everything a run needs to go on bit for bit, and a GHN needs to be used.
+
+In: the GHN's parameters, the optimizer's state, the random key, counters and the config. Out: the
+folder `workdir/checkpoints/<step>`, written by Orbax under a temporary name and then renamed, so
+that an interrupted save leaves the earlier checkpoints as they were. Arrays are stored from host
+memory and come back as numpy arrays: a checkpoint written on one kind of device loads on any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ghn_jax.training.config import ExperimentConfig
+
+PyTree = Any
+"""A nested structure of arrays."""
+
+_FOLDER = "checkpoints"
+_FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, unfinished, damaged or of another run's shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after some steps.
+
+    Attributes:
+        step: number of updates made.
+        ghn_params: parameters of the GHN, nested dictionaries of numpy arrays.
+        opt_state: state of the optimizer, of the template's structure.
+        key: random key, as `jax.random.key` makes it.
+        counters: what else the loop counts (position in the data, skipped architectures, ...).
+        config: the run's config.
+    """
+
+    step: int
+    ghn_params: PyTree
+    opt_state: PyTree
+    key: jax.Array
+    counters: dict[str, Any]
+    config: ExperimentConfig
+
+
+class CheckpointStore:
+    """The checkpoints of one run; a context manager that finishes pending saves on exit."""
+
+    def __init__(self, workdir: str | pathlib.Path, keep: int = 3) -> None:
+        """Open the checkpoints of a run, removing what interrupted saves left behind.
+
+        Only the process that trains may open a store; `load_checkpoint` reads without touching.
+
+        Args:
+            workdir: folder of the run, created if missing.
+            keep: number of most recent checkpoints kept.
+        """
+        self.folder = pathlib.Path(workdir).absolute() / _FOLDER
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def steps(self) -> tuple[int, ...]:
+        """Return the steps of all finished checkpoints, ascending."""
+        return tuple(sorted(self._manager.all_steps()))
+
+    def latest_step(self) -> int | None:
+        """Return the step of the latest finished checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        step: int,
+        *,
+        ghn_params: PyTree,
+        opt_state: PyTree,
+        key: jax.Array,
+        counters: Mapping[str, Any],
+        config: ExperimentConfig,
+    ) -> None:
+        """Save a checkpoint; files are written in the background after the arrays are copied.
+
+        Args:
+            step: number of updates made; later than every saved step.
+            ghn_params: nested dictionaries of arrays.
+            opt_state: any structure of arrays.
+            key: a key made by `jax.random.key`.
+            counters: values that JSON can hold.
+            config: the run's config.
+
+        Raises:
+            ValueError: if `step` is not later than the latest checkpoint, or `counters` holds what
+                JSON cannot.
+        """
+        latest = self.latest_step()
+        if latest is not None and step <= latest:
+            raise ValueError(
+                f"step is {step}, expected more than {latest}, the latest checkpoint in"
+                f" {self.folder}"
+            )
+        try:
+            json.dumps(dict(counters))
+        except TypeError as error:
+            raise ValueError(
+                f"counters is {dict(counters)!r}, expected values that JSON can hold: {error}"
+            ) from error
+        run = {
+            "format": _FORMAT,
+            "step": step,
+            "key_impl": str(jax.random.key_impl(key)),
+            "counters": dict(counters),
+            "config": config.to_dict(),
+        }
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                ghn_params=ocp.args.StandardSave(_copy_to_host(ghn_params)),
+                opt_state=ocp.args.StandardSave(_flatten(opt_state)),
+                key=ocp.args.StandardSave({"data": _copy_to_host(jax.random.key_data(key))}),
+                run=ocp.args.JsonSave(run),
+            ),
+        )
+
+    def restore(self, opt_state_template: PyTree, step: int | None = None) -> Checkpoint:
+        """Read a checkpoint back.
+
+        Args:
+            opt_state_template: a fresh optimizer state; gives the structure, shapes and dtypes.
+            step: which checkpoint; None is the latest.
+
+        Returns:
+            The checkpoint, bit for bit as it was saved.
+
+        Raises:
+            CheckpointError: if there is no such checkpoint, it cannot be read, or its optimizer
+                state does not fit the template.
+        """
+        self.wait()
+        if step is None:
+            step = self.latest_step()
+            if step is None:
+                raise CheckpointError(f"{self.folder} holds no finished checkpoint")
+        path = _find_step(self.folder, step)
+        items = _read(path, arrays=("ghn_params", "opt_state", "key"))
+        run = items["run"]
+        return Checkpoint(
+            step=run["step"],
+            ghn_params=items["ghn_params"],
+            opt_state=_unflatten(items["opt_state"], opt_state_template, path),
+            key=jax.random.wrap_key_data(items["key"]["data"], impl=run["key_impl"]),
+            counters=run["counters"],
+            config=ExperimentConfig.from_dict(run["config"]),
+        )
+
+    def wait(self) -> None:
+        """Wait until pending saves are on disk; raises what went wrong in one."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish pending saves and release the background threads."""
+        self._manager.close()
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def load_checkpoint(path: str | pathlib.Path) -> tuple[ExperimentConfig, PyTree]:
+    """Read a GHN from nothing but a path; changes nothing on disk.
+
+    Args:
+        path: a run's folder (its latest checkpoint is read) or the folder of one checkpoint,
+            which may have been copied or renamed.
+
+    Returns:
+        The run's config, and the GHN's parameters as nested dictionaries of numpy arrays.
+
+    Raises:
+        CheckpointError: if there is no finished checkpoint, or it cannot be read.
+    """
+    path = pathlib.Path(path).absolute()
+    if not path.is_dir():
+        raise CheckpointError(
+            f"path is {str(path)!r}, expected the folder of a run or of a checkpoint: there is no"
+            " such folder"
+        )
+    if not (path / "run").is_dir():
+        folder = path / _FOLDER if (path / _FOLDER).is_dir() else path
+        steps = _finished_steps(folder)
+        if not steps:
+            raise CheckpointError(
+                f"path is {str(path)!r}, expected the folder of a run or of a checkpoint: no"
+                f" finished checkpoint in {folder}"
+            )
+        path = folder / str(steps[-1])
+    items = _read(path, arrays=("ghn_params",))
+    return ExperimentConfig.from_dict(items["run"]["config"]), items["ghn_params"]
+
+
+def _finished_steps(folder: pathlib.Path) -> list[int]:
+    # An unfinished checkpoint carries a temporary name, not a number.
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
+
+
+def _find_step(folder: pathlib.Path, step: int) -> pathlib.Path:
+    if not (folder / str(step)).is_dir():
+        raise CheckpointError(f"{folder} holds no checkpoint of step {step}{_list_others(folder)}")
+    return folder / str(step)
+
+
+def _list_others(folder: pathlib.Path, excluded: str = "") -> str:
+    others = [str(step) for step in _finished_steps(folder) if str(step) != excluded]
+    return f"; {folder} holds the steps {', '.join(others)}" if others else ""
+
+
+def _read(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
+    """Return the named array items and the item `run` of the checkpoint in `path`."""
+    restore: dict[str, Callable[[], Any]] = dict.fromkeys(arrays, ocp.args.StandardRestore)
+    restore["run"] = ocp.args.JsonRestore
+    try:
+        for item in restore:
+            # Orbax gives None for an item that is not there.
+            if not (path / item).is_dir():
+                raise FileNotFoundError(f"{path / item} is missing")
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            items = checkpointer.restore(
+                path, args=ocp.args.Composite(**{name: arg() for name, arg in restore.items()})
+            )
+        read = {name: items[name] for name in restore}
+        missing = [
+            key for key in ("step", "key_impl", "counters", "config") if key not in read["run"]
+        ]
+        if missing:
+            raise KeyError(f"{path / 'run'} lacks {', '.join(missing)}")
+    # Orbax and TensorStore raise many types for damaged files; all mean the same to the caller.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {reason[:300]})"
+            f"{_list_others(path.parent, path.name)}; delete the damaged one to go on from another"
+        ) from error
+    return read
+
+
+def _copy_to_host(tree: PyTree) -> PyTree:
+    # A copy: the caller may donate the arrays to the next step while the files are written.
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+
+
+def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
+    """Return the leaves by their paths: optax's nested tuples do not survive as files."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_path_name(path): np.array(leaf, copy=True) for path, leaf in leaves}
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _unflatten(leaves: dict[str, np.ndarray], template: PyTree, path: pathlib.Path) -> PyTree:
+    expected, structure = jax.tree_util.tree_flatten_with_path(template)
+    names = [_path_name(leaf_path) for leaf_path, _ in expected]
+    for name in sorted(set(names) ^ set(leaves)):
+        where = "the checkpoint" if name in leaves else "the template"
+        raise CheckpointError(
+            f"opt_state of {path} does not fit: {name} is only in {where}; expected the optimizer"
+            " and the GHN of the run that saved it"
+        )
+    for name, (_, leaf) in zip(names, expected, strict=True):
+        saved = leaves[name]
+        if saved.shape != leaf.shape or saved.dtype != leaf.dtype:
+            raise CheckpointError(
+                f"opt_state of {path} does not fit: {name} has shape {saved.shape} and dtype"
+                f" {saved.dtype}, expected {leaf.shape} and {leaf.dtype}"
+            )
+    return jax.tree.unflatten(structure, [leaves[name] for name in names])

@@ -1,0 +1,279 @@
+"""Everything a training run is told, as frozen dataclasses.
+
+In: a nested mapping (what a config file returns, or the JSON in a checkpoint). Out: an
+`ExperimentConfig`, validated. It travels with the parameters in every checkpoint, so that a
+checkpoint alone rebuilds its GHN. The published values are those of spec section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ghn_jax.architectures.validation import check_choice, check_positive_int, suggest
+from ghn_jax.hypernetworks.config import GHNConfig
+from ghn_jax.sampling.space import SPLITS, SpaceConfig
+from ghn_jax.training.conversion import build_dataclass, describe_fields, to_dictionary
+
+__all__ = [
+    "DataConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "OptimizerConfig",
+    "TrainingConfig",
+    "describe_fields",
+]
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "step", "cosine")
+PREDEFINED_SPLIT = "predefined"
+"""The split that holds ResNet-50 and the ViT; it is listed, not drawn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images the target networks see.
+
+    Attributes:
+        name: name of the dataset, for example digits, cifar10 or imagenet2012.
+        data_dir: folder where the prepared dataset lies; None is the dataset library's default.
+        batch_size: number of images in each training batch.
+    """
+
+    name: str = "cifar10"
+    data_dir: str | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        check_positive_int("batch_size", self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How the GHN's parameters are updated.
+
+    Attributes:
+        name: adam (weight decay added to the gradient as L2), adamw (weight decay decoupled from
+            the gradient) or sgd (L2, with momentum).
+        learning_rate: the rate after warmup and before any decay.
+        schedule: constant, step (multiply by decay_factor at each milestone) or cosine (to 0 at the
+            last step).
+        warmup_steps: number of first steps in which the rate grows linearly to its value.
+        milestones: steps at which the step schedule decays the rate, ascending.
+        decay_factor: factor on the rate at each milestone.
+        weight_decay: coefficient of the weight decay, 0 for none.
+        clip_norm: largest global norm of the gradient, before weight decay; None is no limit.
+        betas: decay rates of adam's averages of the gradient and of its square.
+        momentum: momentum of sgd.
+    """
+
+    name: str = "adam"
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    milestones: tuple[int, ...] = ()
+    decay_factor: float = 0.1
+    weight_decay: float = 1e-5
+    clip_norm: float | None = 5.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        _check_number("learning_rate", self.learning_rate, above=0)
+        _check_count("warmup_steps", self.warmup_steps)
+        for index, milestone in enumerate(self.milestones):
+            check_positive_int(f"milestones[{index}]", milestone)
+        if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
+            raise ValueError(f"milestones is {self.milestones!r}, expected ascending steps")
+        if bool(self.milestones) != (self.schedule == "step"):
+            raise ValueError(
+                f"milestones is {self.milestones!r} with schedule {self.schedule!r}, expected some"
+                " with schedule 'step' and none with another"
+            )
+        _check_number("decay_factor", self.decay_factor, above=0)
+        _check_number("weight_decay", self.weight_decay, least=0)
+        if self.clip_norm is not None:
+            _check_number("clip_norm", self.clip_norm, above=0)
+        for index, beta in enumerate(self.betas):
+            _check_number(f"betas[{index}]", beta, least=0, below=1)
+        _check_number("momentum", self.momentum, least=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The training loop.
+
+    Attributes:
+        num_steps: number of updates of the GHN's parameters.
+        meta_batch_size: number of architectures in each step.
+        max_nodes: largest number of nodes of a step's architectures together; None is no limit.
+        label_smoothing: share of the target probability spread evenly over all classes.
+        target_dropout: whether target networks apply their dropout while the GHN trains.
+        seed: seed of initial parameters, architectures, image order and augmentation.
+        checkpoint_every: number of steps between checkpoints.
+        keep_checkpoints: number of most recent checkpoints kept.
+        log_every: number of steps between lines of metrics.
+        evaluate_every: number of steps between evaluations; None is only after the last step.
+        max_skipped_share: share of architectures with a non-finite loss beyond which training
+            stops.
+        skip_window: number of most recent steps over which that share is taken.
+        compilation_cache_dir: folder of compiled programs kept between runs; None keeps none.
+        num_compile_threads: number of threads that compile ahead of need.
+    """
+
+    num_steps: int = 1000
+    meta_batch_size: int = 8
+    max_nodes: int | None = 2200
+    label_smoothing: float = 0.0
+    target_dropout: bool = True
+    seed: int = 0
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    log_every: int = 100
+    evaluate_every: int | None = None
+    max_skipped_share: float = 0.1
+    skip_window: int = 100
+    compilation_cache_dir: str | None = None
+    num_compile_threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_steps",
+            "meta_batch_size",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "skip_window",
+            "num_compile_threads",
+        ):
+            check_positive_int(name, getattr(self, name))
+        for name in ("max_nodes", "evaluate_every"):
+            if getattr(self, name) is not None:
+                check_positive_int(name, getattr(self, name))
+        _check_count("seed", self.seed)
+        _check_number("label_smoothing", self.label_smoothing, least=0, below=1)
+        _check_number("max_skipped_share", self.max_skipped_share, least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What the GHN is evaluated on.
+
+    Attributes:
+        splits: pairs (split of architectures, number of architectures); the split predefined holds
+            ResNet-50 and the ViT.
+        image_split: which images: val or test.
+        batch_size: number of images in each batch, which is also what batch norm averages over.
+        max_images: largest number of images used; None is all of them.
+        seed: seed of the architectures drawn.
+    """
+
+    splits: tuple[tuple[str, int], ...] = (("val", 10),)
+    image_split: str = "val"
+    batch_size: int = 64
+    max_images: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = (*SPLITS, PREDEFINED_SPLIT)
+        for index, (split, count) in enumerate(self.splits):
+            if split not in known:
+                raise ValueError(
+                    f"splits[{index}] is {(split, count)!r}{suggest(split, known)}, expected a pair"
+                    f" (one of {', '.join(known)}; number of architectures)"
+                )
+            check_positive_int(f"splits[{index}][1]", count)
+        check_choice("image_split", self.image_split, ("val", "test"))
+        check_positive_int("batch_size", self.batch_size)
+        if self.max_images is not None:
+            check_positive_int("max_images", self.max_images)
+        _check_count("seed", self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """A whole training run.
+
+    Attributes:
+        data: the images.
+        space: the distribution over training architectures.
+        ghn: the GHN.
+        optimizer: the update rule.
+        training: the loop.
+        evaluation: the evaluations during and after training.
+    """
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    space: SpaceConfig = dataclasses.field(default_factory=SpaceConfig)
+    ghn: GHNConfig = dataclasses.field(default_factory=GHNConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.ghn.num_classes != self.space.num_classes:
+            raise ValueError(
+                f"ghn.num_classes is {self.ghn.num_classes}, expected {self.space.num_classes} as"
+                " space.num_classes"
+            )
+        last = self.optimizer.warmup_steps
+        if self.optimizer.schedule == "cosine" and last >= self.training.num_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps is {last}, expected fewer than training.num_steps"
+                f" ({self.training.num_steps}) with schedule 'cosine'"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ExperimentConfig:
+        """Build a config from nested mappings; what is missing keeps its default.
+
+        Args:
+            values: section -> field -> value, with lists or tuples alike.
+
+        Returns:
+            The validated config.
+
+        Raises:
+            ValueError: if a field is unknown or its value is wrong; names its dotted path,
+                beginning with `config.`, as on the command line.
+        """
+        return build_dataclass(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested dictionaries and lists that JSON can hold and `from_dict` reads."""
+        dictionary: dict[str, Any] = to_dictionary(self)
+        return dictionary
+
+
+def _check_count(name: str, value: object) -> None:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} is {value!r}, expected an int of at least 0")
+
+
+def _check_number(
+    name: str,
+    value: float,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> None:
+    """Raise ValueError unless the value is finite and within the bounds that are given."""
+    bounds = {">": above, ">=": least, "<": below, "<=": most}
+    if (
+        not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or (above is not None and value <= above)
+        or (least is not None and value < least)
+        or (below is not None and value >= below)
+        or (most is not None and value > most)
+    ):
+        wanted = " and ".join(
+            f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None
+        )
+        raise ValueError(f"{name} is {value!r}, expected a number {wanted}")

@@ -1,0 +1,209 @@
+"""Between nested frozen dataclasses and nested dictionaries, checked field by field.
+
+In: a dataclass type and a mapping (a ConfigDict's dictionary, or what JSON gave back). Out: the
+dataclass, or a ValueError that names the field by its dotted path, the value, what was expected
+and, for a misspelt name, the nearest one. `describe_fields` lists a type's fields for `--help`,
+with the sentences of the `Attributes:` sections of the class docstrings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from ghn_jax.architectures.validation import suggest
+
+_T = TypeVar("_T")
+
+
+def build_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "config") -> _T:
+    """Build a dataclass, and those nested in it, from a mapping.
+
+    Args:
+        cls: a dataclass type whose fields are int, float, str, bool, unions with None, tuples of
+            these, or dataclasses. Lists stand for tuples and an int for a float.
+        values: field name -> value; fields that have a default may be missing.
+        path: dotted path of `values`, the beginning of every name in an error.
+
+    Returns:
+        The validated dataclass.
+
+    Raises:
+        ValueError: if a field is unknown, missing, or of the wrong type or value.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"{path} is {values!r}, expected a mapping of the fields of {cls.__name__}"
+        )
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in fields:
+            raise ValueError(
+                f"{path}.{name} (value {value!r}) is not a field{suggest(name, fields)},"
+                f" expected one of {', '.join(fields)}"
+            )
+    for name, field in fields.items():
+        if name not in values and not _has_default(field):
+            raise ValueError(f"{path}.{name} is missing, expected a value")
+    hints = typing.get_type_hints(cls)
+    converted = {
+        name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()
+    }
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        # The class names its own fields only; put the path in front.
+        message = str(error)
+        separator = "." if message.split(" ")[0].split("[")[0] in fields else ": "
+        raise ValueError(f"{path}{separator}{message}") from error
+
+
+def to_dictionary(value: Any) -> Any:
+    """Return a dataclass as nested dictionaries and lists that JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: to_dictionary(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+        }
+    if isinstance(value, (tuple, list)):
+        return [to_dictionary(item) for item in value]
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldDescription:
+    """One field of a nested dataclass type.
+
+    Attributes:
+        name: dotted path, without the name of the outermost type.
+        hint: its type.
+        default: its default, `dataclasses.MISSING` where there is none.
+        sentence: what the docstring says about it, on one line.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    sentence: str
+
+
+def iterate_fields(cls: type, prefix: str = "") -> Iterator[FieldDescription]:
+    """Yield the fields of a dataclass type, nested dataclasses unfolded, in order.
+
+    Args:
+        cls: a dataclass type with an `Attributes:` section in its docstring.
+        prefix: put in front of every name.
+
+    Yields:
+        One description per field that is not itself a dataclass.
+
+    Raises:
+        ValueError: if the docstring does not describe a field.
+    """
+    hints = typing.get_type_hints(cls)
+    sentences = _attribute_sentences(cls)
+    for field in dataclasses.fields(cls):
+        name = f"{prefix}{field.name}"
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from iterate_fields(typing.cast(type, hint), f"{name}.")
+            continue
+        if field.name not in sentences:
+            raise ValueError(
+                f"{cls.__name__}.{field.name} has no description, expected one in the Attributes"
+                " section of the class docstring"
+            )
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        yield FieldDescription(name, hint, default, sentences[field.name])
+
+
+def describe_fields(cls: type, prefix: str = "config.", width: int = 100) -> str:
+    """Return the list of a type's fields for `--help`: dotted name, default, sentence.
+
+    Args:
+        cls: a dataclass type as `iterate_fields` takes.
+        prefix: put in front of every name.
+        width: columns of the text.
+
+    Returns:
+        Two or more lines per field: name and default, then the indented sentence.
+    """
+    lines = []
+    for field in iterate_fields(cls, prefix):
+        required = field.default is dataclasses.MISSING
+        default = "required" if required else f"default {field.default!r}"
+        lines.append(f"  --{field.name} ({default})")
+        lines.extend(textwrap.wrap(field.sentence, width - 6, break_on_hyphens=False))
+    return "\n".join(line if line.startswith("  --") else f"      {line}" for line in lines)
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """Return `value` as the type `hint` says, or raise ValueError naming `path`."""
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        return build_dataclass(typing.cast(type, hint), value, path)
+    if origin in (types.UnionType, typing.Union):
+        inner = [option for option in typing.get_args(hint) if option is not type(None)]
+        if value is None:
+            return None
+        if len(inner) != 1:
+            raise TypeError(f"{path} has the type {hint}, which no config can set")
+        return _convert(inner[0], value, path)
+    if origin is tuple:
+        return _convert_tuple(hint, value, path)
+    if hint is float and type(value) is int:
+        return float(value)
+    # bool is a subclass of int, so types are compared exactly: True is no count.
+    if type(value) is not hint:
+        raise ValueError(f"{path} is {value!r}, expected {hint.__name__}")
+    return value
+
+
+def _convert_tuple(hint: Any, value: Any, path: str) -> tuple[Any, ...]:
+    items = typing.get_args(hint)
+    if not isinstance(value, (tuple, list)):
+        raise ValueError(f"{path} is {value!r}, expected {_hint_name(hint)}")
+    if len(items) == 2 and items[1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        raise ValueError(f"{path} is {value!r}, expected {len(items)} values")
+    return tuple(
+        _convert(item, element, f"{path}[{index}]")
+        for index, (item, element) in enumerate(zip(items, value, strict=True))
+    )
+
+
+def _hint_name(hint: Any) -> str:
+    return str(hint).replace("typing.", "")
+
+
+def _attribute_sentences(cls: type) -> dict[str, str]:
+    """Return field name -> text from the `Attributes:` section of the docstring."""
+    _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+    sentences: dict[str, str] = {}
+    name = None
+    for line in section.splitlines():
+        if line and not line.startswith(" "):
+            break
+        match = re.match(r" {4}(\w+): (.*)", line)
+        if match:
+            name = match[1]
+            sentences[name] = match[2]
+        elif name is not None:
+            sentences[name] = f"{sentences[name]} {line.strip()}".strip()
+    return sentences

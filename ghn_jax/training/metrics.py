@@ -1,0 +1,185 @@
+"""What a run reports while it goes: metrics on disk, and progress on the terminal.
+
+In: scalars by name, at a step. Out: TensorBoard event files and `metrics.jsonl` in the run's folder
+(one object per line: step, wall_time in seconds since 1970, then the scalars), and a progress bar,
+or one line of text every few seconds where the output is not a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+
+import rich.console
+import rich.progress
+import tensorboardX
+
+_FILE = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Writes scalars to TensorBoard and to `metrics.jsonl`; a context manager."""
+
+    def __init__(self, workdir: str | pathlib.Path, resume_step: int | None = None) -> None:
+        """Open the metrics of a run.
+
+        Args:
+            workdir: folder of the run, created if missing.
+            resume_step: step of the checkpoint that the run goes on from; what was written for
+                later steps is dropped, since those steps come again. None drops everything.
+        """
+        folder = pathlib.Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / _FILE
+        _truncate(self.path, resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        first_step = 0 if resume_step is None else resume_step + 1
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=first_step, write_to_disk=True
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write scalars of a step at once, so that a crash loses no finished step.
+
+        Args:
+            step: number of updates made.
+            scalars: name -> value; names with a slash are grouped in TensorBoard. A value that is
+                not finite is null in `metrics.jsonl`, as JSON has no word for it, and left out of
+                TensorBoard.
+        """
+        now = time.time()
+        record: dict[str, float | int | None] = {"step": step, "wall_time": now}
+        for name, value in scalars.items():
+            number = float(value)
+            record[name] = number if math.isfinite(number) else None
+            if math.isfinite(number):
+                self._tensorboard.add_scalar(name, number, step, walltime=now)
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        self._tensorboard.close()
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class TrainingProgress:
+    """A progress bar with rates, or plain lines where the output is no terminal."""
+
+    def __init__(
+        self,
+        num_steps: int,
+        first_step: int = 0,
+        *,
+        console: rich.console.Console | None = None,
+        seconds_between_lines: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Set up; nothing shows before the context is entered.
+
+        Args:
+            num_steps: number of steps of the whole run.
+            first_step: steps made before this process began.
+            console: where to write; the standard output by default.
+            seconds_between_lines: least time between plain lines.
+            clock: seconds from any origin.
+        """
+        self._num_steps = num_steps
+        self._first_step = first_step
+        self._console = console or rich.console.Console()
+        self._seconds_between_lines = seconds_between_lines
+        self._clock = clock
+        self._start = clock()
+        self._last_line = -math.inf
+        self._num_architectures = 0
+        columns = (
+            rich.progress.TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.fields[rates]}"),
+            rich.progress.TimeRemainingColumn(),
+        )
+        self._bar = rich.progress.Progress(*columns, console=self._console)
+        self._task = self._bar.add_task("", total=num_steps, completed=first_step, rates="")
+
+    def update(
+        self, step: int, *, loss: float, num_architectures: int, num_compilations: int
+    ) -> None:
+        """Show one more step.
+
+        Args:
+            step: number of updates made.
+            loss: loss to show.
+            num_architectures: architectures trained on since the last call.
+            num_compilations: programs compiled since the run began.
+        """
+        self._num_architectures += num_architectures
+        elapsed = max(self._clock() - self._start, 1e-9)
+        steps_per_second = (step - self._first_step) / elapsed
+        rates = (
+            f"loss {loss:.4f}  {steps_per_second:.2f} steps/s"
+            f"  {self._num_architectures / elapsed:.2f} architectures/s"
+            f"  {num_compilations} compilations"
+        )
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=step, rates=rates)
+            return
+        now = self._clock()
+        if step < self._num_steps and now - self._last_line < self._seconds_between_lines:
+            return
+        self._last_line = now
+        remaining = (self._num_steps - step) / steps_per_second if steps_per_second else math.inf
+        self._console.print(
+            f"step {step}/{self._num_steps}  {rates}  ETA {_format_duration(remaining)}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+    def __enter__(self) -> TrainingProgress:
+        # Building the model and compiling ahead do not count as time spent on steps.
+        self._start = self._clock()
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+
+def _format_duration(seconds: float) -> str:
+    """Return hours, minutes and seconds as 1:02:03."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _truncate(path: pathlib.Path, resume_step: int | None) -> None:
+    """Keep the complete lines of steps up to `resume_step`."""
+    if not path.exists():
+        return
+    kept = []
+    if resume_step is not None:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # A crash can leave half a line at the end.
+            try:
+                step = json.loads(line)["step"]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+            if step <= resume_step:
+                kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,78 @@
+"""The update rule of the GHN's parameters, from optax's parts.
+
+In: an `OptimizerConfig` and the number of steps. Out: an optax gradient transformation: clip the
+global norm, add L2 (adam, sgd), the rule itself, decoupled weight decay (adamw), the learning rate.
+This is the order of PyTorch's optimizers after `clip_grad_norm_`, with which the published GHNs
+were trained.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ghn_jax.training.config import OptimizerConfig
+
+
+def create_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Create the learning rate as a function of the step.
+
+    Args:
+        config: what kind of schedule.
+        num_steps: number of steps of the run; the cosine schedule reaches 0 there.
+
+    Returns:
+        A function from the number of updates made so far, a scalar int, to the rate of the next.
+    """
+    if config.schedule == "step":
+        factors = dict.fromkeys(config.milestones, config.decay_factor)
+        decayed = optax.piecewise_constant_schedule(config.learning_rate, factors)
+    elif config.schedule == "cosine":
+        cosine = optax.cosine_decay_schedule(
+            config.learning_rate, max(num_steps - config.warmup_steps, 1)
+        )
+
+        def decayed(step: jax.typing.ArrayLike) -> jax.Array:
+            return cosine(jnp.maximum(jnp.asarray(step) - config.warmup_steps, 0))
+    else:
+        decayed = optax.constant_schedule(config.learning_rate)
+    if config.warmup_steps == 0:
+        return decayed
+
+    def warmed(step: jax.typing.ArrayLike) -> jax.Array:
+        # The first update already moves: its rate is 1 / warmup_steps of the full one.
+        share = jnp.minimum((jnp.asarray(step) + 1) / config.warmup_steps, 1.0)
+        return decayed(step) * share
+
+    return warmed
+
+
+def create_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Create the transformation from gradients to updates.
+
+    Args:
+        config: the rule and its hyperparameters.
+        num_steps: number of steps of the run, for the schedule.
+
+    Returns:
+        An optax transformation; its `update` needs the parameters where weight decay is not 0.
+
+    References:
+        Kingma and Ba, Adam, ICLR 2015; Loshchilov and Hutter, AdamW, ICLR 2019.
+    """
+    stages = []
+    if config.clip_norm is not None:
+        stages.append(optax.clip_by_global_norm(config.clip_norm))
+    decay = optax.add_decayed_weights(config.weight_decay)
+    decoupled = config.name == "adamw"
+    if config.weight_decay and not decoupled:
+        stages.append(decay)
+    if config.name == "sgd":
+        stages.append(optax.trace(decay=config.momentum))
+    else:
+        stages.append(optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1]))
+    if config.weight_decay and decoupled:
+        stages.append(decay)
+    stages.append(optax.scale_by_learning_rate(create_schedule(config, num_steps)))
+    return optax.chain(*stages)

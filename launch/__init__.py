@@ -1,0 +1,1 @@
+"""Command-line programs: they parse flags, build a validated config and call the library."""

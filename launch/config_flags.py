@@ -1,0 +1,173 @@
+"""`--config FILE --config.section.field=value --workdir DIR`, with errors instead of tracebacks.
+
+In: the command line. Out: a call of the program's main function with a validated `ExperimentConfig`
+and the run's folder. A config file begins with `default_config()`, which holds every field, so that
+every field can be overridden on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+from ml_collections.config_dict import placeholder
+
+from ghn_jax.architectures.validation import suggest
+from ghn_jax.training.config import ExperimentConfig, describe_fields
+from ghn_jax.training.conversion import iterate_fields
+
+_CONFIGS = pathlib.Path(__file__).parent / "configs"
+_HELP = ("--help", "-help", "--helpfull", "-helpfull", "--helpshort", "-helpshort", "-h")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Return every field of `ExperimentConfig` at its default.
+
+    The result refuses fields that do not exist and values of another type. Fields that may be None
+    and are None still know their type.
+    """
+    config = ml_collections.ConfigDict()
+    for field in iterate_fields(ExperimentConfig):
+        section, name = field.name.split(".")
+        if section not in config:
+            config[section] = ml_collections.ConfigDict()
+        value = placeholder(_value_type(field.hint)) if field.default is None else field.default
+        config[section][name] = value
+    return config.lock()
+
+
+def build_config(config: ml_collections.ConfigDict) -> ExperimentConfig:
+    """Turn what a config file returns into a validated config.
+
+    Args:
+        config: sections of fields; what is missing keeps its default.
+
+    Returns:
+        The frozen config.
+
+    Raises:
+        ValueError: if a field is unknown or its value is wrong; names its dotted path.
+    """
+    return ExperimentConfig.from_dict(config.to_dict())
+
+
+def run(main: Callable[[ExperimentConfig, str], None]) -> NoReturn:
+    """Run a program that takes `--config` and `--workdir`, and exit.
+
+    Mistakes on the command line or in the config end with one line on the standard error and exit
+    status 2. `--help` lists every field of the config.
+
+    Args:
+        main: called with the config and the run's folder.
+    """
+    config_flag = config_flags.DEFINE_config_file(
+        "config", help_string="Python file with a function get_config() -> ConfigDict."
+    )
+    workdir_flag = flags.DEFINE_string(
+        "workdir", None, "Folder for checkpoints and metrics; a run in it is continued."
+    )
+
+    def call_main(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}, expected only flags (--name=value)")
+        if workdir_flag.value is None:
+            _fail("--workdir is missing, expected the folder for checkpoints and metrics")
+        try:
+            config = build_config(config_flag.value)
+        except ValueError as error:
+            _fail(str(error))
+        main(config, workdir_flag.value)
+
+    app.run(call_main, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parse with absl, after the checks whose errors absl would show as a traceback."""
+    if any(argument in _HELP for argument in argv[1:]):
+        print(_help_text())
+        sys.exit(0)
+    try:
+        check_arguments(argv[1:])
+        return flags.FLAGS(argv)  # type: ignore[no-any-return]
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
+        # ml_collections puts the whole traceback of a config file into its message.
+        _fail(str(error).strip().splitlines()[-1])
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check the config's path and the names of overridden fields.
+
+    Args:
+        arguments: the command line without the program's name.
+
+    Raises:
+        ValueError: if no config file is given, it does not exist, or a field is unknown.
+    """
+    paths = [
+        argument.partition("=")[2] if "=" in argument else "".join(arguments[index + 1 : index + 2])
+        for index, argument in enumerate(arguments)
+        if re.match(r"--?config(=|$)", argument)
+    ]
+    if not paths:
+        raise ValueError(f"--config is missing, expected a Python file such as {_list_configs()}")
+    if not pathlib.Path(paths[-1].split(":")[0]).is_file():
+        near = suggest(paths[-1], _list_configs().split(", "))
+        raise ValueError(
+            f"--config is {paths[-1]!r}{near}, expected a file such as {_list_configs()}"
+        )
+    names = [field.name for field in iterate_fields(ExperimentConfig)]
+    for argument in arguments:
+        match = re.match(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", argument, flags=re.DOTALL)
+        if match and match[1] not in names:
+            raise ValueError(
+                f"config.{match[1]} (value {match[2]!r}) is not a field{_suggest_field(match[1])};"
+                " --help lists all fields"
+            )
+
+
+def _suggest_field(name: str) -> str:
+    names = [field.name for field in iterate_fields(ExperimentConfig)]
+    last = name.rpartition(".")[2]
+    # The right field in the wrong section is as likely as a misspelt one.
+    elsewhere = [candidate for candidate in names if candidate.rpartition(".")[2] == last]
+    matches = elsewhere or difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {'config.' + matches[0]!r}?)" if matches else ""
+
+
+def _list_configs() -> str:
+    return ", ".join(
+        f"launch/configs/{path.name}"
+        for path in sorted(_CONFIGS.glob("*.py"))
+        if path.name != "__init__.py"
+    )
+
+
+def _value_type(hint: object) -> type:
+    """Return the runtime type of a hint such as `tuple[int, ...] | None`."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    option = options[0]
+    return typing.get_origin(option) or option
+
+
+def _help_text() -> str:
+    document = sys.modules["__main__"].__doc__ or ""
+    return (
+        f"{document.strip()}\n\nflags:\n"
+        "  --config FILE\n      Python file with a function get_config() -> ConfigDict, such as\n"
+        f"      {_list_configs()}\n"
+        "  --workdir DIR\n      Folder for checkpoints and metrics; a run in it is continued.\n"
+        f"\nfields of the config:\n{describe_fields(ExperimentConfig)}"
+    )
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,46 @@
+"""A GHN-2 on scikit-learn's 8x8 digits: minutes on a laptop.
+
+Source: chosen by us; the space is that of DeepNets-1M without attention, 16 channels wide.
+Command: python -m launch.train --config launch/configs/digits.py
+    --workdir runs/digits
+Hardware: a CPU with two cores.
+Result: not yet run.
+"""
+
+import ml_collections
+
+from ghn_jax.architectures import OPERATIONS
+from launch.config_flags import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the config."""
+    config = default_config()
+    config.data.name = "digits"
+    config.data.batch_size = 64
+
+    config.space.split = "train"
+    config.space.widths = (16,)
+    config.space.allowed_operations = tuple(op for op in OPERATIONS if op != "msa")
+    config.space.global_pool_only = True
+    config.space.image_size = 8
+    config.space.num_classes = 10
+
+    config.ghn.num_classes = 10
+    config.ghn.hidden_size = 32
+    config.ghn.max_shape = (32, 32, 7, 7)
+
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+
+    config.training.num_steps = 500
+    config.training.meta_batch_size = 4
+    config.training.target_dropout = False
+    config.training.checkpoint_every = 100
+    config.training.log_every = 10
+    config.training.evaluate_every = 250
+
+    config.evaluation.splits = (("val", 10),)
+    config.evaluation.image_split = "val"
+    return config
