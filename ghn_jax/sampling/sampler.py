@@ -228,10 +228,8 @@ def _draw_cell(
 def _is_acceptable(genotype: Genotype) -> bool:
     """Return whether the operations obey the original's rules against networks hard to train."""
     for cell in (genotype.normal, genotype.reduce):
-        operations = [operation for operation, _ in cell]
-        if operations.count("cse") > 1:
-            return False
-        if operations.count("conv_5x5") + operations.count("conv_7x7") > 1:
+        names = [operation for operation, _ in cell]
+        if names.count("cse") > 1 or names.count("conv_5x5") + names.count("conv_7x7") > 1:
             return False
     operations = genotype.operations
     # Separable and dilated convolutions count as convolutions here.

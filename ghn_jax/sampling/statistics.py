@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -145,20 +146,22 @@ class Distribution:
             name: one of `ORIGINAL_TRAIN`.
 
         Returns:
-            (here - original) / standard error; 0 where both are equal and nothing varies.
+            (here - original) / standard error, infinite where nothing varies and they differ.
         """
         quantity = self.quantities[name]
-        sizes = (self.num_architectures, ORIGINAL_NUM_ARCHITECTURES)
-        error = float(np.hypot(*(quantity.standard_error(size) for size in sizes)))
+        error = np.hypot(
+            quantity.standard_error(self.num_architectures),
+            quantity.standard_error(ORIGINAL_NUM_ARCHITECTURES),
+        )
         difference = quantity.mean - ORIGINAL_TRAIN[name]
-        return difference / error if error > 0 else float(np.sign(difference)) * np.inf
+        return float(difference / error) if error > 0 else math.copysign(math.inf, difference)
 
 
 def measure_distribution(
     space: SpaceConfig,
     seed: int,
     num_architectures: int,
-    track_fn: Callable[[Sequence[int]], Sequence[int]] = lambda indices: indices,
+    track_fn: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Distribution:
     """Draw architectures and measure them.
 
