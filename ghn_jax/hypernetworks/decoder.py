@@ -1,0 +1,156 @@
+"""Decoders: node embeddings -> tiles, one array per kind of tile (spec section 3).
+
+Layouts are Flax's, so the last layer of a kernel decoder is parameterised (features, I, O).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ghn_jax.hypernetworks.layers import MLP, linear, uniform_by_fan_in
+
+
+def _row(bias, ndim):
+    return bias.reshape((1,) * (ndim - bias.ndim) + bias.shape)
+
+
+class ConvDecoder(nn.Module):
+    """Kernels from a feature map that is as large as the largest kernel.
+
+    linear D -> 4 D on S x S pixels, relu, cropped to the kernel; 1x1 convolutions 4 D -> 8 D, relu,
+    8 D -> (I, O). A kernel larger than S repeats the S x S tile.
+
+    Attributes:
+        hidden_size: D.
+        max_shape: (O, I, S, S).
+        num_classes: K.
+    """
+
+    hidden_size: int
+    max_shape: tuple[int, int, int, int]
+    num_classes: int
+
+    def setup(self):
+        size, (features_out, features_in, spatial, _) = self.hidden_size, self.max_shape
+        first, second = uniform_by_fan_in(size), uniform_by_fan_in(4 * size)
+        third = uniform_by_fan_in(8 * size)
+        self.kernel_1 = self.param("kernel_1", first, (size, spatial, spatial, 4 * size))
+        self.bias_1 = self.param("bias_1", first, (spatial, spatial, 4 * size))
+        self.kernel_2 = self.param("kernel_2", second, (4 * size, 8 * size))
+        self.bias_2 = self.param("bias_2", second, (8 * size,))
+        self.kernel_3 = self.param("kernel_3", third, (8 * size, features_in, features_out))
+        self.bias_3 = self.param("bias_3", third, (features_in, features_out))
+        self.classifier = linear(self.num_classes, features_out)
+
+    def _pixels(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, 8 D), height and width at most S."""
+        kernel, bias = self.kernel_1[:, :height, :width], self.bias_1[:height, :width]
+        x = jnp.einsum("gd,dhwc->ghwc", x, kernel)
+        x = jax.nn.relu(x + _row(bias, 4))
+        x = jnp.matmul(x, self.kernel_2)
+        return jax.nn.relu(x + _row(self.bias_2, 4))
+
+    def _decode(self, x, height, width, kernel, bias):
+        """Features through the part of the last layer that the tile needs; repeat beyond S."""
+        limit = self.max_shape[2]
+        x = self._pixels(x, min(height, limit), min(width, limit))
+        tile = jnp.tensordot(x, kernel, axes=1)
+        tile = tile + _row(bias, tile.ndim)
+        if max(height, width) > limit:
+            repeats = (1, -(-height // limit), -(-width // limit)) + (1,) * (tile.ndim - 3)
+            tile = jnp.tile(tile, repeats)[:, :height, :width]
+        return tile
+
+    def kernel(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, I, O)."""
+        return self._decode(x, height, width, self.kernel_3, self.bias_3)
+
+    def depthwise(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, 1, O): the first input channel of a kernel."""
+        return self._decode(x, height, width, self.kernel_3[:, :1], self.bias_3[:1])
+
+    def position(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, I): the first output channel of a kernel."""
+        return self._decode(x, height, width, self.kernel_3[:, :, 0], self.bias_3[:, 0])
+
+    def classifier_kernel(self, x: jax.Array) -> jax.Array:
+        """(G, D) -> (G, I, K): a 1x1 kernel, relu, linear over its output channels."""
+        return self.classifier(jax.nn.relu(self.kernel(x, 1, 1)[:, 0, 0]))
+
+
+class MLPDecoder(nn.Module):
+    """Kernels from an MLP D -> 2 D -> (S, S, I, O), cropped; the classifier from its hidden layer.
+
+    Attributes:
+        hidden_size: D.
+        max_shape: (O, I, S, S) with O = I.
+        num_classes: K.
+    """
+
+    hidden_size: int
+    max_shape: tuple[int, int, int, int]
+    num_classes: int
+
+    def setup(self):
+        size, (features_out, features_in, spatial, _) = self.hidden_size, self.max_shape
+        init = uniform_by_fan_in(2 * size)
+        shape = (spatial, spatial, features_in, features_out)
+        self.hidden = linear(2 * size, size)
+        self.kernel_2 = self.param("kernel_2", init, (2 * size, *shape))
+        self.bias_2 = self.param("bias_2", init, shape)
+        self.classifier = linear(self.num_classes * features_in, 2 * size)
+
+    def kernel(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, I, O)."""
+        limit = self.max_shape[2]
+        window = (slice(min(height, limit)), slice(min(width, limit)))
+        x = jax.nn.relu(self.hidden(x))
+        tile = jnp.tensordot(x, self.kernel_2[(slice(None), *window)], axes=1)
+        tile = tile + _row(self.bias_2[window], 5)
+        repeats = (1, -(-height // limit), -(-width // limit), 1, 1)
+        return jnp.tile(tile, repeats)[:, :height, :width]
+
+    def depthwise(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, 1, O)."""
+        return self.kernel(x, height, width)[:, :, :, :1]
+
+    def position(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, I)."""
+        return self.kernel(x, height, width)[..., 0]
+
+    def classifier_kernel(self, x: jax.Array) -> jax.Array:
+        """(G, D) -> (G, I, K)."""
+        x = self.classifier(jax.nn.relu(self.hidden(x)))
+        return x.reshape(x.shape[0], self.num_classes, self.max_shape[1]).swapaxes(1, 2)
+
+
+class VectorDecoder(nn.Module):
+    """1-D parameters: MLP D -> 2 D -> (2, max(O, I)), row 0 norm scales, row 1 biases.
+
+    Attributes:
+        hidden_size: D.
+        num_channels: max(O, I).
+        num_classes: K.
+    """
+
+    hidden_size: int
+    num_channels: int
+    num_classes: int
+
+    def setup(self):
+        self.mlp = MLP(2 * self.hidden_size, 2 * self.num_channels, activate_output=False)
+        self.classifier = linear(self.num_classes, self.num_channels)
+
+    def vector(self, x: jax.Array) -> jax.Array:
+        """(G, D) -> (G, 2, max(O, I))."""
+        return self.mlp(x).reshape(x.shape[0], 2, self.num_channels)
+
+    def classifier_bias(self, x: jax.Array) -> jax.Array:
+        """(G, D) -> (G, K): relu and a linear layer on row 1."""
+        return self.classifier(jax.nn.relu(self.vector(x)[:, 1]))
+
+
+KERNEL_DECODERS: dict[str, type[nn.Module]] = {"conv": ConvDecoder, "mlp": MLPDecoder}
+KERNEL_KINDS: Sequence[str] = ("kernel", "depthwise", "position")

@@ -1,0 +1,96 @@
+"""Node embeddings before message passing: what a node is, and the shape of its parameter.
+
+(B, N) primitives and (B, N, 4) shape rows -> (B, N, D): primitive embedding + concatenation of four
+embeddings of D / 4 for out channels, in channels, kernel height and width (spec section 3).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax.graphs.primitives import PRIMITIVES
+
+
+class ShapeVocabulary:
+    """The rows of the shape embeddings, and which row stands for which size.
+
+    A size between two rows takes the nearest, the lower on a tie; 4 to 7 channels take the row of 8,
+    2x2 kernels that of 3x3, sizes beyond the end the last row. Nodes without a shape take one row more.
+
+    Args:
+        num_classes: Has a row of its own among the channels.
+        max_kernel: Largest kernel of a tile, S.
+    """
+
+    def __init__(self, num_classes: int, max_kernel: int) -> None:
+        steps = [*range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)]
+        self.channels = np.unique([1, 3, num_classes, *steps])
+        self.spatial = np.unique([*range(1, max(12, max_kernel), 2), 14, 16])
+        self._channel_rows = _nearest_rows(self.channels)
+        self._channel_rows[4:8] = self._channel_rows[8]
+        self._spatial_rows = _nearest_rows(self.spatial)
+        self._spatial_rows[2] = self._spatial_rows[3]
+
+    def lookup(self, shapes: np.ndarray) -> np.ndarray:
+        """Find the rows of parameter shapes.
+
+        Args:
+            shapes: (..., 4) int, (out, in, height, width); all zeros where there is no parameter.
+
+        Returns:
+            (..., 4) int32 rows: two of the channel and two of the spatial embedding.
+        """
+        shapes = np.asarray(shapes)
+        channels = self._channel_rows[np.minimum(shapes[..., :2], len(self._channel_rows) - 1)]
+        spatial = self._spatial_rows[np.minimum(shapes[..., 2:], len(self._spatial_rows) - 1)]
+        return np.concatenate([channels, spatial], axis=-1)
+
+
+def _nearest_rows(sizes: np.ndarray) -> np.ndarray:
+    """For every size from 0 to the last one, its row; 0 stands for "no shape", the row after the last."""
+    distance = np.abs(np.arange(sizes[-1] + 1)[:, None] - sizes[None, :])
+    rows = np.argmin(distance, axis=1).astype(np.int32)
+    rows[0] = len(sizes)
+    return rows
+
+
+@functools.cache
+def shape_vocabulary(num_classes: int, max_kernel: int) -> ShapeVocabulary:
+    """The vocabulary of a hypernetwork; made once."""
+    return ShapeVocabulary(num_classes, max_kernel)
+
+
+class NodeEmbedding(nn.Module):
+    """Embeds the primitive and the parameter shape of every node.
+
+    Attributes:
+        hidden_size: D, a multiple of 4.
+        num_classes: See `ShapeVocabulary`.
+        max_kernel: See `ShapeVocabulary`.
+    """
+
+    hidden_size: int
+    num_classes: int
+    max_kernel: int
+
+    @nn.compact
+    def __call__(self, primitive: jax.Array, shape_index: jax.Array) -> jax.Array:
+        """(B, N) int32, (B, N, 4) int32 -> (B, N, D)."""
+        vocabulary = shape_vocabulary(self.num_classes, self.max_kernel)
+        init, quarter = nn.initializers.normal(1.0), self.hidden_size // 4
+        primitives = self.param("primitive", init, (len(PRIMITIVES), self.hidden_size))
+        channel = self.param("channel", init, (len(vocabulary.channels) + 1, quarter))
+        spatial = self.param("spatial", init, (len(vocabulary.spatial) + 1, quarter))
+        shape = jnp.concatenate(
+            [
+                channel[shape_index[..., 0]],
+                channel[shape_index[..., 1]],
+                spatial[shape_index[..., 2]],
+                spatial[shape_index[..., 3]],
+            ],
+            axis=-1,
+        )  # (B, N, D)
+        return primitives[primitive] + shape

@@ -1,0 +1,84 @@
+"""The hypernetwork: graphs -> node embeddings -> tiles, composed as its configuration says."""
+
+import flax.linen as nn
+import jax
+
+from ghn_jax.graphs.batching import GraphBatch
+from ghn_jax.hypernetworks.config import GHNConfig
+from ghn_jax.hypernetworks.decoder import KERNEL_DECODERS, KERNEL_KINDS, VectorDecoder
+from ghn_jax.hypernetworks.embedding import NodeEmbedding
+from ghn_jax.hypernetworks.gated_gnn import GatedGNN
+from ghn_jax.hypernetworks.layers import MLP
+from ghn_jax.hypernetworks.normalization import normalize_bias, normalize_scale
+from ghn_jax.hypernetworks.tiling import TileKey
+
+
+class Hypernetwork(nn.Module):
+    """A GHN-1, GHN-2 or MLP hypernetwork.
+
+    Attributes:
+        config: Which modules it is composed of.
+    """
+
+    config: GHNConfig
+
+    def setup(self):
+        config = self.config
+        size, max_shape = config.hidden_size, config.max_shape
+        self.embedding = NodeEmbedding(size, config.num_classes, max_shape[2])
+        if config.message_passing == "gated_gnn":
+            self.gnn = GatedGNN(config.virtual_edges)
+        else:
+            self.mlp = MLP(size, size)
+        if config.layer_norm:
+            self.norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+        self.kernels = KERNEL_DECODERS[config.decoder](size, max_shape, config.num_classes)
+        self.vectors = VectorDecoder(size, max(max_shape[:2]), config.num_classes)
+
+    def embed_nodes(self, batch: GraphBatch) -> jax.Array:
+        """Embed the nodes of B graphs.
+
+        Args:
+            batch: B graphs padded to N nodes.
+
+        Returns:
+            (B, N, D), what the decoders read.
+        """
+        x = self.embedding(batch.primitive, batch.shape_index)
+        if self.config.message_passing == "gated_gnn":
+            x = self.gnn(x, batch.distance)
+        else:
+            x = self.mlp(x)
+        return self.norm(x) if self.config.layer_norm else x
+
+    def decode(self, embeddings: jax.Array, requests: dict[TileKey, jax.Array]) -> dict:
+        """Decode the tiles of chosen nodes.
+
+        Args:
+            embeddings: (M, D), nodes of all graphs.
+            requests: For each kind of tile, (G,) int32 indices into `embeddings`.
+
+        Returns:
+            For each key, the (G, ...) tiles that `TileKey` describes; vectors and classifier biases
+            are normalised where the configuration says so.
+        """
+        return {key: self._decode_kind(embeddings[index], key) for key, index in requests.items()}
+
+    def __call__(self, batch: GraphBatch, requests: dict[TileKey, jax.Array]) -> dict:
+        """Embed and decode; indices of `requests` count the B * N nodes of the batch."""
+        embeddings = self.embed_nodes(batch)
+        return self.decode(embeddings.reshape(-1, embeddings.shape[-1]), requests)
+
+    def _decode_kind(self, x: jax.Array, key: TileKey) -> jax.Array:
+        if key.kind in KERNEL_KINDS:
+            return getattr(self.kernels, key.kind)(x, key.height, key.width)
+        if key.kind == "classifier_kernel":
+            return self.kernels.classifier_kernel(x)
+        normalize = self.config.normalize_parameters
+        if key.kind == "classifier_bias":
+            bias = self.vectors.classifier_bias(x)
+            return normalize_bias(bias) if normalize else bias
+        tile = self.vectors.vector(x)  # (G, 2, max(O, I))
+        if not normalize:
+            return tile
+        return jax.numpy.stack([normalize_scale(tile[:, 0]), normalize_bias(tile[:, 1])], axis=1)

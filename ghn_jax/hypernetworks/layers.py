@@ -1,0 +1,45 @@
+"""Linear layers and MLPs with the initialisation of the published hypernetworks."""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def uniform_by_fan_in(fan_in: int) -> Callable:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for the kernel and the bias of a layer."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def linear(features: int, fan_in: int, name: str | None = None) -> nn.Dense:
+    """A dense layer initialised as PyTorch does by default."""
+    init = uniform_by_fan_in(fan_in)
+    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+
+
+class MLP(nn.Module):
+    """Two linear layers, relu between, and relu after the second where `activate_output`.
+
+    Attributes:
+        hidden_size: Width of the first layer's output.
+        features: Width of the second layer's output.
+        activate_output: Whether a relu follows the second layer.
+    """
+
+    hidden_size: int
+    features: int
+    activate_output: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., features)."""
+        x = jax.nn.relu(linear(self.hidden_size, x.shape[-1], "layer_1")(x))
+        x = linear(self.features, self.hidden_size, "layer_2")(x)
+        return jax.nn.relu(x) if self.activate_output else x

@@ -1,0 +1,37 @@
+"""Normalisation of predicted parameters (GHN-2, section 3; spec section 3).
+
+Kernels are scaled to the variance that keeps activations' size, sqrt(beta / fan_in); norm scales become
+2 sigmoid(p / 2), in [0, 2], and biases tanh(p / 5), in [-1, 1].
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def normalize_scale(p: jax.Array) -> jax.Array:
+    """2 sigmoid(p / 2), elementwise."""
+    return 2 * jax.nn.sigmoid(0.5 * p)
+
+
+def normalize_bias(p: jax.Array) -> jax.Array:
+    """tanh(p / 5), elementwise."""
+    return jnp.tanh(0.2 * p)
+
+
+def kernel_factor(shape: tuple[int, ...], role: str) -> float:
+    """The factor of a tensor with two or more axes.
+
+    Args:
+        shape: Flax layout, output channels last.
+        role: Of the tensor.
+
+    Returns:
+        sqrt(beta / fan_in); beta is 1 for kernels no relu follows (depthwise, 1x7), else 2. 1 for
+        positional encodings.
+    """
+    if role == "position":
+        return 1.0
+    no_relu = len(shape) == 4 and (shape[2] == 1 or shape[0] < shape[1])
+    return math.sqrt((1.0 if no_relu else 2.0) / math.prod(shape[:-1]))

@@ -1,0 +1,132 @@
+"""From tiles to target parameters: crop, repeat along channels, crop, scale (spec section 3).
+
+A decoder emits tiles of bounded size; a target's tensor is cut from its node's tile. The same code runs
+on numpy arrays, where a CPU assembles ~150 tensors per architecture with nothing to dispatch, and on JAX
+arrays. `untile_gradient` is the transpose.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from ghn_jax.targets.tracing import ParameterTensor
+
+Array = Any  # numpy or JAX
+
+
+class TileKey(NamedTuple):
+    """A kind of tile: all tensors with the same key are decoded together.
+
+    Attributes:
+        kind: "kernel" (h, w, I, O), "depthwise" (h, w, 1, O), "position" (h, w, I), "vector"
+            (2, max(O, I)) with rows scale and bias, "classifier_kernel" (I, K), "classifier_bias" (K,).
+        height: Kernel height; 1 for vectors.
+        width: Kernel width.
+    """
+
+    kind: str
+    height: int = 1
+    width: int = 1
+
+
+def request_key(tensor: ParameterTensor) -> TileKey:
+    """The kind of tile a tensor is cut from."""
+    if tensor.role in ("scale", "bias"):
+        return TileKey("vector")
+    if tensor.role == "position":
+        return TileKey("position", *tensor.shape[1:3])
+    if len(tensor.shape) == 4:
+        return TileKey(tensor.role, *tensor.shape[:2])
+    return TileKey(tensor.role)
+
+
+def tile_parameter(
+    tile: Array, shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
+) -> Array:
+    """Cut a parameter tensor from a tile.
+
+    Args:
+        tile: As `TileKey` lists, without the axis of nodes.
+        shape: The tensor's, Flax layout.
+        role: The tensor's.
+        factor: Multiplies the result.
+        xp: `jax.numpy`, or `numpy` for numpy tiles.
+
+    Returns:
+        An array of exactly `shape`.
+    """
+    block = _crop(_select(tile, role), shape)
+    for axis, size in enumerate(shape):
+        have = block.shape[axis]
+        if have < size:
+            repeats = [1] * block.ndim
+            repeats[axis] = -(-size // have)
+            block = xp.tile(block, repeats)
+            block = block[tuple(slice(size) if a == axis else slice(None) for a in range(block.ndim))]
+    return block * block.dtype.type(factor) if factor != 1.0 else block
+
+
+def untile_gradient(
+    gradient: Array, tile_shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
+) -> Array:
+    """The transpose of `tile_parameter`: sum over the repeats of every tile element.
+
+    Args:
+        gradient: Of the tensor.
+        tile_shape: Of the tile.
+        role: The tensor's.
+        factor: As given to `tile_parameter`.
+        xp: `jax.numpy` or `numpy`.
+
+    Returns:
+        The gradient of the part of the tile that was used, as `tile_slices` locates it.
+    """
+    used = tuple(map(min, _selected_shape(tile_shape, role, gradient.shape), gradient.shape))
+    for axis, have in enumerate(used):
+        size = gradient.shape[axis]
+        if have < size:
+            repeats = -(-size // have)
+            padding = [(0, 0)] * gradient.ndim
+            padding[axis] = (0, repeats * have - size)
+            gradient = xp.pad(gradient, padding) if repeats * have > size else gradient
+            before, after = gradient.shape[:axis], gradient.shape[axis + 1 :]
+            gradient = gradient.reshape(*before, repeats, have, *after).sum(axis=axis)
+    return gradient * gradient.dtype.type(factor) if factor != 1.0 else gradient
+
+
+def tile_slices(tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str) -> tuple:
+    """Where in a tile the part lies that a tensor of `shape` uses: an index for the tile."""
+    used = tuple(map(min, _selected_shape(tile_shape, role, shape), shape))
+    if role == "scale":
+        return (0, slice(used[0]))
+    if role == "bias":
+        return (1, slice(used[0]))
+    if role == "position":
+        return tuple(map(slice, used[1:]))
+    if len(tile_shape) == 4 and len(shape) == 2:
+        return (0, 0, *map(slice, used))
+    return tuple(map(slice, used))
+
+
+def _select(tile, role):
+    if role == "scale":
+        return tile[0]
+    if role == "bias":
+        return tile[1]
+    if role == "position":
+        return tile[None]
+    return tile
+
+
+def _selected_shape(tile_shape, role, shape):
+    if role in ("scale", "bias"):
+        return tile_shape[1:]
+    if role == "position":
+        return (1, *tile_shape)
+    return tile_shape[-len(shape) :]
+
+
+def _crop(block, shape):
+    if block.ndim == 4 and len(shape) == 2:
+        block = block[0, 0]  # a dense kernel is a 1x1 kernel
+    return block[tuple(map(slice, shape))]
