@@ -8,6 +8,7 @@ every field can be overridden on the command line.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import pathlib
 import re
 import sys
@@ -98,18 +99,17 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         check_arguments(argv[1:])
         return flags.FLAGS(argv)  # type: ignore[no-any-return]
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-        # ml_collections puts the whole traceback of a config file into its message.
-        _fail(str(error).strip().splitlines()[-1])
+        _fail(_last_line(error))
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Check the config's path and the names of overridden fields.
+    """Check the config's path, that the file gives a config, and the names of overridden fields.
 
     Args:
         arguments: the command line without the program's name.
 
     Raises:
-        ValueError: if no config file is given, it does not exist, or a field is unknown.
+        ValueError: if no config file is given, it does not exist or fails, or a field is unknown.
     """
     paths = [
         argument.partition("=")[2] if "=" in argument else "".join(arguments[index + 1 : index + 2])
@@ -123,6 +123,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         raise ValueError(
             f"--config is {paths[-1]!r}{near}, expected a file such as {_list_configs()}"
         )
+    _load_config_file(paths[-1])
     names = [field.name for field in iterate_fields(ExperimentConfig)]
     for argument in arguments:
         match = re.match(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", argument, flags=re.DOTALL)
@@ -131,6 +132,31 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 f"config.{match[1]} (value {match[2]!r}) is not a field{_suggest_field(match[1])};"
                 " --help lists all fields"
             )
+
+
+def _load_config_file(location: str) -> None:
+    """Raise ValueError naming the file unless its `get_config` returns a ConfigDict."""
+    path, *argument = location.split(":", 1)
+    specification = importlib.util.spec_from_file_location("config_file", path)
+    if specification is None or specification.loader is None:
+        raise ValueError(f"--config is {path!r}, expected a Python file (.py)")
+    module = importlib.util.module_from_spec(specification)
+    # A config file is the user's program: whatever it raises is a mistake in that file.
+    try:
+        specification.loader.exec_module(module)
+        config = module.get_config(*argument)
+    except Exception as error:
+        raise ValueError(f"--config {path}: {type(error).__name__}: {_last_line(error)}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            f"--config {path}: get_config() returned {config!r}, expected a ConfigDict"
+        )
+
+
+def _last_line(error: Exception) -> str:
+    # ml_collections writes several lines; the last one says what is wrong or names a near match.
+    lines = str(error.args[0] if error.args else error).strip().splitlines()
+    return lines[-1] if lines else "no message"
 
 
 def _suggest_field(name: str) -> str:

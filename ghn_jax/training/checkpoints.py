@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ PyTree = Any
 
 _FOLDER = "checkpoints"
 _FORMAT = 1
+_RUN_KEYS = ("format", "step", "key_impl", "counters", "config", "checksums")
 
 
 class CheckpointError(ValueError):
@@ -117,22 +119,22 @@ class CheckpointStore:
             raise ValueError(
                 f"counters is {dict(counters)!r}, expected values that JSON can hold: {error}"
             ) from error
+        arrays = {
+            "ghn_params": _copy_to_host(ghn_params),
+            "opt_state": _flatten(opt_state),
+            "key": {"data": _copy_to_host(jax.random.key_data(key))},
+        }
         run = {
             "format": _FORMAT,
             "step": step,
             "key_impl": str(jax.random.key_impl(key)),
             "counters": dict(counters),
             "config": config.to_dict(),
+            "checksums": {name: _checksums(tree) for name, tree in arrays.items()},
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                ghn_params=ocp.args.StandardSave(_copy_to_host(ghn_params)),
-                opt_state=ocp.args.StandardSave(_flatten(opt_state)),
-                key=ocp.args.StandardSave({"data": _copy_to_host(jax.random.key_data(key))}),
-                run=ocp.args.JsonSave(run),
-            ),
-        )
+        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        items["run"] = ocp.args.JsonSave(run)
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, opt_state_template: PyTree, step: int | None = None) -> Checkpoint:
         """Read a checkpoint back.
@@ -162,7 +164,7 @@ class CheckpointStore:
             opt_state=_unflatten(items["opt_state"], opt_state_template, path),
             key=jax.random.wrap_key_data(items["key"]["data"], impl=run["key_impl"]),
             counters=run["counters"],
-            config=ExperimentConfig.from_dict(run["config"]),
+            config=_build_config(run["config"], path),
         )
 
     def wait(self) -> None:
@@ -209,7 +211,16 @@ def load_checkpoint(path: str | pathlib.Path) -> tuple[ExperimentConfig, PyTree]
             )
         path = folder / str(steps[-1])
     items = _read(path, arrays=("ghn_params",))
-    return ExperimentConfig.from_dict(items["run"]["config"]), items["ghn_params"]
+    return _build_config(items["run"]["config"], path), items["ghn_params"]
+
+
+def _build_config(values: Mapping[str, Any], path: pathlib.Path) -> ExperimentConfig:
+    try:
+        return ExperimentConfig.from_dict(values)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the config in the checkpoint {path} is not valid: {error}"
+        ) from error
 
 
 def _finished_steps(folder: pathlib.Path) -> list[int]:
@@ -242,11 +253,11 @@ def _read(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
                 path, args=ocp.args.Composite(**{name: arg() for name, arg in restore.items()})
             )
         read = {name: items[name] for name in restore}
-        missing = [
-            key for key in ("step", "key_impl", "counters", "config") if key not in read["run"]
-        ]
+        missing = [key for key in _RUN_KEYS if key not in read["run"]]
         if missing:
-            raise KeyError(f"{path / 'run'} lacks {', '.join(missing)}")
+            raise ValueError(f"{path / 'run'} lacks {', '.join(missing)}")
+        for name in arrays:
+            _check_sums(name, read[name], read["run"]["checksums"][name])
     # Orbax and TensorStore raise many types for damaged files; all mean the same to the caller.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -264,8 +275,23 @@ def _copy_to_host(tree: PyTree) -> PyTree:
 
 def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
     """Return the leaves by their paths: optax's nested tuples do not survive as files."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_path_name(path): np.array(leaf, copy=True) for path, leaf in leaves}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(_copy_to_host(tree))
+    return {_path_name(path): leaf for path, leaf in leaves}
+
+
+def _checksums(tree: PyTree) -> dict[str, int]:
+    # TensorStore notices a file cut short, but not a bit changed in the middle of an array.
+    return {
+        name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+        for name, leaf in _flatten(tree).items()
+    }
+
+
+def _check_sums(item: str, tree: PyTree, expected: Mapping[str, int]) -> None:
+    actual = _checksums(tree)
+    for name in sorted(actual | dict(expected)):
+        if actual.get(name) != expected.get(name):
+            raise ValueError(f"{item}/{name} does not have the checksum it was saved with")
 
 
 def _path_name(path: tuple[Any, ...]) -> str:

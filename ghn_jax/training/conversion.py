@@ -60,7 +60,7 @@ def build_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "confi
     except ValueError as error:
         # The class names its own fields only; put the path in front.
         message = str(error)
-        separator = "." if message.split(" ")[0].split("[")[0] in fields else ": "
+        separator = "." if re.split(r"[ .\[]", message)[0] in fields else ": "
         raise ValueError(f"{path}{separator}{message}") from error
 
 

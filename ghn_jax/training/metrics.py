@@ -50,7 +50,15 @@ class MetricWriter:
             scalars: name -> value; names with a slash are grouped in TensorBoard. A value that is
                 not finite is null in `metrics.jsonl`, as JSON has no word for it, and left out of
                 TensorBoard.
+
+        Raises:
+            ValueError: if a name is one of the two that every line has.
         """
+        for name in ("step", "wall_time"):
+            if name in scalars:
+                raise ValueError(
+                    f"scalars has the name {name!r}, expected another: every line has it"
+                )
         now = time.time()
         record: dict[str, float | int | None] = {"step": step, "wall_time": now}
         for name, value in scalars.items():

@@ -25,27 +25,24 @@ def create_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     Returns:
         A function from the number of updates made so far, a scalar int, to the rate of the next.
     """
+    warmup_steps, first_decay_step = config.warmup_steps, 0
     if config.schedule == "step":
         factors = dict.fromkeys(config.milestones, config.decay_factor)
         decayed = optax.piecewise_constant_schedule(config.learning_rate, factors)
     elif config.schedule == "cosine":
-        cosine = optax.cosine_decay_schedule(
-            config.learning_rate, max(num_steps - config.warmup_steps, 1)
-        )
-
-        def decayed(step: jax.typing.ArrayLike) -> jax.Array:
-            return cosine(jnp.maximum(jnp.asarray(step) - config.warmup_steps, 0))
+        first_decay_step = warmup_steps
+        decayed = optax.cosine_decay_schedule(config.learning_rate, num_steps - warmup_steps)
     else:
         decayed = optax.constant_schedule(config.learning_rate)
-    if config.warmup_steps == 0:
-        return decayed
 
-    def warmed(step: jax.typing.ArrayLike) -> jax.Array:
+    def rate(num_updates: jax.typing.ArrayLike) -> jax.Array:
+        # A float, exact up to 16 million: optax's schedules mix it with floats.
+        step = jnp.asarray(num_updates, jnp.float32)
         # The first update already moves: its rate is 1 / warmup_steps of the full one.
-        share = jnp.minimum((jnp.asarray(step) + 1) / config.warmup_steps, 1.0)
-        return decayed(step) * share
+        share = jnp.minimum((step + 1) / max(warmup_steps, 1), 1.0)
+        return share * decayed(jnp.maximum(step - first_decay_step, 0.0))
 
-    return warmed
+    return rate
 
 
 def create_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
@@ -75,4 +72,17 @@ def create_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientT
     if config.weight_decay and decoupled:
         stages.append(decay)
     stages.append(optax.scale_by_learning_rate(create_schedule(config, num_steps)))
-    return optax.chain(*stages)
+    return _allow_promotion(optax.chain(*stages))
+
+
+def _allow_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return the transformation, made to work where JAX's dtype promotion is strict."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        # Optax raises floats to the power of an int32 count, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)

@@ -1,0 +1,178 @@
+"""The command line: overrides, and errors of one line instead of tracebacks."""
+
+import importlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from ghn_jax.training.config import ExperimentConfig
+from launch.config_flags import build_config, check_arguments, default_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = sorted(
+    path.stem for path in (ROOT / "launch" / "configs").glob("*.py") if path.stem != "__init__"
+)
+SMOKE = "launch/configs/smoke.py"
+
+PROGRAM = '''
+"""A program."""
+from launch.config_flags import run
+
+def main(config, workdir):
+    print(workdir, config.training.num_steps, config.space.widths, config.training.max_nodes,
+          config.optimizer.learning_rate, config.training.target_dropout, config.data.data_dir,
+          config.evaluation.splits, config.space.max_steps)
+
+run(main)
+'''
+
+
+def run_program(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )
+
+
+def test_default_config_holds_every_default():
+    assert build_config(default_config()) == ExperimentConfig()
+    assert build_config(ml_collections.ConfigDict()) == ExperimentConfig()
+
+
+def test_config_files_cannot_set_what_does_not_exist():
+    config = default_config()
+    with pytest.raises(AttributeError, match="num_steps"):
+        config.training.num_stpes = 3
+    with pytest.raises(TypeError):
+        config.space.widths = 16
+    config.space.widths = (16,)
+    assert build_config(config).space.widths == (16,)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_are_valid_and_documented(name):
+    module = importlib.import_module(f"launch.configs.{name}")
+    config = build_config(module.get_config())
+    assert config.ghn.num_classes == config.space.num_classes
+    for heading in ("Source: ", "Command: ", "Hardware: ", "Result: "):
+        assert f"\n{heading}" in module.__doc__
+    assert f"--config launch/configs/{name}.py" in module.__doc__
+
+
+def test_published_hyperparameters():
+    configs = {
+        name: build_config(importlib.import_module(f"launch.configs.{name}").get_config())
+        for name in ("cifar10_ghn1", "cifar10_ghn2", "cifar10_mlp", "imagenet_ghn2")
+    }
+    for config in configs.values():
+        assert config.optimizer.milestones[0] * 3 == config.training.num_steps * 2
+        assert config.optimizer.milestones[1] * 6 == config.training.num_steps * 5
+    ghn1, ghn2 = configs["cifar10_ghn1"], configs["cifar10_ghn2"]
+    assert (ghn1.ghn.virtual_edges, ghn1.training.meta_batch_size) == (1, 1)
+    assert not ghn1.ghn.layer_norm and not ghn1.ghn.normalize_parameters
+    assert (ghn2.ghn.virtual_edges, ghn2.training.meta_batch_size) == (50, 8)
+    # 45 000 training images in batches of 64, the last incomplete one left out.
+    assert ghn2.training.num_steps == 300 * 703
+    assert configs["cifar10_mlp"].ghn.message_passing == "mlp"
+    imagenet = configs["imagenet_ghn2"]
+    assert imagenet.ghn.max_shape == (64, 64, 16, 16)
+    assert (imagenet.data.batch_size, imagenet.training.label_smoothing) == (256, 0.1)
+
+
+def test_overrides_reach_the_program(tmp_path):
+    result = run_program(
+        f"--config={SMOKE}",
+        "--config.training.num_steps=12",
+        "--config.space.widths=(16, 32)",
+        "--config.training.max_nodes=300",
+        "--config.optimizer.learning_rate=1e-4",
+        "--noconfig.training.target_dropout",
+        "--config.data.data_dir=/data",
+        "--config.evaluation.splits=(('test', 5),)",
+        f"--workdir={tmp_path}",
+    )
+    assert result.stderr == ""
+    assert result.stdout == f"{tmp_path} 12 (16, 32) 300 0.0001 False /data (('test', 5),) 1\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [f"--config={SMOKE}", "--workdir=x", "--config.training.num_stpes=5"],
+            "config.training.num_stpes (value '5') is not a field (did you mean"
+            " 'config.training.num_steps'?); --help lists all fields",
+        ),
+        (
+            [f"--config={SMOKE}", "--workdir=x", "--config.training.num_steps=many"],
+            "flag --config.training.num_steps=many: invalid literal for int() with base 10: 'many'",
+        ),
+        (
+            [f"--config={SMOKE}", "--workdir=x", "--config.optimizer.name=adamm"],
+            "config.optimizer.name is 'adamm' (did you mean 'adam'?), expected 'adam', 'adamw',"
+            " 'sgd'",
+        ),
+        ([f"--config={SMOKE}", "--workdri=x"], "Unknown command line flag 'workdri'."),
+        ([f"--config={SMOKE}"], "--workdir is missing, expected the folder for checkpoints"),
+        ([f"--config={SMOKE}", "--workdir=x", "12"], "unexpected argument '12', expected only"),
+    ],
+)
+def test_mistakes_give_one_line(arguments, message):
+    result = run_program(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.training.num_stpes = 5", 'Did you mean "num_steps" instead of "num_stpes"?'),
+        ("config.training.num_steps = 'many'", "many"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("config = None", "get_config() returned None, expected a ConfigDict"),
+    ],
+)
+def test_mistakes_in_a_config_file_name_it(tmp_path, line, message):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from launch.config_flags import default_config\n"
+        f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
+    )
+    result = run_program(f"--config={path}", "--workdir=x", "--config.training.seed=3")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.startswith(f"error: --config {path}: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_help_lists_all_fields():
+    result = run_program("--help")
+    assert result.returncode == 0
+    names = re.findall(r"^  --config\.(\S+) \(default", result.stdout, flags=re.MULTILINE)
+    defaults = default_config()
+    assert set(names) == {f"{section}.{name}" for section in defaults for name in defaults[section]}
+
+
+def test_paths_and_fields_are_checked_with_near_matches():
+    with pytest.raises(ValueError, match=r"^--config is missing, expected a Python file such as l"):
+        check_arguments(["--workdir=x"])
+    with pytest.raises(
+        ValueError,
+        match=r"^--config is 'launch/configs/smok\.py' \(did you mean 'launch/configs/smoke\.py'",
+    ):
+        check_arguments(["--config", "launch/configs/smok.py"])
+    with pytest.raises(ValueError, match=r"\(did you mean 'config\.training\.meta_batch_size'\?\)"):
+        check_arguments([f"--config={ROOT / SMOKE}", "--config.data.meta_batch_size=3"])
+    with pytest.raises(ValueError, match=r"^config\.training \(value '3'\) is not a field"):
+        check_arguments([f"--config={ROOT / SMOKE}", "--config.training=3"])
+    check_arguments([f"--config={ROOT / SMOKE}", "--noconfig.training.target_dropout"])

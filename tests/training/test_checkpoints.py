@@ -1,0 +1,307 @@
+"""Checkpoints: bit-exact round trips, interrupted saves, damaged files."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore, load_checkpoint
+from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.optimizers import create_optimizer
+
+CONFIG = ExperimentConfig.from_dict(
+    {"data": {"name": "digits"}, "space": {"widths": (16,)}, "training": {"num_steps": 40}}
+)
+OPTIMIZER = create_optimizer(CONFIG.optimizer, num_steps=40)
+
+# Orbax leaves reads of a damaged checkpoint in flight when one of them fails; their threads then
+# complain that nobody waits for them.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def make_ghn_params(seed=0):
+    """Return values that only an exact copy keeps: NaN, -0, denormals, low precision."""
+    generator = np.random.default_rng(seed)
+    return {
+        "params": {
+            "decoder": {"kernel/1x1": jnp.asarray(generator.normal(size=(3, 4)), jnp.float32)},
+            "embedding.shape": jnp.asarray(generator.normal(size=(5,)), jnp.bfloat16),
+            "odd": jnp.array([jnp.nan, -0.0, 1e-42, jnp.inf], jnp.float32),
+            "scalar": jnp.float32(seed),
+        }
+    }
+
+
+def save(store, step, seed=0, **changes):
+    ghn_params = make_ghn_params(seed)
+    values = {
+        "ghn_params": ghn_params,
+        "opt_state": OPTIMIZER.init(ghn_params),
+        "key": jax.random.key(7),
+        "counters": {"position": step, "skip": {"recent": [[4, []]]}},
+        "config": CONFIG,
+    }
+    store.save(step, **(values | changes))
+
+
+def assert_same_bits(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+def template():
+    return OPTIMIZER.init(make_ghn_params())
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A run with checkpoints of the steps 10 and 20."""
+    with CheckpointStore(tmp_path / "run") as store:
+        save(store, 10, seed=1)
+        save(store, 20, seed=2)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_round_trip_is_bit_exact(tmp_path, impl):
+    ghn_params = make_ghn_params()
+    opt_state = OPTIMIZER.init(ghn_params)
+    gradient = jax.tree.map(jnp.ones_like, ghn_params)
+    for _ in range(3):
+        _, opt_state = OPTIMIZER.update(gradient, opt_state, ghn_params)
+    key = jax.random.split(jax.random.key(3, impl=impl))[1]
+    counters = {"position": 2**40, "share": 0.1, "recent": [[4, [[1, 2, 3]]]]}
+    with CheckpointStore(tmp_path) as store:
+        store.save(
+            7, ghn_params=ghn_params, opt_state=opt_state, key=key, counters=counters, config=CONFIG
+        )
+    with CheckpointStore(tmp_path) as store:
+        restored = store.restore(template())
+    assert restored.step == 7
+    assert_same_bits(restored.ghn_params, ghn_params)
+    assert_same_bits(restored.opt_state, opt_state)
+    assert jax.random.key_impl(restored.key) == jax.random.key_impl(key)
+    assert_same_bits(jax.random.normal(restored.key, (3,)), jax.random.normal(key, (3,)))
+    assert restored.counters == counters
+    assert restored.config == CONFIG
+
+
+def test_saved_values_are_those_at_the_call(tmp_path):
+    ghn_params = {"w": np.zeros(1000, np.float32)}
+    opt_state = OPTIMIZER.init(ghn_params)
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1, ghn_params=ghn_params, opt_state=opt_state)
+        ghn_params["w"] += 1.0
+        restored = store.restore(opt_state)
+    assert not restored.ghn_params["w"].any()
+
+
+def test_saves_arrays_on_several_devices(tmp_path):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    ghn_params = jax.device_put(make_ghn_params(), replicated)
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1, ghn_params=ghn_params)
+    assert_same_bits(load_checkpoint(tmp_path)[1], ghn_params)
+
+
+def test_keeps_the_latest(tmp_path):
+    with CheckpointStore(tmp_path, keep=2) as store:
+        assert store.latest_step() is None
+        for step in (1, 5, 9, 12):
+            save(store, step)
+        store.wait()
+        assert store.steps() == (9, 12)
+        assert store.latest_step() == 12
+        assert store.restore(template(), step=9).counters["position"] == 9
+
+
+def test_load_needs_only_a_path(workdir, tmp_path):
+    for path in (workdir, workdir / "checkpoints", workdir / "checkpoints" / "20"):
+        config, ghn_params = load_checkpoint(path)
+        assert config == CONFIG
+        assert_same_bits(ghn_params, make_ghn_params(2))
+    shutil.copytree(workdir / "checkpoints" / "10", tmp_path / "released")
+    assert_same_bits(load_checkpoint(str(tmp_path / "released"))[1], make_ghn_params(1))
+
+
+def test_half_written_checkpoint_is_not_picked_up(workdir):
+    folder = workdir / "checkpoints"
+    leftover = folder / "30.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "20", leftover)
+    (leftover / "run" / "metadata").unlink()
+    assert_same_bits(load_checkpoint(workdir)[1], make_ghn_params(2))
+    assert leftover.exists()  # Reading changes nothing: another process may be training.
+    with CheckpointStore(workdir) as store:
+        assert store.latest_step() == 20
+        assert store.restore(template()).step == 20
+        save(store, 30, seed=3)
+        store.wait()
+        assert store.steps() == (10, 20, 30)
+    assert not leftover.exists()
+
+
+def damage_arrays(path):
+    for file in path.rglob("d/*"):
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def damage_manifest(path):
+    os.truncate(path / "ghn_params" / "manifest.ocdbt", 10)
+
+
+def damage_run(path):
+    os.truncate(path / "run" / "metadata", 30)
+
+
+def flip_bit(path):
+    file = max((path / "ghn_params").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def remove_ghn_params(path):
+    shutil.rmtree(path / "ghn_params")
+
+
+def remove_config(path):
+    file = path / "run" / "metadata"
+    run = json.loads(file.read_text())
+    del run["config"]
+    file.write_text(json.dumps(run))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_arrays, damage_manifest, damage_run, flip_bit, remove_ghn_params, remove_config],
+)
+def test_damaged_checkpoint_is_named_along_with_the_others(workdir, damage):
+    path = workdir / "checkpoints" / "20"
+    damage(path)
+    with CheckpointStore(workdir) as store:
+        with pytest.raises(CheckpointError) as caught:
+            store.restore(template())
+        assert store.restore(template(), step=10).step == 10
+    message = str(caught.value)
+    assert message.startswith(f"the checkpoint {path} cannot be read (")
+    assert f"; {path.parent} holds the steps 10; delete the damaged one" in message
+    if damage != remove_ghn_params:
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            load_checkpoint(workdir)
+
+
+def test_changed_array_is_named(tmp_path):
+    ghn_params = {"w": np.random.default_rng(0).normal(size=(100, 100)), "b": np.zeros(3)}
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1, ghn_params=ghn_params)
+    flip_bit(tmp_path / "checkpoints" / "1")
+    with pytest.raises(CheckpointError, match="ghn_params/w does not have the checksum it was"):
+        load_checkpoint(tmp_path)
+
+
+def test_config_of_another_version_is_named(workdir):
+    file = workdir / "checkpoints" / "20" / "run" / "metadata"
+    run = json.loads(file.read_text())
+    run["config"]["training"]["num_epochs"] = 3
+    file.write_text(json.dumps(run))
+    with pytest.raises(
+        CheckpointError,
+        match=r"^the config in the checkpoint .*/20 is not valid: config\.training\.num_epochs \(v",
+    ):
+        load_checkpoint(workdir)
+
+
+def test_no_truncated_file_changes_values(workdir):
+    path = workdir / "checkpoints" / "20"
+    for file in [file for file in path.rglob("*") if file.is_file()]:
+        content = file.read_bytes()
+        os.truncate(file, max(len(content) // 2, 1))
+        try:
+            assert_same_bits(load_checkpoint(path)[1], make_ghn_params(2))
+        except CheckpointError:
+            pass
+        file.write_bytes(content)
+    assert_same_bits(load_checkpoint(path)[1], make_ghn_params(2))
+
+
+def test_errors_of_missing_checkpoints(workdir, tmp_path):
+    with CheckpointStore(workdir) as store:
+        with pytest.raises(
+            CheckpointError, match=r"holds no checkpoint of step 15; .* holds the steps 10, 20$"
+        ):
+            store.restore(template(), step=15)
+        with pytest.raises(ValueError, match="^step is 20, expected more than 20, the latest"):
+            save(store, 20)
+        with pytest.raises(ValueError, match="^counters is .* expected values that JSON can hold"):
+            save(store, 30, counters={"position": np.int32(3)})
+    with CheckpointStore(tmp_path / "empty") as store:
+        with pytest.raises(CheckpointError, match="empty/checkpoints holds no finished checkpoint"):
+            store.restore(template())
+    with pytest.raises(CheckpointError, match="no finished checkpoint in"):
+        load_checkpoint(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="^path is '.*nowhere', expected the folder of a run"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_optimizer_state_of_another_run(workdir):
+    with CheckpointStore(workdir) as store:
+        with pytest.raises(CheckpointError, match=r"2/count is only in the checkpoint"):
+            store.restore(optax.sgd(0.1).init(make_ghn_params()))
+        ghn_params = make_ghn_params()
+        ghn_params["params"]["odd"] = jnp.zeros(5)
+        with pytest.raises(
+            CheckpointError, match=r"params/odd has shape \(4,\) and dtype float32, expected \(5,\)"
+        ):
+            store.restore(OPTIMIZER.init(ghn_params))
+
+
+KILLED = """
+import sys
+import jax, numpy as np
+from ghn_jax.training.checkpoints import CheckpointStore
+from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.optimizers import create_optimizer
+
+store = CheckpointStore(sys.argv[1], keep=2)
+for step in range(1, 10_000):
+    value = np.full(300_000, step, np.float32)
+    store.save(step, ghn_params={"w": value}, opt_state={"w": value}, key=jax.random.key(step),
+               counters={"step": step}, config=ExperimentConfig())
+    print(step, flush=True)
+"""
+
+
+def test_killed_while_saving(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+    for line in process.stdout:
+        if int(line) == 6:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    process.wait()
+    step = max(int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]") if path.is_dir())
+    assert step >= 4
+    _, ghn_params = load_checkpoint(tmp_path)
+    assert (ghn_params["w"] == step).all()
+    with CheckpointStore(tmp_path) as store:
+        restored = store.restore({"w": np.zeros(300_000, np.float32)})
+    assert restored.step == restored.counters["step"] == step
+    assert (restored.opt_state["w"] == step).all()
