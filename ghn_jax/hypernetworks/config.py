@@ -1,11 +1,12 @@
 """The choices that make a hypernetwork a GHN-1, a GHN-2 or an MLP (spec section 3)."""
 
 import dataclasses
-import difflib
 from typing import Any
 
-_MESSAGE_PASSING = ("gated_gnn", "mlp")
-_DECODERS = ("conv", "mlp")
+from ghn_jax.architectures.validation import as_tuple, check_choice, check_positive_int
+
+MESSAGE_PASSING = ("gated_gnn", "mlp")
+DECODERS = ("conv", "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,36 +34,35 @@ class GHNConfig:
     decoder: str = "conv"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_shape", tuple(self.max_shape))
-        _check(
-            isinstance(self.num_classes, int) and self.num_classes >= 1,
-            f"num_classes is {self.num_classes!r}, expected a positive integer",
-        )
-        _check(
-            isinstance(self.hidden_size, int) and self.hidden_size >= 4 and self.hidden_size % 4 == 0,
-            f"hidden_size is {self.hidden_size!r}, expected a positive multiple of 4",
-        )
-        _check(
-            len(self.max_shape) == 4
-            and all(isinstance(size, int) and size >= 1 for size in self.max_shape)
-            and self.max_shape[2] == self.max_shape[3],
-            f"max_shape is {self.max_shape!r}, expected four positive integers (out, in, height, "
-            "width) with height equal to width",
-        )
-        _check(
-            isinstance(self.virtual_edges, int) and 1 <= self.virtual_edges <= 250,
-            f"virtual_edges is {self.virtual_edges!r}, expected 1 (none) to 250",
-        )
-        for name in ("layer_norm", "normalize_parameters"):
-            value = getattr(self, name)
-            _check(isinstance(value, bool), f"{name} is {value!r}, expected True or False")
-        _check_choice("message_passing", self.message_passing, _MESSAGE_PASSING)
-        _check_choice("decoder", self.decoder, _DECODERS)
-        _check(
-            self.decoder == "conv" or self.max_shape[0] == self.max_shape[1],
-            f"max_shape is {self.max_shape!r} with decoder 'mlp', expected as many output as input "
-            "channels",
-        )
+        check_positive_int("num_classes", self.num_classes)
+        if type(self.hidden_size) is not int or self.hidden_size < 4 or self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size!r}, expected a positive multiple of 4"
+            )
+        object.__setattr__(self, "max_shape", as_tuple("max_shape", self.max_shape))
+        self._check_max_shape()
+        if type(self.virtual_edges) is not int or not 1 <= self.virtual_edges <= 250:
+            raise ValueError(
+                f"virtual_edges is {self.virtual_edges!r}, expected an int from 1 (none) to 250"
+            )
+        check_choice("layer_norm", self.layer_norm, (False, True))
+        check_choice("normalize_parameters", self.normalize_parameters, (False, True))
+        check_choice("message_passing", self.message_passing, MESSAGE_PASSING)
+        check_choice("decoder", self.decoder, DECODERS)
+        if self.decoder == "mlp" and self.max_shape[0] != self.max_shape[1]:
+            raise ValueError(
+                f"max_shape is {self.max_shape!r} with decoder 'mlp', expected as many output as"
+                " input channels"
+            )
+
+    def _check_max_shape(self) -> None:
+        sizes = self.max_shape
+        are_positive = all(type(size) is int and size >= 1 for size in sizes)
+        if len(sizes) != 4 or not are_positive or sizes[2] != sizes[3]:
+            raise ValueError(
+                f"max_shape is {sizes!r}, expected four positive ints (out, in, height, width)"
+                " with height equal to width"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -83,15 +83,3 @@ def ghn2(**overrides: Any) -> GHNConfig:
 def mlp(**overrides: Any) -> GHNConfig:
     """The MLP baseline (Knyazev et al., NeurIPS 2021): as GHN-2, but blind to edges."""
     return GHNConfig(**{"message_passing": "mlp", **overrides})
-
-
-def _check(is_valid: bool, message: str) -> None:
-    if not is_valid:
-        raise ValueError(message)
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} is {value!r}, expected one of {choices}{hint}")

@@ -17,8 +17,9 @@ from ghn_jax.graphs.primitives import PRIMITIVES
 class ShapeVocabulary:
     """The rows of the shape embeddings, and which row stands for which size.
 
-    A size between two rows takes the nearest, the lower on a tie; 4 to 7 channels take the row of 8,
-    2x2 kernels that of 3x3, sizes beyond the end the last row. Nodes without a shape take one row more.
+    A size between two rows takes the nearest, the lower on a tie; 4 to 7 channels take the row of
+    8, 2x2 kernels that of 3x3, sizes beyond the end the last row. Nodes without a shape take one
+    row more.
 
     Args:
         num_classes: Has a row of its own among the channels.
@@ -42,15 +43,26 @@ class ShapeVocabulary:
 
         Returns:
             (..., 4) int32 rows: two of the channel and two of the spatial embedding.
+
+        Raises:
+            ValueError: If a shape has negative numbers, or zeros beside positive ones.
         """
         shapes = np.asarray(shapes)
+        if shapes.shape[-1:] != (4,):
+            raise ValueError(f"shapes has shape {shapes.shape}, expected (..., 4)")
+        is_wrong = (shapes < 0).any(-1) | ((shapes == 0).any(-1) & (shapes != 0).any(-1))
+        if is_wrong.any():
+            raise ValueError(
+                f"shapes holds {tuple(shapes[is_wrong][0].tolist())}, expected (out, in, height,"
+                " width) all positive, or all zero"
+            )
         channels = self._channel_rows[np.minimum(shapes[..., :2], len(self._channel_rows) - 1)]
         spatial = self._spatial_rows[np.minimum(shapes[..., 2:], len(self._spatial_rows) - 1)]
         return np.concatenate([channels, spatial], axis=-1)
 
 
 def _nearest_rows(sizes: np.ndarray) -> np.ndarray:
-    """For every size from 0 to the last one, its row; 0 stands for "no shape", the row after the last."""
+    # The row of every size up to the last; 0 stands for "no shape", the row after the last.
     distance = np.abs(np.arange(sizes[-1] + 1)[:, None] - sizes[None, :])
     rows = np.argmin(distance, axis=1).astype(np.int32)
     rows[0] = len(sizes)

@@ -6,8 +6,8 @@ For node v in topological order, with incoming edges (outgoing ones on the way b
 using the h_u already updated in this pass (GHN-1 eq. 3, GHN-2 eq. 4).
 
 A message depends only on its sender, so each MLP runs once per node instead of once per edge. The
-gradient is a sweep of the same kind in reverse order; letting JAX derive it from the scan would carry a
-whole (N, D) cotangent through every step.
+gradient is a sweep of the same kind in reverse order; letting JAX derive it from the scan would
+carry a whole (N, D) cotangent through every step.
 """
 
 import functools
@@ -115,7 +115,7 @@ def _gather(weights, messages):
 
 @jax.custom_vjp
 def _sweep(params, gru, x, weights):
-    """Visit nodes in order; each gathers what nodes visited before it send: (B, N, D) -> (B, N, D)."""
+    """Visit nodes in order; each gathers what earlier ones send: (B, N, D) -> (B, N, D)."""
     return _sweep_fwd(params, gru, x, weights)[0]
 
 

@@ -1,7 +1,12 @@
 """The hypernetwork: graphs -> node embeddings -> tiles, composed as its configuration says."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ghn_jax.graphs.batching import GraphBatch
 from ghn_jax.hypernetworks.config import GHNConfig
@@ -10,7 +15,7 @@ from ghn_jax.hypernetworks.embedding import NodeEmbedding
 from ghn_jax.hypernetworks.gated_gnn import GatedGNN
 from ghn_jax.hypernetworks.layers import MLP
 from ghn_jax.hypernetworks.normalization import normalize_bias, normalize_scale
-from ghn_jax.hypernetworks.tiling import TileKey
+from ghn_jax.hypernetworks.tiling import KINDS, TileKey
 
 
 class Hypernetwork(nn.Module):
@@ -51,7 +56,7 @@ class Hypernetwork(nn.Module):
             x = self.mlp(x)
         return self.norm(x) if self.config.layer_norm else x
 
-    def decode(self, embeddings: jax.Array, requests: dict[TileKey, jax.Array]) -> dict:
+    def decode(self, embeddings: jax.Array, requests: Mapping[TileKey, jax.Array]) -> dict:
         """Decode the tiles of chosen nodes.
 
         Args:
@@ -61,10 +66,13 @@ class Hypernetwork(nn.Module):
         Returns:
             For each key, the (G, ...) tiles that `TileKey` describes; vectors and classifier biases
             are normalised where the configuration says so.
+
+        Raises:
+            ValueError: If a key is of an unknown kind.
         """
         return {key: self._decode_kind(embeddings[index], key) for key, index in requests.items()}
 
-    def __call__(self, batch: GraphBatch, requests: dict[TileKey, jax.Array]) -> dict:
+    def __call__(self, batch: GraphBatch, requests: Mapping[TileKey, jax.Array]) -> dict:
         """Embed and decode; indices of `requests` count the B * N nodes of the batch."""
         embeddings = self.embed_nodes(batch)
         return self.decode(embeddings.reshape(-1, embeddings.shape[-1]), requests)
@@ -74,6 +82,8 @@ class Hypernetwork(nn.Module):
             return getattr(self.kernels, key.kind)(x, key.height, key.width)
         if key.kind == "classifier_kernel":
             return self.kernels.classifier_kernel(x)
+        if key.kind not in KINDS:
+            raise ValueError(f"kind of {key} is {key.kind!r}, expected one of {', '.join(KINDS)}")
         normalize = self.config.normalize_parameters
         if key.kind == "classifier_bias":
             bias = self.vectors.classifier_bias(x)
@@ -81,4 +91,24 @@ class Hypernetwork(nn.Module):
         tile = self.vectors.vector(x)  # (G, 2, max(O, I))
         if not normalize:
             return tile
-        return jax.numpy.stack([normalize_scale(tile[:, 0]), normalize_bias(tile[:, 1])], axis=1)
+        return jnp.stack([normalize_scale(tile[:, 0]), normalize_bias(tile[:, 1])], axis=1)
+
+
+def initialize(config: GHNConfig, key: jax.Array) -> dict[str, Any]:
+    """Draw a hypernetwork's parameters.
+
+    Args:
+        config: Its configuration.
+        key: A random key.
+
+    Returns:
+        {"params": ...}, float32.
+    """
+    batch = GraphBatch(
+        primitive=np.zeros((1, 1), np.int32),
+        shape_index=np.zeros((1, 1, 4), np.int32),
+        distance=np.zeros((1, 1, 1), np.uint8),
+        node_mask=np.ones((1, 1), bool),
+    )
+    requests = {TileKey(kind): np.zeros(1, np.int32) for kind in KINDS}
+    return jax.jit(Hypernetwork(config).init)(key, batch, requests)

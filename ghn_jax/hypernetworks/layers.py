@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def uniform_by_fan_in(fan_in: int) -> Callable:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for the kernel and the bias of a layer."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for kernels and biases."""
     bound = 1.0 / math.sqrt(fan_in)
 
     def init(key, shape, dtype=jnp.float32):

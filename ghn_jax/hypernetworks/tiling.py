@@ -1,8 +1,8 @@
 """From tiles to target parameters: crop, repeat along channels, crop, scale (spec section 3).
 
-A decoder emits tiles of bounded size; a target's tensor is cut from its node's tile. The same code runs
-on numpy arrays, where a CPU assembles ~150 tensors per architecture with nothing to dispatch, and on JAX
-arrays. `untile_gradient` is the transpose.
+A decoder emits tiles of bounded size; a target's tensor is cut from its node's tile. The same code
+runs on numpy arrays, where a CPU assembles ~150 tensors per architecture with nothing to dispatch,
+and on JAX arrays. `untile_gradient` is the transpose.
 """
 
 from typing import Any, NamedTuple
@@ -14,12 +14,16 @@ from ghn_jax.targets.tracing import ParameterTensor
 Array = Any  # numpy or JAX
 
 
+KINDS = ("kernel", "depthwise", "position", "vector", "classifier_kernel", "classifier_bias")
+
+
 class TileKey(NamedTuple):
     """A kind of tile: all tensors with the same key are decoded together.
 
     Attributes:
         kind: "kernel" (h, w, I, O), "depthwise" (h, w, 1, O), "position" (h, w, I), "vector"
-            (2, max(O, I)) with rows scale and bias, "classifier_kernel" (I, K), "classifier_bias" (K,).
+            (2, max(O, I)) with rows scale and bias, "classifier_kernel" (I, K), "classifier_bias"
+            (K,).
         height: Kernel height; 1 for vectors.
         width: Kernel width.
     """
@@ -62,7 +66,9 @@ def tile_parameter(
             repeats = [1] * block.ndim
             repeats[axis] = -(-size // have)
             block = xp.tile(block, repeats)
-            block = block[tuple(slice(size) if a == axis else slice(None) for a in range(block.ndim))]
+            block = block[
+                tuple(slice(size) if a == axis else slice(None) for a in range(block.ndim))
+            ]
     return block * block.dtype.type(factor) if factor != 1.0 else block
 
 
