@@ -124,7 +124,7 @@ def sample_architecture(space: SpaceConfig, seed: int, index: int) -> Architectu
         )
         if max(counts) <= limit and _is_usable(space, candidate):
             num_parameters = counts[space.image_size > SMALL_IMAGE_LIMIT]
-            channels, fc_size = _draw_sizes(space, candidate, num_parameters, generator)
+            channels, fc_size = draw_sizes(space, candidate, num_parameters, generator)
             return dataclasses.replace(candidate, channels=channels, fc_size=fc_size)
     raise ValueError(
         f"space {space!r} accepted none of {MAX_ATTEMPTS} candidates, expected at least one:"
@@ -252,10 +252,20 @@ def _is_usable(space: SpaceConfig, candidate: Architecture) -> bool:
     return space.max_nodes is None or len(plan.nodes) <= space.max_nodes
 
 
-def _draw_sizes(
+def draw_sizes(
     space: SpaceConfig, candidate: Architecture, num_parameters: int, generator: np.random.Generator
 ) -> tuple[int, int]:
-    """Draw the width and that of hidden linear layers: large networks are narrow."""
+    """Draw the width and that of hidden linear layers: large networks are narrow.
+
+    Args:
+        space: gives restrictions and the split's factor on the width.
+        candidate: the architecture; its own sizes do not count.
+        num_parameters: of all its layers at the reference width, for the image size of the space.
+        generator: the state of which advances.
+
+    Returns:
+        The number of channels and the width of hidden linear layers.
+    """
     millions = num_parameters / 1e6
     num_cells = candidate.num_cells
     operations = candidate.genotype.operations

@@ -1,0 +1,255 @@
+"""Read DeepNets-1M files: architectures with their graphs (spec section 1 'Official files').
+
+In: `deepnets1m_<split>.hdf5` with `<split>/<i>/adj` and `<split>/<i>/nodes`, and beside it
+`deepnets1m_<split>_meta.json`; published evaluation splits share `deepnets1m_eval.hdf5`. Out:
+architectures, and graphs for a GHN. A training split has a million graphs: they are read when asked
+for, and of the meta file only the entries are kept, as compact text.
+
+The original's generator groups the rows of `nodes` by cell while those of `adj` follow a
+topological order in which cells interleave, so that a row may describe another node than its edges
+belong to. The original reads them side by side, and so do we: a file's graph is taken as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from ghn_jax.architectures import Architecture
+from ghn_jax.architectures.validation import check_choice
+from ghn_jax.graphs.arch_graph import MAX_VIRTUAL_DISTANCE, ArchGraph
+from ghn_jax.graphs.primitives import PRIMITIVE_INDEX
+from ghn_jax.interop.parameter_names import node_names
+from ghn_jax.sampling import SPLITS, SpaceConfig
+from ghn_jax.sampling.sampler import REFERENCE_CHANNELS, draw_sizes
+from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, lower
+
+
+class StoredArchitecture(NamedTuple):
+    """What a file holds about one network.
+
+    Attributes:
+        architecture: its description.
+        adjacency: (N, N) uint8 [from, to], shortest-path distances; 1 is an edge, 0 no path.
+        nodes: (N, 3) uint16: primitive, cell and name, ids as in the file.
+        primitives: the primitive of each node, one of `ghn_jax.graphs.PRIMITIVES`.
+        names: the name of each node: its parameter's without the cell's prefix, else its operation.
+    """
+
+    architecture: Architecture
+    adjacency: np.ndarray
+    nodes: np.ndarray
+    primitives: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+class DeepNets1M:
+    """A split of published or generated architectures, read lazily.
+
+    `len(nets)` is their number, `nets[i]` a `StoredArchitecture`. It may be used in, and
+    sent to, other processes: each opens the file anew.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], split: str, image_size: int = 32, seed: int = 0
+    ) -> None:
+        """Open a split.
+
+        Args:
+            directory: holds `deepnets1m_<split>.hdf5` or `deepnets1m_eval.hdf5` and its meta file.
+            split: one of `ghn_jax.sampling.SPLITS`.
+            image_size: height and width of the images, pixels: decides the factor on the widths of
+                `wide` and which parameter counts bound the widths of training architectures.
+            seed: of the widths of training architectures, which have none in the file.
+
+        Raises:
+            ValueError: if there is no such file, or it lacks the split.
+        """
+        check_choice("split", split, tuple(SPLITS))
+        self.split = split
+        self.image_size = image_size
+        self.seed = seed
+        self.path = _find_file(Path(directory), split)
+        self._entries, meta = _read_meta(meta_path(self.path), split)
+        self._primitives = {
+            int(key): _current_primitive(name) for key, name in meta["primitives_ext"].items()
+        }
+        self._names = {
+            int(key): _current_name(name) for key, name in meta["unique_op_names"].items()
+        }
+        self._file: h5py.File | None = None
+        self._file_owner = -1
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def __getitem__(self, index: int) -> StoredArchitecture:
+        if not 0 <= index < len(self):
+            # IndexError, which also ends iteration.
+            raise IndexError(f"index is {index}, expected 0..{len(self) - 1} in {self.path}")
+        group = self._open()[f"{self.split}/{index}"]
+        nodes = group["nodes"][()]
+        return StoredArchitecture(
+            architecture=self.architecture(index),
+            adjacency=group["adj"][()],
+            nodes=nodes,
+            primitives=tuple(self._primitives[identifier] for identifier in nodes[:, 0].tolist()),
+            names=tuple(self._names[identifier] for identifier in nodes[:, 2].tolist()),
+        )
+
+    def entry(self, index: int) -> dict[str, Any]:
+        """Return the meta file's entry of a network, unchanged.
+
+        Args:
+            index: of the network.
+
+        Returns:
+            The original's constructor arguments, `num_nodes` and `num_params`.
+        """
+        return json.loads(self._entries[index])
+
+    def architecture(self, index: int, draw: int = 0) -> Architecture:
+        """Return a network's description; a training architecture gets a width.
+
+        Args:
+            index: of the network.
+            draw: which of the widths it may have in training: one number per visit gives it a new
+                one each time, as the original does. Ignored where the file has a width.
+
+        Returns:
+            The architecture. Widths of `wide` are multiplied by 4 (2 for large images).
+        """
+        entry = self.entry(index)
+        rules = SPLITS[self.split]
+        large = self.image_size > SMALL_IMAGE_LIMIT
+        if "C" in entry and self.split != "train":
+            factor = rules.channel_factors[large]
+            return Architecture.from_official(entry, channels=factor * entry["C"])
+        space = SpaceConfig(split=self.split, image_size=self.image_size)
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(rules.stream, index, draw))
+        num_parameters = entry["num_params"]["imagenet" if large else "cifar10"]
+        reference = Architecture.from_official(entry, channels=REFERENCE_CHANNELS)
+        generator = np.random.Generator(np.random.Philox(sequence))
+        channels, fc_size = draw_sizes(space, reference, num_parameters, generator)
+        return Architecture.from_official(entry, channels=channels, fc_size=fc_size)
+
+    def graph(
+        self, index: int, num_classes: int, max_distance: int = MAX_VIRTUAL_DISTANCE
+    ) -> ArchGraph:
+        """Return a network's graph as the file has it, with the shapes of its parameters.
+
+        Args:
+            index: of the network.
+            num_classes: width of the network's output.
+            max_distance: longest distance with an edge.
+
+        Returns:
+            The graph. Primitives, edges and the order of nodes are the file's.
+
+        Raises:
+            ValueError: if a parameter tensor of the network has no node in the file.
+        """
+        stored = self[index]
+        plan = lower(stored.architecture, self.image_size, num_classes)
+        cells = stored.nodes[:, 1].tolist()
+        position = {key: row for row, key in enumerate(zip(cells, stored.names, strict=True))}
+        shapes = np.zeros((len(stored.names), 4), np.int32)
+        for row, primitive in enumerate(stored.primitives):
+            if primitive in ("max_pool", "avg_pool"):
+                shapes[row] = (1, 1, 3, 3)
+        keys = node_names(plan)
+        tensors = []
+        for tensor in plan.tensors:
+            key = tuple(keys[tensor.node])
+            if key not in position:
+                raise ValueError(
+                    f"{self.path} has no node {key[1]!r} in cell {key[0]} of {self.split}/{index},"
+                    f" expected one for the parameter {'/'.join(tensor.path)}"
+                )
+            row = position[key]
+            shapes[row] = plan.nodes[tensor.node].shape
+            tensors.append(dataclasses.replace(tensor, node=row))
+        distances = np.where(stored.adjacency > max_distance, 0, stored.adjacency).T
+        receivers, senders = np.nonzero(distances)
+        return ArchGraph(
+            primitive=np.array([PRIMITIVE_INDEX[name] for name in stored.primitives], np.int32),
+            shape=shapes,
+            senders=senders.astype(np.int32),
+            receivers=receivers.astype(np.int32),
+            distance=distances[receivers, senders].astype(np.int32),
+            tensors=tuple(tensors),
+        )
+
+    def _open(self) -> h5py.File:
+        # HDF5 handles do not survive a fork.
+        if self._file is None or self._file_owner != os.getpid():
+            self._file = h5py.File(self.path, "r")
+            self._file_owner = os.getpid()
+            if self.split not in self._file:
+                raise ValueError(f"{self.path} has no split {self.split!r}")
+        return self._file
+
+
+def _current_primitive(name: str) -> str:
+    """Return a primitive's name without the kernel size that older files append."""
+    if name == "fc-b":
+        return "bias"
+    for primitive in PRIMITIVE_INDEX:
+        if name == primitive or name.startswith(f"{primitive}_") and name[-3] in "0123456789":
+            return primitive
+    raise ValueError(f"primitives_ext has the unknown primitive {name!r}")
+
+
+def _current_name(name: str) -> str:
+    """Return a node's name as current files write it; older ones differ in three ways."""
+    if not name:
+        return "input"
+    if name.endswith("to_out.0."):
+        return f"{name}weight"
+    # `_ops.3.1.weight` is `_ops.3.op.1.weight`.
+    return re.sub(r"_ops\.(\d+)\.(\d)", r"_ops.\1.op.\2", name)
+
+
+def _find_file(directory: Path, split: str) -> Path:
+    candidates = [directory / f"deepnets1m_{split}.hdf5"]
+    if split not in ("train", "search"):
+        candidates.append(directory / "deepnets1m_eval.hdf5")
+    for path in candidates:
+        if path.is_file():
+            return path
+    expected = " or ".join(str(path) for path in candidates)
+    raise ValueError(f"directory {directory} has no file for split {split!r}, expected {expected}")
+
+
+def meta_path(path: Path) -> Path:
+    """Return the path of the meta file that belongs to a file of graphs."""
+    return path.with_name(f"{path.stem}_meta.json")
+
+
+def _read_meta(path: Path, split: str) -> tuple[list[bytes], Mapping[str, Mapping[str, str]]]:
+    """Return a split's entries as compact JSON and its table of ids.
+
+    A million parsed entries are several gigabytes, so each is packed as soon as it is parsed.
+    """
+
+    def pack(values: dict[str, Any]) -> dict[str, Any] | bytes:
+        return json.dumps(values).encode() if "n_cells" in values else values
+
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist, expected the meta file beside the graphs")
+    with path.open(encoding="utf-8") as file:
+        splits = json.load(file, object_hook=pack)
+    if split not in splits:
+        raise ValueError(f"{path} has no split {split!r}, expected one of {', '.join(splits)}")
+    return splits[split]["nets"], splits[split]["meta"]

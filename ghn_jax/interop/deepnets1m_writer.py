@@ -1,0 +1,170 @@
+"""Write DeepNets-1M files, readable by `deepnets1m.DeepNets1M` and by the original.
+
+In: architectures of a split. Out: `deepnets1m_<split>.hdf5` and `deepnets1m_<split>_meta.json`
+(spec section 1 'Official files'). Unlike in files of the original's generator, nodes are listed in
+the order of their edges. Adjacencies are compressed, which HDF5 readers do not notice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import h5py
+import numpy as np
+
+from ghn_jax.architectures import Architecture
+from ghn_jax.architectures.validation import check_choice
+from ghn_jax.graphs.arch_graph import build_graph
+from ghn_jax.interop.deepnets1m import meta_path
+from ghn_jax.interop.parameter_names import NodeName, node_names
+from ghn_jax.sampling import SPLITS, count_parameters
+from ghn_jax.sampling.sampler import REFERENCE_CHANNELS, REFERENCE_CLASSES, REFERENCE_FC_SIZE
+from ghn_jax.targets.plan import lower
+from ghn_jax.targets.tracing import TracedNode
+
+MAX_STORED_DISTANCE = 250
+"""Longest distance written: what the original writes, and what fits in uint8 beside 'no path'."""
+
+DATASET_IMAGE_SIZES = {"cifar10": 32, "imagenet": 224}
+"""Keys of `num_params` in meta files -> image size for which parameters are counted."""
+
+
+class Record(NamedTuple):
+    """What a file says about one network, before names become ids.
+
+    Attributes:
+        entry: of the meta file.
+        adjacency: (N, N) uint8 [from, to], shortest-path distances; 1 is an edge, 0 no path.
+        primitives: of the N nodes, 1x1 convolutions told from others.
+        names: cell and name of the N nodes.
+    """
+
+    entry: dict[str, Any]
+    adjacency: np.ndarray
+    primitives: tuple[str, ...]
+    names: tuple[NodeName, ...]
+
+
+def make_record(architecture: Architecture, split: str) -> Record:
+    """Describe an architecture as files do.
+
+    Args:
+        architecture: drawn from the split.
+        split: one of `ghn_jax.sampling.SPLITS`.
+
+    Returns:
+        The record. Training networks have no width in it, those of `wide` the width of `test`.
+    """
+    plan = lower(architecture, DATASET_IMAGE_SIZES["cifar10"], REFERENCE_CLASSES)
+    reference = dataclasses.replace(
+        architecture, channels=REFERENCE_CHANNELS, fc_size=REFERENCE_FC_SIZE
+    )
+    if split == "train":
+        entry = reference.to_official()
+        del entry["C"]
+    else:
+        entry = architecture.to_official()
+        entry["C"] //= SPLITS[split].channel_factors[0]
+    entry["num_nodes"] = len(plan.nodes)
+    entry["num_params"] = {
+        name: count_parameters(reference, image_size, REFERENCE_CLASSES)
+        for name, image_size in DATASET_IMAGE_SIZES.items()
+    }
+    distances = build_graph(plan, MAX_STORED_DISTANCE).distance_matrix()
+    return Record(
+        entry=entry,
+        adjacency=np.ascontiguousarray(distances.T),  # [receiver, sender] -> [from, to]
+        primitives=tuple(_extended_primitive(node) for node in plan.nodes),
+        names=node_names(plan),
+    )
+
+
+class DeepNets1MWriter:
+    """Writes a split; a context manager.
+
+    Everything goes to temporary names. Leaving the block renames both files, unless it is left by
+    an exception: then they are removed, so that what has the final name is always whole.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
+        """Choose the files.
+
+        Args:
+            directory: where they go; created where missing.
+            split: one of `ghn_jax.sampling.SPLITS`.
+
+        Raises:
+            ValueError: if one of the files exists.
+        """
+        check_choice("split", split, tuple(SPLITS))
+        self.split = split
+        self.path = Path(directory) / f"deepnets1m_{split}.hdf5"
+        self.meta_path = meta_path(self.path)
+        for path in (self.path, self.meta_path):
+            if path.exists():
+                raise ValueError(f"{path} exists, expected a new file: remove it to write it again")
+        self.num_written = 0
+        self._primitives: dict[str, int] = {}
+        self._names: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = h5py.File(_partial(self.path), "w")
+        self._file.attrs["title"] = "DeepNets-1M"
+        self._group = self._file.create_group(self.split)
+        self._meta = _partial(self.meta_path).open("w", encoding="utf-8")
+        self._meta.write(f'{{{json.dumps(self.split)}: {{"nets": [')
+        return self
+
+    def write(self, record: Record) -> None:
+        """Append a network.
+
+        Args:
+            record: of a network of the split.
+        """
+        rows = [
+            (
+                self._primitives.setdefault(primitive, len(self._primitives)),
+                name.cell,
+                self._names.setdefault(name.name, len(self._names)),
+            )
+            for primitive, name in zip(record.primitives, record.names, strict=True)
+        ]
+        group = self._group.create_group(str(self.num_written))
+        group.create_dataset("adj", data=record.adjacency, compression="gzip", compression_opts=1)
+        group.create_dataset("nodes", data=np.array(rows, np.uint16))
+        self._meta.write((", " if self.num_written else "") + json.dumps(record.entry))
+        self.num_written += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        meta = {
+            "primitives_ext": {str(index): name for name, index in self._primitives.items()},
+            "unique_op_names": {str(index): name for name, index in self._names.items()},
+        }
+        self._meta.write(f'], "meta": {json.dumps(meta)}}}}}')
+        self._meta.close()
+        self._file.close()
+        for path in (self.meta_path, self.path):
+            if kind is None:
+                _partial(path).replace(path)
+            else:
+                _partial(path).unlink()
+
+
+def _extended_primitive(node: TracedNode) -> str:
+    """Return the file's primitive: 1x1 convolutions and linear layers have their own."""
+    return "conv_1x1" if node.primitive == "conv" and node.shape[2:] == (1, 1) else node.primitive
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")

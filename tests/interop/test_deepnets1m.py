@@ -1,0 +1,207 @@
+"""Published files are read as the original reads them; what is written reads back the same."""
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import h5py
+import networkx
+import numpy as np
+import pytest
+
+from ghn_jax.graphs import build_graph
+from ghn_jax.interop.deepnets1m import DeepNets1M
+from ghn_jax.interop.deepnets1m_writer import DeepNets1MWriter, make_record
+from ghn_jax.sampling import SpaceConfig, sample_architecture
+from ghn_jax.targets.plan import lower
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.mark.parametrize(("split", "index"), [("test", 1), ("bnfree", 0)])
+def test_graph_of_a_published_file_is_what_the_original_reads(split, index):
+    # The edges and primitives the original's hypernetwork was given for this file's network.
+    expected = np.load(DATA / "deepnets1m_graphs.npz")
+    graph = DeepNets1M(DATA, split).graph(index, num_classes=10)
+    np.testing.assert_array_equal(graph.primitive, expected[f"{split}_{index}_primitive"])
+    edges = set(zip(graph.senders, graph.receivers, graph.distance, strict=True))
+    assert edges == {tuple(row) for row in expected[f"{split}_{index}_edges"]}
+
+
+def test_published_entries():
+    nets = DeepNets1M(DATA, "test")
+    assert len(nets) == 2
+    stored = nets[1]
+    assert stored.architecture.channels == 48
+    assert stored.architecture.genotype.normal[:2] == (("dil_conv_3x3", 0), ("conv_7x7", 1))
+    assert stored.adjacency.shape == (88, 88) and stored.adjacency.dtype == np.uint8
+    assert stored.primitives[:3] == ("input", "conv", "bn")
+    assert stored.names[:3] == ("input", "stem0.0.weight", "stem0.1.weight")
+    assert nets.entry(1)["num_params"]["cifar10"] == 1081626
+    assert [net.architecture.channels for net in nets] == [32, 48]
+
+
+@pytest.mark.parametrize(("image_size", "channels"), [(32, 64), (224, 32)])
+def test_wide_multiplies_the_width(image_size, channels):
+    assert DeepNets1M(DATA, "wide", image_size).architecture(0).channels == channels
+
+
+def test_shapes_and_tensors_of_a_published_graph():
+    nets = DeepNets1M(DATA, "test")
+    graph, stored = nets.graph(1, num_classes=10), nets[1]
+    plan = lower(stored.architecture, 32, 10)
+    assert [tensor.path for tensor in graph.tensors] == [tensor.path for tensor in plan.tensors]
+    row = stored.names.index("classifier.0.weight")
+    assert tuple(graph.shape[row]) == (10, 2 * 4 * 48, 1, 1)
+    assert tuple(graph.shape[stored.names.index("stem0.0.weight")]) == (24, 3, 7, 7)
+    for row, primitive in enumerate(stored.primitives):
+        if primitive in ("max_pool", "avg_pool"):
+            assert tuple(graph.shape[row]) == (1, 1, 3, 3)
+        elif primitive in ("sum", "concat", "glob_avg", "input"):
+            assert not graph.shape[row].any()
+    for tensor in graph.tensors:
+        expected = {"scale": ("bn", "ln"), "depthwise": ("sep_conv", "dil_conv")}
+        assert stored.primitives[tensor.node] in expected.get(
+            tensor.role, ("conv", "bias", "bn", "ln")
+        )
+
+
+def write(directory, split, count, seed=0):
+    space = SpaceConfig(split=split)
+    architectures = [sample_architecture(space, seed, index) for index in range(count)]
+    with DeepNets1MWriter(directory, split) as writer:
+        for architecture in architectures:
+            writer.write(make_record(architecture, split))
+    return architectures
+
+
+@pytest.mark.parametrize("split", ["val", "wide", "deep", "dense", "bnfree", "search"])
+def test_round_trip_of_evaluation_splits(tmp_path, split):
+    architectures = write(tmp_path, split, 5)
+    nets = DeepNets1M(tmp_path, split)
+    assert [net.architecture for net in nets] == architectures
+    for index, architecture in enumerate(architectures):
+        expected = build_graph(lower(architecture, 32, 10))
+        graph = nets.graph(index, num_classes=10)
+        for field in ("primitive", "shape", "senders", "receivers", "distance"):
+            np.testing.assert_array_equal(getattr(graph, field), getattr(expected, field))
+        assert graph.tensors == expected.tensors
+
+
+def test_training_networks_get_a_width_when_read(tmp_path):
+    write(tmp_path, "train", 40)
+    nets = DeepNets1M(tmp_path, "train", seed=1)
+    assert all("C" not in nets.entry(index) for index in range(len(nets)))
+    first = [nets.architecture(index) for index in range(len(nets))]
+    assert first == [net.architecture for net in DeepNets1M(tmp_path, "train", seed=1)]
+    again = [nets.architecture(index, draw=1) for index in range(len(nets))]
+    assert [a.genotype for a in again] == [a.genotype for a in first]
+    assert again != first
+    for index, architecture in enumerate(first):
+        assert architecture.channels in range(32, 129, 16)
+        if nets.entry(index)["num_params"]["cifar10"] > 800_000:
+            assert architecture.channels == 32
+
+
+def test_stored_distances_are_shortest_paths(tmp_path):
+    write(tmp_path, "val", 3)
+    for net in DeepNets1M(tmp_path, "val"):
+        own = networkx.from_numpy_array(net.adjacency == 1, create_using=networkx.DiGraph)
+        lengths = dict(networkx.all_pairs_shortest_path_length(own))
+        for source, reached in lengths.items():
+            row = {target: net.adjacency[source, target] for target in reached if target != source}
+            assert row == {target: reached[target] for target in row}
+            assert np.count_nonzero(net.adjacency[source]) == len(row)
+
+
+def test_files_have_the_published_layout(tmp_path):
+    write(tmp_path, "train", 2)
+    meta = json.loads((tmp_path / "deepnets1m_train_meta.json").read_text())
+    assert set(meta) == {"train"} and set(meta["train"]) == {"nets", "meta"}
+    published = json.loads((DATA / "deepnets1m_nets.json").read_text())["train"][0]
+    assert set(meta["train"]["nets"][0]) == set(published)
+    ids = meta["train"]["meta"]
+    assert set(ids) == {"primitives_ext", "unique_op_names"}
+    assert ids["primitives_ext"]["0"] == ids["unique_op_names"]["0"] == "input"
+    with h5py.File(tmp_path / "deepnets1m_train.hdf5") as file:
+        assert file.attrs["title"] == "DeepNets-1M"
+        nodes = file["train/1/nodes"][()]
+        assert nodes.dtype == np.uint16
+        assert file["train/1/adj"].dtype == np.uint8
+        # The original takes the last two nodes for the classifier's weight and bias.
+        last = [ids["unique_op_names"][str(name)] for name in nodes[-2:, 2]]
+    assert last[0].startswith("classifier.") and last[1] == last[0].replace("weight", "bias")
+
+
+def test_names_of_older_files(tmp_path):
+    for name in ("deepnets1m_eval.hdf5", "deepnets1m_eval_meta.json"):
+        shutil.copy(DATA / name, tmp_path)
+    path = tmp_path / "deepnets1m_eval_meta.json"
+    meta = json.loads(path.read_text())
+    ids = meta["test"]["meta"]
+    older = {"conv": "conv_7x7", "sep_conv": "sep_conv_3x3", "max_pool": "max_pool_3x3"}
+    older["bias"] = "fc-b"
+    ids["primitives_ext"] = {
+        key: older.get(name, name) for key, name in ids["primitives_ext"].items()
+    }
+    ids["unique_op_names"] = {
+        key: name.replace("to_out.0.weight", "to_out.0.").replace(".op.", ".").replace("input", "")
+        if "_ops" in name or name == "input"
+        else name
+        for key, name in ids["unique_op_names"].items()
+    }
+    path.write_text(json.dumps(meta))
+    for index in range(2):
+        old, new = (DeepNets1M(folder, "test")[index] for folder in (tmp_path, DATA))
+        assert old.primitives == new.primitives
+        assert old.names == new.names
+    ids["primitives_ext"]["0"] = "conv3d"
+    path.write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="primitives_ext has the unknown primitive 'conv3d'"):
+        DeepNets1M(tmp_path, "test")
+
+
+def test_nothing_half_written_stays(tmp_path):
+    with pytest.raises(KeyboardInterrupt), DeepNets1MWriter(tmp_path, "val") as writer:
+        writer.write(make_record(sample_architecture(SpaceConfig(split="val"), 0, 0), "val"))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors(tmp_path):
+    with pytest.raises(ValueError, match=r"has no file for split 'val', expected .*val\.hdf5 or"):
+        DeepNets1M(tmp_path, "val")
+    with pytest.raises(ValueError, match=r"split is 'vall' \(did you mean 'val'\?\)"):
+        DeepNets1M(tmp_path, "vall")
+    with pytest.raises(
+        ValueError, match="has no split 'dense', expected one of test, wide, bnfree"
+    ):
+        DeepNets1M(DATA, "dense")
+    with pytest.raises(IndexError, match=r"index is 2, expected 0\.\.1"):
+        DeepNets1M(DATA, "test")[2]
+    write(tmp_path, "val", 1)
+    with pytest.raises(ValueError, match=r"val\.hdf5 exists, expected a new file"):
+        DeepNets1MWriter(tmp_path, "val")
+    (tmp_path / "deepnets1m_val_meta.json").unlink()
+    with pytest.raises(ValueError, match="expected the meta file beside the graphs"):
+        DeepNets1M(tmp_path, "val")
+
+
+def test_a_graph_that_lacks_a_parameter(tmp_path):
+    write(tmp_path, "bnfree", 1)
+    with h5py.File(tmp_path / "deepnets1m_bnfree.hdf5", "r+") as file:
+        file["bnfree/0/nodes"][-1, 2] = 0
+    with pytest.raises(ValueError, match=r"no node 'classifier\.\d\.bias' in cell"):
+        DeepNets1M(tmp_path, "bnfree").graph(0, num_classes=10)
+
+
+def read_first(nets):
+    return nets[0].architecture.channels
+
+
+def test_readers_travel_to_other_processes(tmp_path):
+    nets = DeepNets1M(DATA, "test")
+    assert read_first(nets) == 32  # opens the file here
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(read_first, (nets,)) == 32
