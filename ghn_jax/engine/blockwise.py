@@ -9,7 +9,7 @@ In: plans, their parameters in the order of `plan.tensors`, images and labels. O
 gradients of those parameters per architecture.
 """
 
-import dataclasses
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import unflatten_dict
 
-from ghn_jax.engine.compilation import ProgramCache, compile_lowered
+from ghn_jax.compilation import ProgramCache, VjpPrograms, build_vjp, compile_lowered
 from ghn_jax.targets import blocks
 from ghn_jax.targets.plan import BlockCall, Plan
 
@@ -39,14 +39,6 @@ class _Signature(NamedTuple):
     dtype: Any
     needs_input_grads: bool
     drops: bool
-
-
-@dataclasses.dataclass
-class _BlockPrograms:
-    """The forward program and, from its residuals, how to build the backward one."""
-
-    forward: jax.stages.Compiled
-    lower_backward: Any
 
 
 class BlockwiseEngine:
@@ -113,27 +105,37 @@ class BlockwiseEngine:
         Returns:
             (B, num_classes) logits.
         """
-        return self._forward(plan, target_params, jnp.asarray(images), None)[0][-1]
+        images = jnp.asarray(images)
+        self.compile_ahead([plan], images.shape[0], images.dtype, with_gradients=False)
+        return self._forward(plan, target_params, images, None)[0][-1]
 
     def compile_ahead(
-        self, plans: Sequence[Plan], batch_size: int, dtype=jnp.float32, drops: bool = False
+        self,
+        plans: Sequence[Plan],
+        batch_size: int,
+        dtype=jnp.float32,
+        drops: bool = False,
+        with_gradients: bool = True,
     ) -> None:
-        """Compile whatever the plans need that is not there yet, in parallel, forward and backward.
+        """Compile whatever the plans need that is not there yet, in parallel.
 
         Args:
             plans: Lowered architectures.
             batch_size: Number of images in a batch.
             dtype: Of images and parameters.
             drops: Whether heads drop features.
+            with_gradients: Whether the backward programs are needed, too.
         """
         pending = []
         for plan in plans:
             shapes = _value_shapes(plan, batch_size)
             for call in plan.calls:
                 signature = self._signature(call, [shapes[i] for i in call.inputs], dtype, drops)
-                key = ("backward", signature)
+                backward = with_gradients and not isinstance(call.block, blocks.Sum)
+                key = ("backward" if backward else "forward", signature)
                 if key not in self._programs:
-                    self._programs.submit(key, lambda s=signature, c=call: self._build_backward(s, c))
+                    build = self._build_backward if backward else _build_forward
+                    self._programs.submit(key, functools.partial(build, signature, call))
                     pending.append(key)
         self._programs.wait(pending)
 
@@ -150,9 +152,10 @@ class BlockwiseEngine:
             if isinstance(call.block, blocks.Sum):
                 grads[index - 1], d_inputs = (), (dy, dy)
             else:
-                signature, call_params, inputs, residuals = tape[index - 1]
+                signature, arguments, residuals = tape[index - 1]
                 backward = self._backward(signature, call)
-                grads[index - 1], d_inputs = backward(call_params, inputs, residuals, dy)
+                grads[index - 1], *rest = backward(arguments, residuals, dy)
+                d_inputs = rest[0] if rest else ()
             tape[index - 1] = None
             values[index] = None
             for source, d_input in zip(call.inputs, d_inputs, strict=False):
@@ -167,11 +170,10 @@ class BlockwiseEngine:
             inputs = tuple(values[i] for i in call.inputs)
             call_params = tuple(next(remaining) for _ in call.tensors)
             signature = self._signature(call, [x.shape for x in inputs], images.dtype, key is not None)
-            extra = (key,) if signature.drops else ()
-            programs = self._block_programs(signature, call)
-            output, residuals = programs.forward(call_params, inputs, *extra)
+            arguments = (call_params, inputs, key) if signature.drops else (call_params, inputs)
+            output, residuals = self._block_programs(signature, call).forward(*arguments)
             values.append(output)
-            tape.append((signature, call_params, inputs, residuals))
+            tape.append((signature, arguments, residuals))
         return values, tape
 
     def _signature(self, call: BlockCall, input_shapes, dtype, drops) -> _Signature:
@@ -180,7 +182,7 @@ class BlockwiseEngine:
         shapes = tuple(map(tuple, input_shapes))
         return _Signature(call.block, shapes, jnp.dtype(dtype), needs_input_grads, drops)
 
-    def _block_programs(self, signature: _Signature, call: BlockCall) -> _BlockPrograms:
+    def _block_programs(self, signature: _Signature, call: BlockCall) -> VjpPrograms:
         build = lambda: _build_forward(signature, call)  # noqa: E731
         return self._programs.get(("forward", signature), build)
 
@@ -240,47 +242,16 @@ def _value_shapes(plan: Plan, batch_size: int) -> list[tuple[int, ...]]:
     return [(batch_size, *shape) for shape in shapes]
 
 
-def _build_forward(signature: _Signature, call: BlockCall) -> _BlockPrograms:
+def _build_forward(signature: _Signature, call: BlockCall) -> VjpPrograms:
     block, dtype = signature.block, signature.dtype
     paths = [tensor.path[1:] for tensor in call.tensors]
-    residual_tree = None  # set while tracing
 
     def apply(params, inputs, *key):
         variables = {"params": unflatten_dict(dict(zip(paths, params, strict=True)))}
-        rngs = {"dropout": key[0]} if key else None
-        return block.apply(variables, *inputs, rngs=rngs)
-
-    def forward(params, inputs, *key):
-        nonlocal residual_tree
-        if signature.needs_input_grads:
-            output, pull_back = jax.vjp(lambda p, x: apply(p, x, *key), params, inputs)
-        else:
-            output, pull_back = jax.vjp(lambda p: apply(p, inputs, *key), params)
-        leaves, tree = jax.tree.flatten(pull_back)
-        # What the gradient needs of the arguments need not be stored again.
-        arguments = [*params, *inputs]
-        sources = [_index_of(leaf, arguments) for leaf in leaves]
-        residual_tree = (tree, sources)
-        return output, [leaf for leaf, source in zip(leaves, sources, strict=True) if source is None]
-
-    def backward(params, inputs, residuals, cotangent):
-        tree, sources = residual_tree
-        arguments, stored = [*params, *inputs], iter(residuals)
-        leaves = [next(stored) if s is None else arguments[s] for s in sources]
-        grads = jax.tree.unflatten(tree, leaves)(cotangent)
-        return grads if signature.needs_input_grads else (grads[0], ())
+        return block.apply(variables, *inputs, rngs={"dropout": key[0]} if key else None)
 
     params = tuple(jax.ShapeDtypeStruct(tensor.shape, dtype) for tensor in call.tensors)
     inputs = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in signature.input_shapes)
     key = (jax.eval_shape(lambda: jax.random.key(0)),) if signature.drops else ()
-    lowered = jax.jit(forward).lower(params, inputs, *key)
-    output, residuals = lowered.out_info
-
-    def lower_backward():
-        return jax.jit(backward).lower(params, inputs, residuals, output)
-
-    return _BlockPrograms(compile_lowered(lowered), lower_backward)
-
-
-def _index_of(leaf, arguments) -> int | None:
-    return next((index for index, value in enumerate(arguments) if value is leaf), None)
+    num_differentiated = 2 if signature.needs_input_grads else 1
+    return build_vjp(apply, (params, inputs, *key), num_differentiated)

@@ -1,5 +1,6 @@
 """Compiled programs, keyed by bounded signatures, compiled in parallel threads and counted."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,61 @@ def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compile with the options that suit the backend."""
     options = CPU_COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
     return lowered.compile(compiler_options=options)
+
+
+@dataclasses.dataclass(frozen=True)
+class VjpPrograms:
+    """A function and its gradient as two programs that any number of calls share.
+
+    Attributes:
+        forward: From the arguments to (output, residuals).
+        lower_backward: Lowers the program from (arguments, residuals, cotangent of the output) to the
+            cotangents of the differentiated arguments.
+    """
+
+    forward: jax.stages.Compiled
+    lower_backward: Callable[[], jax.stages.Lowered]
+
+
+def build_vjp(fn: Callable, arguments: tuple, num_differentiated: int) -> VjpPrograms:
+    """Compile a function such that its gradient can be computed later, by another program.
+
+    Args:
+        fn: Takes `arguments`.
+        arguments: Trees of arrays or `jax.ShapeDtypeStruct`.
+        num_differentiated: How many of the first arguments the gradient is for.
+
+    Returns:
+        The forward program, and how to lower the backward one.
+    """
+    residual_tree = None  # set while tracing
+
+    def forward(*args):
+        nonlocal residual_tree
+        differentiated, others = args[:num_differentiated], args[num_differentiated:]
+        output, pull_back = jax.vjp(lambda *first: fn(*first, *others), *differentiated)
+        leaves, tree = jax.tree.flatten(pull_back)
+        # What the gradient needs of the arguments need not be stored again.
+        given = jax.tree.leaves(args)
+        sources = [next((i for i, x in enumerate(given) if x is leaf), None) for leaf in leaves]
+        residual_tree = (tree, sources)
+        return output, [leaf for leaf, source in zip(leaves, sources, strict=True) if source is None]
+
+    def backward(args, residuals, cotangent):
+        tree, sources = residual_tree
+        given, stored = jax.tree.leaves(args), iter(residuals)
+        leaves = [next(stored) if source is None else given[source] for source in sources]
+        return jax.tree.unflatten(tree, leaves)(cotangent)
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    lowered = jax.jit(forward).lower(*shapes)
+    output, residuals = lowered.out_info
+
+    def lower_backward():
+        # Arguments that only the forward program reads stay in the signature: calls look the same.
+        return jax.jit(backward, keep_unused=True).lower(shapes, residuals, output)
+
+    return VjpPrograms(compile_lowered(lowered), lower_backward)
 
 
 class ProgramCache:

@@ -1,0 +1,267 @@
+"""Predict the parameters of target networks, and pull their gradients back into the hypernetwork.
+
+In: graphs. Out: every parameter tensor of every graph, in the order of `graph.tensors`, with
+exactly the target's shapes. Architectures differ in everything, compiled programs must not: message
+passing is one program per padded number of nodes, decoding one per kind of tile and padded number
+of tiles (powers of two). Tiles become parameters on the host, where cutting ~150 tensors per
+architecture costs nothing to dispatch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax.compilation import ProgramCache, VjpPrograms, build_vjp, compile_lowered
+from ghn_jax.graphs import ArchGraph, GraphBatch, ParameterTensor, batch_graphs, to_graphs_tuple
+from ghn_jax.hypernetworks.config import GHNConfig
+from ghn_jax.hypernetworks.embedding import shape_vocabulary
+from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
+from ghn_jax.hypernetworks.normalization import kernel_factor
+from ghn_jax.hypernetworks.tiling import (
+    TileKey,
+    request_key,
+    tile_parameter,
+    tile_slices,
+    untile_gradient,
+)
+
+PyTree = Any
+_SMALLEST_NUM_NODES = 128  # padded sizes are powers of two from here
+_SMALLEST_NUM_TILES = 4
+# Embeddings are padded to this many nodes per graph, so that decoders see one size for most batches.
+_NUM_DECODED_NODES = 512
+
+
+class _TensorSource(NamedTuple):
+    """Where a parameter tensor comes from: a tile, and the factor that normalises it."""
+
+    tensor: ParameterTensor
+    key: TileKey
+    row: int
+    factor: float
+
+
+class PreparedGraphs(NamedTuple):
+    """Graphs padded for the programs, and where each of their tensors comes from.
+
+    Attributes:
+        batch: B graphs padded to N nodes.
+        requests: For each kind of tile, indices into the B * N nodes, padded.
+        sources: For each graph, for each of its tensors.
+    """
+
+    batch: GraphBatch
+    requests: dict[TileKey, np.ndarray]
+    sources: tuple[tuple[_TensorSource, ...], ...]
+
+
+class Predictor:
+    """A hypernetwork with its compiled programs.
+
+    Args:
+        config: Of the hypernetwork.
+        num_compile_threads: How many programs compile at the same time.
+    """
+
+    def __init__(self, config: GHNConfig, num_compile_threads: int = 2) -> None:
+        self.config = config
+        self._network = Hypernetwork(config)
+        self._programs = ProgramCache(num_compile_threads)
+
+    @property
+    def num_compilations(self) -> int:
+        """How many programs were compiled so far."""
+        return self._programs.num_compilations
+
+    def init(self, key: jax.Array) -> PyTree:
+        """Draw the hypernetwork's parameters."""
+        batch = GraphBatch(
+            primitive=np.zeros((1, 2), np.int32),
+            shape_index=np.zeros((1, 2, 4), np.int32),
+            distance=np.zeros((1, 2, 2), np.uint8),
+            node_mask=np.ones((1, 2), bool),
+        )
+        kinds = ("kernel", "classifier_kernel", "vector", "classifier_bias")
+        requests = {TileKey(kind): np.zeros(1, np.int32) for kind in kinds}
+        return jax.jit(self._network.init)(key, batch, requests)["params"]
+
+    def prepare(self, graphs: Sequence[ArchGraph], num_graphs: int | None = None) -> PreparedGraphs:
+        """Pad graphs and locate the source of every tensor; on the host, no JAX.
+
+        Args:
+            graphs: One or more graphs.
+            num_graphs: B, at least the number of graphs; None is that number.
+
+        Returns:
+            What `predict` takes.
+        """
+        num_nodes = _next_size(max(g.num_nodes for g in graphs), _SMALLEST_NUM_NODES)
+        num_graphs = num_graphs or len(graphs)
+        vocabulary = shape_vocabulary(self.config.num_classes, self.config.max_shape[2])
+        tuples = [to_graphs_tuple(graph) for graph in graphs]
+        batch = batch_graphs(tuples, vocabulary.lookup, num_graphs, num_nodes)
+        rows: dict[TileKey, dict[int, int]] = {}
+        sources = []
+        for index, graph in enumerate(graphs):
+            graph_sources = []
+            for tensor in graph.tensors:
+                key = request_key(tensor)
+                nodes = rows.setdefault(key, {})
+                node = index * num_nodes + tensor.node
+                row = nodes.setdefault(node, len(nodes))
+                graph_sources.append(_TensorSource(tensor, key, row, self._factor(tensor)))
+            sources.append(tuple(graph_sources))
+        requests = {key: _pad(list(nodes)) for key, nodes in rows.items()}
+        return PreparedGraphs(batch, requests, tuple(sources))
+
+    def embed_nodes(self, ghn_params: PyTree, prepared: PreparedGraphs) -> jax.Array:
+        """Embed the nodes of the graphs: (B, N, D), padding included."""
+        batch = prepared.batch
+        embeddings, _ = self._embed_programs(ghn_params, batch).forward(ghn_params, batch)
+        return embeddings[: batch.primitive.size].reshape(*batch.primitive.shape, -1)
+
+    def predict(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[list[np.ndarray]]:
+        """Predict every parameter tensor of every graph.
+
+        Args:
+            ghn_params: Of the hypernetwork.
+            prepared: Of `prepare`.
+
+        Returns:
+            For each graph, arrays in the order of its `tensors`, in their shapes.
+        """
+        return self._predict(ghn_params, prepared)[0]
+
+    def predict_with_pull_back(
+        self, ghn_params: PyTree, prepared: PreparedGraphs
+    ) -> tuple[list[list[np.ndarray]], Callable[[Sequence], PyTree]]:
+        """Like `predict`, with a function from the gradients of the parameters to those of the GHN.
+
+        Returns:
+            The parameters, and `pull_back(grads)`, where `grads` holds for each graph arrays in the
+            order of its tensors, or None to leave the graph out.
+        """
+        target_params, forward_state = self._predict(ghn_params, prepared)
+
+        def pull_back(grads: Sequence) -> PyTree:
+            return self._pull_back(ghn_params, prepared, forward_state, grads)
+
+        return target_params, pull_back
+
+    def _predict(self, ghn_params, prepared):
+        batch = prepared.batch
+        embeddings, embed_residuals = self._embed_programs(ghn_params, batch).forward(ghn_params, batch)
+        outputs = {}
+        for key, nodes in prepared.requests.items():
+            programs = self._decode_programs(ghn_params, key, embeddings, nodes)
+            outputs[key] = programs.forward(ghn_params[_decoder(key)], embeddings, nodes)
+        tiles = {key: np.asarray(tile) for key, (tile, _) in outputs.items()}
+        target_params = [
+            [tile_parameter(tiles[s.key][s.row], s.tensor.shape, s.tensor.role, s.factor, np) for s in graph]
+            for graph in prepared.sources
+        ]
+        residuals = {key: residual for key, (_, residual) in outputs.items()}
+        return target_params, (embeddings, embed_residuals, tiles, residuals)
+
+    def _pull_back(self, ghn_params, prepared, forward_state, grads):
+        embeddings, embed_residuals, tiles, residuals = forward_state
+        d_tiles = {key: np.zeros_like(tile) for key, tile in tiles.items()}
+        for graph, graph_grads in zip(prepared.sources, grads, strict=False):
+            for source, grad in zip(graph, graph_grads or (), strict=False):
+                tile = d_tiles[source.key][source.row]
+                tensor = source.tensor
+                used = untile_gradient(np.asarray(grad), tile.shape, tensor.role, source.factor, np)
+                part = tile[tile_slices(tile.shape, tensor.shape, tensor.role)]
+                part += used.reshape(part.shape)
+        d_params: dict[str, PyTree] = {}
+        d_embeddings = None
+        for key, nodes in prepared.requests.items():
+            decoder = _decoder(key)
+            arguments = (ghn_params[decoder], embeddings, nodes)
+            backward = self._decode_backward(ghn_params, key, embeddings, nodes)
+            d_decoder, d_rows = backward(arguments, residuals[key], d_tiles[key])
+            d_params[decoder] = self._add(d_params.get(decoder), d_decoder)
+            d_embeddings = self._add(d_embeddings, d_rows)
+        batch = prepared.batch
+        backward = self._programs.get(
+            ("embed backward", batch.primitive.shape), lambda: self._build_embed_backward(ghn_params, batch)
+        )
+        (d_others,) = backward((ghn_params, batch), embed_residuals, d_embeddings)
+        return {name: self._add(d_others[name], d_params.get(name)) for name in d_others}
+
+    def _add(self, total, new):
+        if total is None or new is None:
+            return new if total is None else total
+        key = ("add", jax.tree.structure(total), tuple(x.shape for x in jax.tree.leaves(total)))
+        build = lambda: compile_lowered(jax.jit(_tree_add, donate_argnums=0).lower(total, new))  # noqa: E731
+        return self._programs.get(key, build)(total, new)
+
+    def _embed_programs(self, ghn_params, batch) -> VjpPrograms:
+        build = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
+        return self._programs.get(("embed", batch.primitive.shape), build)
+
+    def _build_embed(self, ghn_params, batch) -> VjpPrograms:
+        def embed(params, batch):
+            nodes = self._network.apply({"params": params}, batch, method="embed_nodes")
+            rows = nodes.reshape(-1, nodes.shape[-1])  # (B * N, D)
+            missing = nodes.shape[0] * max(_NUM_DECODED_NODES - nodes.shape[1], 0)
+            return jnp.pad(rows, ((0, missing), (0, 0)))
+
+        return build_vjp(embed, (ghn_params, batch), 1)
+
+    def _build_embed_backward(self, ghn_params, batch):
+        build = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
+        programs = self._programs.build_here(("embed", batch.primitive.shape), build)
+        return compile_lowered(programs.lower_backward())
+
+    def _decode_programs(self, ghn_params, key, embeddings, nodes) -> VjpPrograms:
+        build = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
+        return self._programs.get(("decode", key, embeddings.shape, nodes.shape), build)
+
+    def _decode_backward(self, ghn_params, key, embeddings, nodes):
+        def build():
+            program_key = ("decode", key, embeddings.shape, nodes.shape)
+            build_forward = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
+            programs = self._programs.build_here(program_key, build_forward)
+            return compile_lowered(programs.lower_backward())
+
+        return self._programs.get(("decode backward", key, embeddings.shape, nodes.shape), build)
+
+    def _build_decode(self, ghn_params, key, embeddings, nodes) -> VjpPrograms:
+        decoder = _decoder(key)
+
+        def decode(params, embeddings, nodes):
+            variables = {"params": {decoder: params}}
+            return self._network.apply(variables, embeddings, {key: nodes}, method="decode")[key]
+
+        return build_vjp(decode, (ghn_params[decoder], embeddings, nodes), 2)
+
+    def _factor(self, tensor: ParameterTensor) -> float:
+        if not self.config.normalize_parameters or len(tensor.shape) < 2:
+            return 1.0
+        return kernel_factor(tensor.shape, tensor.role)
+
+
+def _decoder(key: TileKey) -> str:
+    """The submodule that decodes a kind of tile."""
+    return "vectors" if key.kind in ("vector", "classifier_bias") else "kernels"
+
+
+def _next_size(value: int, smallest: int) -> int:
+    size = smallest
+    while size < value:
+        size *= 2
+    return size
+
+
+def _pad(nodes: list[int]) -> np.ndarray:
+    """Indices padded to a power of two by repeating the first: what is decoded there is not read."""
+    size = _next_size(len(nodes), _SMALLEST_NUM_TILES)
+    return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
+
+
+def _tree_add(total, new):
+    return jax.tree.map(jnp.add, total, new)

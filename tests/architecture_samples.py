@@ -1,0 +1,29 @@
+"""Architectures for tests: every op of the space, both stems, all heads, and the predefined networks."""
+
+from ghn_jax.architectures import OPERATIONS, Architecture, Genotype
+
+
+def one_op(operation: str, **fields) -> Architecture:
+    """A 4-cell network in which `operation` is used at stride 1 and 2, next to a 1x1 convolution."""
+    pairs = ((operation, 0), ("conv_1x1", 1), (operation, 1), ("skip_connect", 2))
+    genotype = Genotype(pairs, (2, 3), pairs, (2, 3))
+    fields = {"num_cells": 4, "channels": 8, **fields}
+    return Architecture(genotype, **fields)
+
+
+ONE_OP = {operation: one_op(operation) for operation in OPERATIONS}
+VARIANTS = {
+    "stem 1": one_op("conv_3x3", stem_type=1),
+    "stem pool": one_op("max_pool_3x3", stem_pool=True),
+    "no norm": one_op("sep_conv_3x3", norm=None),
+    "flatten": one_op("dil_conv_3x3", global_pool=False),
+    "two layers": one_op("cse", num_fc_layers=2, fc_size=16),
+    "equal widths": one_op("avg_pool_3x3", channel_multiplier=1),
+    "no preprocess": Architecture(
+        Genotype((("conv_3x3", 0), ("skip_connect", 1)), (2,), (("max_pool_3x3", 0), ("cse", 1)), (2,)),
+        num_cells=5,
+        channels=8,
+        preprocess=False,
+        channel_multiplier=1,
+    ),
+}

@@ -1,0 +1,104 @@
+"""The engine equals one jitted network with its gradient; compilations are bounded and stop."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from architecture_samples import ONE_OP, VARIANTS
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ghn_jax.architectures import VIT, ResNet
+from ghn_jax.engine.blockwise import BlockwiseEngine, cross_entropy
+from ghn_jax.targets.initialization import initialize_randomly
+from ghn_jax.targets.network import TargetNetwork
+from ghn_jax.targets.plan import lower
+
+
+def whole_network(plan, values, images, labels, label_smoothing):
+    network = TargetNetwork(plan)
+    paths = [tensor.path for tensor in plan.tensors]
+
+    def loss_fn(params):
+        logits = network.apply({"params": params}, images)
+        targets = jax.nn.one_hot(labels, 10) * (1 - label_smoothing) + label_smoothing / 10
+        return optax.softmax_cross_entropy(logits, targets).mean(), logits
+
+    params = unflatten_dict(dict(zip(paths, values, strict=True)))
+    (loss, logits), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
+    grads = flatten_dict(grads)
+    return loss, logits, [grads[path] for path in paths]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_equals_the_whole_network(x64, num_threads):
+    # In float64, where no relu or max-pool decision flips on rounding.
+    names = ["stem 1", "two layers", "no preprocess", "flatten"]
+    architectures = [VARIANTS[n] for n in names] + [ONE_OP["msa"], ONE_OP["conv_7x1_1x7"]]
+    architectures += [ONE_OP["sep_conv_5x5"], ResNet((1, 1, 1, 1))]
+    plans = [lower(architecture, 8, 10) for architecture in architectures]
+    rng = np.random.default_rng(0)
+    params = [[v.astype(np.float64) for v in initialize_randomly(p, rng)] for p in plans]
+    images, labels = rng.standard_normal((6, 8, 8, 3)), rng.integers(0, 10, 6).astype(np.int32)
+    engine = BlockwiseEngine(label_smoothing=0.1, num_threads=num_threads)
+    results = engine.loss_and_grads(plans, params, images, labels)
+    for plan, values, result in zip(plans, params, results, strict=True):
+        loss, logits, grads = whole_network(plan, values, images, labels, 0.1)
+        np.testing.assert_allclose(result.loss, loss, rtol=1e-10)
+        np.testing.assert_allclose(engine.logits(plan, values, images), logits, rtol=1e-9, atol=1e-9)
+        for tensor, actual, expected in zip(plan.tensors, result.grads, grads, strict=True):
+            scale = np.abs(expected).max()
+            assert np.abs(actual - expected).max() <= 1e-9 * scale + 1e-13, tensor.path
+
+
+def test_cross_entropy_by_hand():
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]], np.float32))
+    labels = np.array([0, 2], np.int32)
+    expected = -(np.log(0.5) + np.log(0.1)) / 2
+    np.testing.assert_allclose(cross_entropy(logits, labels), expected, rtol=1e-6)
+    # Smoothing 0.3 puts 0.1 on every class and 0.7 more on the label.
+    rows = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
+    smoothed = -(rows * logits).sum() / 2
+    np.testing.assert_allclose(cross_entropy(logits, labels, 0.3), smoothed, rtol=1e-6)
+
+
+def test_nothing_is_compiled_twice():
+    plans = [lower(VARIANTS[name], 8, 10) for name in ("stem 1", "equal widths")]
+    rng = np.random.default_rng(0)
+    params = [initialize_randomly(plan, rng) for plan in plans]
+    engine = BlockwiseEngine()
+    labels = np.zeros(4, np.int32)
+    engine.loss_and_grads(plans, params, np.ones((4, 8, 8, 3), np.float32), labels)
+    first = engine.num_compilations
+    assert first < 2 * sum(len(plan.calls) for plan in plans), "programs are shared"
+    for _ in range(2):
+        images = rng.standard_normal((4, 8, 8, 3), dtype=np.float32)
+        engine.loss_and_grads(plans, params, images, labels)
+        engine.logits(plans[0], params[0], images)
+    assert engine.num_compilations == first
+
+
+def test_dropout_needs_a_key_and_follows_it():
+    plan = lower(VARIANTS["two layers"], 8, 10)
+    params = initialize_randomly(plan, np.random.default_rng(0))
+    images = np.random.default_rng(1).standard_normal((4, 8, 8, 3), dtype=np.float32)
+    labels = np.zeros(4, np.int32)
+    engine = BlockwiseEngine()
+
+    def loss(key):
+        keys = None if key is None else [jax.random.key(key)]
+        return float(engine.loss_and_grads([plan], [params], images, labels, keys)[0].loss)
+
+    assert loss(None) == loss(None) and loss(0) == loss(0)
+    assert len({loss(None), loss(0), loss(1)}) == 3
+
+
+def test_bad_label_smoothing():
+    with pytest.raises(ValueError, match="label_smoothing is 1.5, expected 0 <= value < 1"):
+        BlockwiseEngine(label_smoothing=1.5)
+
+
+def test_a_vit_runs():
+    plan = lower(VIT, 32, 10)
+    params = initialize_randomly(plan, np.random.default_rng(0))
+    logits = BlockwiseEngine().logits(plan, params, np.ones((2, 32, 32, 3), np.float32))
+    assert logits.shape == (2, 10) and np.isfinite(logits).all()
