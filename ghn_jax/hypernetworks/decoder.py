@@ -3,8 +3,6 @@
 Layouts are Flax's, so the last layer of a kernel decoder is parameterised (features, I, O).
 """
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,9 +61,12 @@ class ConvDecoder(nn.Module):
             tile = jnp.tile(tile, repeats)[:, :height, :width]
         return tile
 
-    def kernel(self, x: jax.Array, height: int, width: int) -> jax.Array:
-        """(G, D) -> (G, height, width, I, O)."""
-        return self._decode(x, height, width, self.kernel_3, self.bias_3)
+    def kernel(
+        self, x: jax.Array, height: int, width: int, num_in: int | None, num_out: int | None
+    ) -> jax.Array:
+        """(G, D) -> (G, height, width, I, O), of I and O the first `num_in` and `num_out`."""
+        kernel, bias = self.kernel_3[:, :num_in, :num_out], self.bias_3[:num_in, :num_out]
+        return self._decode(x, height, width, kernel, bias)
 
     def depthwise(self, x: jax.Array, height: int, width: int) -> jax.Array:
         """(G, D) -> (G, height, width, 1, O): the first input channel of a kernel."""
@@ -77,7 +78,7 @@ class ConvDecoder(nn.Module):
 
     def classifier_kernel(self, x: jax.Array) -> jax.Array:
         """(G, D) -> (G, I, K): a 1x1 kernel, relu, linear over its output channels."""
-        return self.classifier(jax.nn.relu(self.kernel(x, 1, 1)[:, 0, 0]))
+        return self.classifier(jax.nn.relu(self.kernel(x, 1, 1, None, None)[:, 0, 0]))
 
 
 class MLPDecoder(nn.Module):
@@ -102,10 +103,12 @@ class MLPDecoder(nn.Module):
         self.bias_2 = self.param("bias_2", init, shape)
         self.classifier = linear(self.num_classes * features_in, 2 * size)
 
-    def kernel(self, x: jax.Array, height: int, width: int) -> jax.Array:
-        """(G, D) -> (G, height, width, I, O)."""
+    def kernel(
+        self, x: jax.Array, height: int, width: int, num_in: int | None, num_out: int | None
+    ) -> jax.Array:
+        """(G, D) -> (G, height, width, I, O), of I and O the first `num_in` and `num_out`."""
         limit = self.max_shape[2]
-        window = (slice(min(height, limit)), slice(min(width, limit)))
+        window = tuple(map(slice, (min(height, limit), min(width, limit), num_in, num_out)))
         x = jax.nn.relu(self.hidden(x))
         tile = jnp.tensordot(x, self.kernel_2[(slice(None), *window)], axes=1)
         tile = tile + _row(self.bias_2[window], 5)
@@ -114,11 +117,11 @@ class MLPDecoder(nn.Module):
 
     def depthwise(self, x: jax.Array, height: int, width: int) -> jax.Array:
         """(G, D) -> (G, height, width, 1, O)."""
-        return self.kernel(x, height, width)[:, :, :, :1]
+        return self.kernel(x, height, width, 1, None)
 
     def position(self, x: jax.Array, height: int, width: int) -> jax.Array:
         """(G, D) -> (G, height, width, I)."""
-        return self.kernel(x, height, width)[..., 0]
+        return self.kernel(x, height, width, None, 1)[..., 0]
 
     def classifier_kernel(self, x: jax.Array) -> jax.Array:
         """(G, D) -> (G, I, K)."""
@@ -153,4 +156,3 @@ class VectorDecoder(nn.Module):
 
 
 KERNEL_DECODERS: dict[str, type[nn.Module]] = {"conv": ConvDecoder, "mlp": MLPDecoder}
-KERNEL_KINDS: Sequence[str] = ("kernel", "depthwise", "position")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ghn_jax.graphs.batching import GraphBatch
 from ghn_jax.hypernetworks.config import GHNConfig
-from ghn_jax.hypernetworks.decoder import KERNEL_DECODERS, KERNEL_KINDS, VectorDecoder
+from ghn_jax.hypernetworks.decoder import KERNEL_DECODERS, VectorDecoder
 from ghn_jax.hypernetworks.embedding import NodeEmbedding
 from ghn_jax.hypernetworks.gated_gnn import GatedGNN
 from ghn_jax.hypernetworks.layers import MLP
@@ -78,12 +78,17 @@ class Hypernetwork(nn.Module):
         return self.decode(embeddings.reshape(-1, embeddings.shape[-1]), requests)
 
     def _decode_kind(self, x: jax.Array, key: TileKey) -> jax.Array:
-        if key.kind in KERNEL_KINDS:
-            return getattr(self.kernels, key.kind)(x, key.height, key.width)
-        if key.kind == "classifier_kernel":
-            return self.kernels.classifier_kernel(x)
         if key.kind not in KINDS:
             raise ValueError(f"kind of {key} is {key.kind!r}, expected one of {', '.join(KINDS)}")
+        if key.kind == "kernel":
+            bounds = (key.in_channels or None, key.out_channels or None)
+            return self.kernels.kernel(x, key.height, key.width, *bounds)
+        if key.kind == "depthwise":
+            return self.kernels.depthwise(x, key.height, key.width)
+        if key.kind == "position":
+            return self.kernels.position(x, key.height, key.width)
+        if key.kind == "classifier_kernel":
+            return self.kernels.classifier_kernel(x)
         normalize = self.config.normalize_parameters
         if key.kind == "classifier_bias":
             bias = self.vectors.classifier_bias(x)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ghn_jax.targets.tracing import ParameterTensor
+from ghn_jax.targets.tracing import ROLES, ParameterTensor
 
 Array = Any  # numpy or JAX
 
@@ -26,22 +26,48 @@ class TileKey(NamedTuple):
             (K,).
         height: Kernel height; 1 for vectors.
         width: Kernel width.
+        in_channels: A "kernel" tile has only the first so many of the I input channels; 0 = all.
+        out_channels: The same for its O output channels.
     """
 
     kind: str
     height: int = 1
     width: int = 1
+    in_channels: int = 0
+    out_channels: int = 0
 
 
-def request_key(tensor: ParameterTensor) -> TileKey:
-    """The kind of tile a tensor is cut from."""
+def request_key(
+    tensor: ParameterTensor, max_shape: tuple[int, int, int, int] | None = None
+) -> TileKey:
+    """The kind of tile a tensor is cut from.
+
+    Args:
+        tensor: Of a target network.
+        max_shape: (O, I, S, S) of the hypernetwork, to decode of narrow kernels the part in use
+            only. Channels are bounded by a sixteenth (an image's three channels) or a half of the
+            tile, so that keys stay few: programs are compiled for each. None decodes whole tiles.
+
+    Returns:
+        The key.
+
+    Raises:
+        ValueError: If the role is unknown.
+    """
+    if tensor.role not in ROLES:
+        raise ValueError(f"role is {tensor.role!r}, expected one of {', '.join(ROLES)}")
     if tensor.role in ("scale", "bias"):
         return TileKey("vector")
     if tensor.role == "position":
         return TileKey("position", *tensor.shape[1:3])
-    if len(tensor.shape) == 4:
-        return TileKey(tensor.role, *tensor.shape[:2])
-    return TileKey(tensor.role)
+    key = TileKey(tensor.role, *tensor.shape[:-2])  # a dense kernel is a 1x1 kernel
+    if tensor.role != "kernel" or max_shape is None:
+        return key
+    num_in, num_out = tensor.shape[-2:]
+    return key._replace(
+        in_channels=_channel_bound(num_in, max_shape[1]),
+        out_channels=_channel_bound(num_out, max_shape[0]),
+    )
 
 
 def tile_parameter(
@@ -57,19 +83,18 @@ def tile_parameter(
         xp: `jax.numpy`, or `numpy` for numpy tiles.
 
     Returns:
-        An array of exactly `shape`.
+        An array of exactly `shape`; of a numpy tile possibly a view.
     """
     block = _crop(_select(tile, role), shape)
+    if factor != 1.0:
+        block = block * block.dtype.type(factor)
     for axis, size in enumerate(shape):
         have = block.shape[axis]
         if have < size:
             repeats = [1] * block.ndim
             repeats[axis] = -(-size // have)
-            block = xp.tile(block, repeats)
-            block = block[
-                tuple(slice(size) if a == axis else slice(None) for a in range(block.ndim))
-            ]
-    return block * block.dtype.type(factor) if factor != 1.0 else block
+            block = _slice_axis(xp.tile(block, repeats), axis, 0, size)
+    return block
 
 
 def untile_gradient(
@@ -91,12 +116,16 @@ def untile_gradient(
     for axis, have in enumerate(used):
         size = gradient.shape[axis]
         if have < size:
-            repeats = -(-size // have)
-            padding = [(0, 0)] * gradient.ndim
-            padding[axis] = (0, repeats * have - size)
-            gradient = xp.pad(gradient, padding) if repeats * have > size else gradient
+            num_whole = size // have
             before, after = gradient.shape[:axis], gradient.shape[axis + 1 :]
-            gradient = gradient.reshape(*before, repeats, have, *after).sum(axis=axis)
+            whole = _slice_axis(gradient, axis, 0, num_whole * have)
+            total = whole.reshape(*before, num_whole, have, *after).sum(axis=axis)
+            rest = _slice_axis(gradient, axis, num_whole * have, size)
+            if rest.size:
+                first = _slice_axis(total, axis, 0, rest.shape[axis]) + rest
+                others = _slice_axis(total, axis, rest.shape[axis], have)
+                total = xp.concatenate([first, others], axis=axis)
+            gradient = total
     return gradient * gradient.dtype.type(factor) if factor != 1.0 else gradient
 
 
@@ -112,6 +141,10 @@ def tile_slices(tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str) 
     if len(tile_shape) == 4 and len(shape) == 2:
         return (0, 0, *map(slice, used))
     return tuple(map(slice, used))
+
+
+def _channel_bound(needed: int, size: int) -> int:
+    return next((bound for bound in (size // 16, size // 2) if needed <= bound), 0)
 
 
 def _select(tile, role):
@@ -130,6 +163,10 @@ def _selected_shape(tile_shape, role, shape):
     if role == "position":
         return (1, *tile_shape)
     return tile_shape[-len(shape) :]
+
+
+def _slice_axis(array, axis, start, stop):
+    return array[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def _crop(block, shape):

@@ -297,7 +297,14 @@ def read_torch_file(path: str | Path) -> Any:
             return _TensorUnpickler(data, archive, root).load()
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is no zip archive ({error}), expected a PyTorch file") from error
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -316,9 +323,10 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
+            # A new function each time: a pickle may set attributes of what it is given.
+            return lambda *args: _rebuild_tensor(*args)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _rebuild_parameter
+            return lambda tensor, requires_grad, hooks: tensor
         if (module, name) == ("torch", "Size"):
             return tuple
         if module == "torch" and name in _DTYPES:
@@ -348,8 +356,3 @@ def _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metad
     steps = [step * storage.itemsize for step in strides]
     view = np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
     return view.copy()
-
-
-def _rebuild_parameter(tensor, requires_grad, hooks):
-    del requires_grad, hooks
-    return tensor
