@@ -9,9 +9,13 @@ from typing import Any
 
 import jax
 
-# Blocks spend their time in convolutions and matrix products, which LLVM does not optimise: level 1
-# compiles in 0.65 of the time of the default and runs as fast (benchmarks/compilation.py).
-CPU_COMPILER_OPTIONS = {"xla_backend_optimization_level": 1}
+# Blocks spend their time in convolutions and matrix products, which LLVM does not optimise. With less
+# optimisation, and without the newer pipeline for fusions, they compile in half the time and run as
+# fast (`benchmarks/compilation.py`).
+CPU_COMPILER_OPTIONS = {
+    "xla_backend_optimization_level": 1,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 def enable_compilation_cache(directory: str | Path) -> None:

@@ -21,6 +21,7 @@ _kernel_init = nn.initializers.he_normal()
 class Block(nn.Module):
     """Base of all blocks."""
 
+    @nn.nowrap
     def trace(self, tracer: Tracer, *inputs: Value) -> Value:
         """Run the block on symbolic values, adding its nodes and parameter tensors to `tracer`."""
         raise NotImplementedError
@@ -40,6 +41,7 @@ class Conv(Block):
         shape = (*self.kernel, x.shape[-1], self.features)
         return operations.convolve(x, self.param("kernel", _kernel_init, shape), self.stride)
 
+    @nn.nowrap
     def trace(self, tracer, x):
         return tracer.convolution(x, self.kernel, self.features, self.stride)
 
@@ -56,6 +58,7 @@ class DepthwiseConv(Block):
         kernel = self.param("kernel", _kernel_init, (self.kernel, self.kernel, 1, x.shape[-1]))
         return operations.convolve_depthwise(jax.nn.relu(x), kernel, self.stride, self.dilation)
 
+    @nn.nowrap
     def trace(self, tracer, x):
         return tracer.depthwise(x, self.kernel, self.stride, self.dilation)
 
@@ -95,6 +98,7 @@ class BatchNorm(Block):
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return x * _as_row(factor, x.ndim) + _as_row(bias - mean * factor, x.ndim)
 
+    @nn.nowrap
     def trace(self, tracer, x):
         return tracer.norm(x, "bn")
 
@@ -123,6 +127,7 @@ class FactorizedReduce(Block):
         halves = [operations.convolve(x, first, (2, 2)), operations.convolve(shifted, second, (2, 2))]
         return jnp.concatenate(halves, axis=-1)
 
+    @nn.nowrap
     def trace(self, tracer, x):
         half = self.features // 2
         first = tracer.convolution(x, (1, 1), half, (2, 2), name="kernel_1")
@@ -137,6 +142,7 @@ class Relu(Block):
     def __call__(self, x):
         return jax.nn.relu(x)
 
+    @nn.nowrap
     def trace(self, tracer, x):
         return x
 
@@ -151,6 +157,7 @@ class Pool(Block):
         pool_fn = operations.max_pool if self.kind == "max" else operations.average_pool
         return pool_fn(x, self.stride)
 
+    @nn.nowrap
     def trace(self, tracer, x):
         node = tracer.node(f"{self.kind}_pool", (x.node,), (1, 1, 3, 3))
         height, width, channels = x.shape
@@ -164,6 +171,7 @@ class Subsample(Block):
     def __call__(self, x):
         return x[:, ::2, ::2]
 
+    @nn.nowrap
     def trace(self, tracer, x):
         height, width, channels = x.shape
         return Value(((height + 1) // 2, (width + 1) // 2, channels), x.node)
@@ -175,6 +183,7 @@ class Sum(Block):
     def __call__(self, x, y):
         return x + y
 
+    @nn.nowrap
     def trace(self, tracer, x, y):
         if x.shape != y.shape:
             raise ValueError(f"cannot add images of shapes {x.shape} and {y.shape}")
@@ -195,6 +204,7 @@ class Concat(Block):
         zeros = jnp.zeros_like(inputs[0])
         return jnp.concatenate([next(members) if p else zeros for p in self.present], axis=-1)
 
+    @nn.nowrap
     def trace(self, tracer, *inputs):
         height, width, channels = inputs[0].shape
         if any(x.shape != inputs[0].shape for x in inputs):
@@ -229,6 +239,7 @@ class Attention(Block):
         x = (x + y).reshape(batch, height, width, channels)
         return x[:, :: self.stride, :: self.stride]
 
+    @nn.nowrap
     def trace(self, tracer, x):
         height, width, channels = x.shape
         inner = self.num_heads * (channels // self.num_heads)
@@ -259,6 +270,7 @@ class SqueezeExcite(Block):
         x = x * jax.nn.hard_swish(gate)[:, None, None]
         return x[:, :: self.stride, :: self.stride]
 
+    @nn.nowrap
     def trace(self, tracer, x):
         height, width, channels = x.shape
         gate = Value((channels,), x.node)
@@ -287,6 +299,7 @@ class PatchStem(Block):
         init = nn.initializers.normal(1.0)
         return x + self.param("position", init, (1, *x.shape[1:]))
 
+    @nn.nowrap
     def trace(self, tracer, x):
         height, width, channels = x.shape
         patch = self.patch
@@ -305,6 +318,7 @@ class GlobalPool(Block):
     def __call__(self, x):
         return jnp.mean(x, axis=(1, 2))
 
+    @nn.nowrap
     def trace(self, tracer, x):
         return Value((x.shape[-1],), tracer.node("glob_avg", (x.node,)))
 
@@ -315,6 +329,7 @@ class Flatten(Block):
     def __call__(self, x):
         return jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
 
+    @nn.nowrap
     def trace(self, tracer, x):
         return Value((math.prod(x.shape),), x.node)
 
@@ -338,6 +353,7 @@ class Linear(Block):
             x = nn.Dropout(self.dropout_rate, deterministic=not drops)(x)
         return nn.Dense(self.features, kernel_init=_kernel_init, name="dense")(x)
 
+    @nn.nowrap
     def trace(self, tracer, x):
         return tracer.dense(x, "dense", self.features, bias=True, classifier=self.classifier)
 

@@ -1,7 +1,11 @@
 """The target network as one Flax module: the blocks of a plan, composed."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ghn_jax.targets.blocks import BatchNorm
 from ghn_jax.targets.plan import NUM_IMAGE_CHANNELS, Plan
@@ -37,3 +41,55 @@ class TargetNetwork(nn.Module):
             else:
                 values.append(block(*inputs))
         return values[-1]
+
+
+def params_tree(plan: Plan, arrays: Sequence[Any]) -> dict[str, Any]:
+    """Arrange parameter arrays as the tree that `TargetNetwork(plan).init` has.
+
+    Args:
+        plan: A lowered architecture.
+        arrays: In the order and shapes of `plan.tensors`.
+
+    Returns:
+        Nested dictionaries, as the collection `params`.
+
+    Raises:
+        ValueError: If an array is missing, left over or of another shape; names the path.
+    """
+    for index, tensor in enumerate(plan.tensors):
+        path = "/".join(tensor.path)
+        if index >= len(arrays):
+            raise ValueError(f"arrays ends before {path}, expected {len(plan.tensors)} arrays")
+        if tuple(arrays[index].shape) != tensor.shape:
+            raise ValueError(f"{path} has shape {arrays[index].shape}, expected {tensor.shape}")
+    if len(arrays) > len(plan.tensors):
+        raise ValueError(
+            f"arrays has {len(arrays)} arrays, expected {len(plan.tensors)}: the last one is for"
+            f" {'/'.join(plan.tensors[-1].path)}"
+        )
+    paths = [tensor.path for tensor in plan.tensors]
+    return unflatten_dict(dict(zip(paths, arrays, strict=True)))
+
+
+def flatten_params(plan: Plan, params: Mapping[str, Any]) -> list[Any]:
+    """The inverse of `params_tree`: arrays in the order of `plan.tensors`.
+
+    Args:
+        plan: A lowered architecture.
+        params: Nested dictionaries with exactly the plan's paths.
+
+    Returns:
+        One array per tensor.
+
+    Raises:
+        ValueError: If a tensor is missing, extra or of another shape; names the path.
+    """
+    leaves = flatten_dict(params)
+    expected = {tensor.path for tensor in plan.tensors}
+    for kind, paths in (("misses", expected - set(leaves)), ("has the extra", set(leaves) - expected)):
+        if paths:
+            path = "/".join(sorted(paths)[0])
+            raise ValueError(f"params {kind} tensor {path}, expected exactly the tensors of the plan")
+    arrays = [leaves[tensor.path] for tensor in plan.tensors]
+    params_tree(plan, arrays)
+    return arrays

@@ -123,6 +123,7 @@ class TrainingConfig:
         skip_window: number of most recent steps over which that share is taken.
         compilation_cache_dir: folder of compiled programs kept between runs; None keeps none.
         num_compile_threads: number of threads that compile ahead of need.
+        num_threads: number of architectures whose networks run at the same time.
     """
 
     num_steps: int = 1000
@@ -139,6 +140,7 @@ class TrainingConfig:
     skip_window: int = 100
     compilation_cache_dir: str | None = None
     num_compile_threads: int = 2
+    num_threads: int = 2
 
     def __post_init__(self) -> None:
         for name in (
@@ -149,6 +151,7 @@ class TrainingConfig:
             "log_every",
             "skip_window",
             "num_compile_threads",
+            "num_threads",
         ):
             check_positive_int(name, getattr(self, name))
         for name in ("max_nodes", "evaluate_every"):
@@ -164,16 +167,21 @@ class EvaluationConfig:
     """What the GHN is evaluated on.
 
     Attributes:
-        splits: pairs (split of architectures, number of architectures); the split predefined holds
-            ResNet-50 and the ViT.
-        image_split: which images: val or test.
+        splits: pairs (split of architectures, number of architectures) evaluated after training;
+            the split predefined holds ResNet-50 and the ViT.
+        image_split: images of the evaluation after training: validation or test.
+        with_random: whether the evaluation after training also runs random initialisation.
+        num_validation: number of architectures of the split val in evaluations during training,
+            which use validation images.
         batch_size: number of images in each batch, which is also what batch norm averages over.
         max_images: largest number of images used; None is all of them.
         seed: seed of the architectures drawn.
     """
 
-    splits: tuple[tuple[str, int], ...] = (("val", 10),)
-    image_split: str = "val"
+    splits: tuple[tuple[str, int], ...] = (("test", 100),)
+    image_split: str = "test"
+    with_random: bool = True
+    num_validation: int = 20
     batch_size: int = 64
     max_images: int | None = None
     seed: int = 0
@@ -187,7 +195,9 @@ class EvaluationConfig:
                     f" (one of {', '.join(known)}; number of architectures)"
                 )
             check_positive_int(f"splits[{index}][1]", count)
-        check_choice("image_split", self.image_split, ("val", "test"))
+        check_choice("image_split", self.image_split, ("validation", "test"))
+        check_choice("with_random", self.with_random, (False, True))
+        check_positive_int("num_validation", self.num_validation)
         check_positive_int("batch_size", self.batch_size)
         if self.max_images is not None:
             check_positive_int("max_images", self.max_images)

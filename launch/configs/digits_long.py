@@ -41,6 +41,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.log_every = 10
     config.training.evaluate_every = 1000
 
-    config.evaluation.splits = (("val", 10),)
-    config.evaluation.image_split = "val"
+    config.evaluation.splits = (("test", 100), ("wide", 20), ("deep", 20), ("dense", 20), ("bnfree", 20))
+    config.evaluation.image_split = "test"
     return config

@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.log_every = 1
     config.training.evaluate_every = 4
 
-    config.evaluation.splits = (("val", 1),)
-    config.evaluation.image_split = "val"
+    config.evaluation.splits = (("test", 2),)
+    config.evaluation.image_split = "test"
     config.evaluation.max_images = 64
     return config

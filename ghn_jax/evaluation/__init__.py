@@ -1,0 +1,1 @@
+"""Accuracy of predicted parameters on architectures a GHN never saw."""

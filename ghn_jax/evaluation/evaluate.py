@@ -1,0 +1,187 @@
+"""Evaluate parameters of many architectures: top-1 and top-5, mean and standard error over a split.
+
+Batch norm uses the statistics of test batches (spec section 4). Nothing is compiled per architecture:
+networks run on the training engine's programs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ghn_jax.data import Dataset, EvaluationBatches
+from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.graphs import ArchGraph, build_graph
+from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.targets.initialization import initialize_randomly
+from ghn_jax.targets.plan import Plan
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchitectureResult:
+    """Accuracy of one architecture.
+
+    Attributes:
+        index: Of the architecture in its split.
+        num_nodes: Of its graph.
+        num_parameters: Of the network.
+        top1: Share of images whose label is the network's first guess, 0..1.
+        top5: Share of images whose label is among the first five, 0..1.
+        top1_random: top1 with random (He) parameters; None if not evaluated.
+        top5_random: top5 with random parameters; None if not evaluated.
+    """
+
+    index: int
+    num_nodes: int
+    num_parameters: int
+    top1: float
+    top5: float
+    top1_random: float | None = None
+    top5_random: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Means and standard errors over the architectures of a split, 0..1."""
+
+    split: str
+    num_architectures: int
+    top1_mean: float
+    top1_standard_error: float
+    top1_best: float
+    top5_mean: float
+    top5_standard_error: float
+    random_top1_mean: float | None = None
+    random_top1_standard_error: float | None = None
+    random_top5_mean: float | None = None
+    random_top5_standard_error: float | None = None
+
+
+class Evaluator:
+    """Evaluates architectures on one set of images.
+
+    Args:
+        predictor: Of the hypernetwork.
+        engine: Runs the networks.
+        dataset: Its images.
+        image_split: "validation" or "test".
+        batch_size: Images per batch, over which batch norm averages.
+        max_images: Most images used; None is all.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        engine: BlockwiseEngine,
+        dataset: Dataset,
+        image_split: str = "test",
+        batch_size: int = 64,
+        max_images: int | None = None,
+    ) -> None:
+        self._predictor = predictor
+        self._engine = engine
+        batches = EvaluationBatches(dataset, image_split, batch_size)
+        num_batches = len(batches)
+        if max_images is not None:
+            num_batches = min(num_batches, math.ceil(max_images / batch_size))
+        self._batches = [batches.batch(index) for index in range(num_batches)]
+
+    def evaluate(
+        self,
+        ghn_params: PyTree,
+        architectures: Iterable[tuple[int, Plan]],
+        random_seed: int | None = None,
+        report_fn: Callable[[ArchitectureResult], None] | None = None,
+    ) -> Iterator[ArchitectureResult]:
+        """Predict the parameters of each architecture and measure its accuracy.
+
+        Args:
+            ghn_params: Of the hypernetwork.
+            architectures: Pairs of index and plan.
+            random_seed: Also evaluate He initialisation drawn from this seed and the index; None
+                does not.
+            report_fn: Called with every result.
+
+        Yields:
+            A result per architecture, in order.
+        """
+        for index, plan in architectures:
+            graph = build_graph(plan, self._predictor.config.virtual_edges)
+            params = self._predict(ghn_params, graph)
+            top1, top5 = self.accuracy(plan, params)
+            random_accuracy: tuple[float | None, float | None] = (None, None)
+            if random_seed is not None:
+                sequence = np.random.SeedSequence(random_seed, spawn_key=(index,))
+                params = initialize_randomly(plan, np.random.default_rng(sequence))
+                random_accuracy = self.accuracy(plan, params)
+            result = ArchitectureResult(
+                index, graph.num_nodes, plan.num_parameters, top1, top5, *random_accuracy
+            )
+            if report_fn is not None:
+                report_fn(result)
+            yield result
+
+    def accuracy(self, plan: Plan, params: Sequence[Any]) -> tuple[float, float]:
+        """Top-1 and top-5 of a network over the images, each counted once."""
+        pending = [(batch, self._engine.logits(plan, params, batch.images)) for batch in self._batches]
+        hits, total = np.zeros(2), 0
+        for batch, logits in pending:
+            ranks = label_ranks(np.asarray(logits), batch.labels)[batch.counted_mask]
+            hits += (np.sum(ranks < 1), np.sum(ranks < 5))
+            total += len(ranks)
+        return hits[0] / total, hits[1] / total
+
+    def _predict(self, ghn_params: PyTree, graph: ArchGraph) -> list[np.ndarray]:
+        prepared = self._predictor.prepare([graph])
+        return self._predictor.predict(ghn_params, prepared)[0]
+
+
+def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes a network prefers to the label.
+
+    A class with the same logit counts as preferred, and so does every class where the label's logit is
+    not a number: a network that says nothing is not right.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) int.
+
+    Returns:
+        (B,) int, 0 where the label is the only first guess.
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    return np.sum(~(logits < own), axis=1) - np.where(np.isnan(own[:, 0]), 0, 1)
+
+
+def summarize(split: str, results: Sequence[ArchitectureResult]) -> Summary:
+    """Mean and standard error of a split; the error is 0 for a single architecture.
+
+    Args:
+        split: Its name.
+        results: At least one.
+
+    Returns:
+        The summary.
+    """
+    if not results:
+        raise ValueError("results is empty, expected at least one architecture")
+    columns = {}
+    for prefix, suffix in (("", ""), ("random_", "_random")):
+        for metric in ("top1", "top5"):
+            values = [getattr(result, metric + suffix) for result in results]
+            if None not in values:
+                mean, error = _mean_and_standard_error(values)
+                columns[f"{prefix}{metric}_mean"] = mean
+                columns[f"{prefix}{metric}_standard_error"] = error
+    best = max(result.top1 for result in results)
+    return Summary(split=split, num_architectures=len(results), top1_best=best, **columns)
+
+
+def _mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
+    array = np.asarray(values, np.float64)
+    error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0.0
+    return float(array.mean()), float(error)

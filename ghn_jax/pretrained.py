@@ -1,0 +1,94 @@
+"""Load a trained GHN and use it: `ghn_jax.load(path).predict(architecture)`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ghn_jax.architectures import Architecture, ResNet
+from ghn_jax.graphs import ArchGraph, build_graph
+from ghn_jax.hypernetworks import GHNConfig
+from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.targets.network import TargetNetwork, params_tree
+from ghn_jax.targets.plan import lower
+from ghn_jax.training.checkpoints import load_checkpoint
+from ghn_jax.training.config import ExperimentConfig
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """A network with predicted parameters.
+
+    Attributes:
+        network: The Flax module.
+        variables: `{"params": ...}` for `network.apply`; batch norm then uses batch statistics.
+        graph: What the GHN read.
+    """
+
+    network: TargetNetwork
+    variables: dict[str, Any]
+    graph: ArchGraph
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of predicted parameters."""
+        return self.network.plan.num_parameters
+
+
+class GHN:
+    """A trained hypernetwork.
+
+    Args:
+        ghn_params: Its parameters.
+        config: Of the run that trained it.
+    """
+
+    def __init__(self, ghn_params: Any, config: ExperimentConfig) -> None:
+        self.ghn_params = ghn_params
+        self.experiment = config
+        self.predictor = Predictor(config.ghn)
+
+    @property
+    def config(self) -> GHNConfig:
+        """Configuration of the hypernetwork."""
+        return self.experiment.ghn
+
+    def predict(self, architecture: Architecture | ResNet, image_size: int | None = None) -> Prediction:
+        """Predict all parameters of a network in one forward pass.
+
+        Args:
+            architecture: Any of the space, or a ResNet, whether or not it is like those of training.
+            image_size: Height and width of its images, pixels; None is that of training.
+
+        Returns:
+            The network and its parameters, float32.
+        """
+        space = self.experiment.space
+        plan = lower(architecture, image_size or space.image_size, self.config.num_classes)
+        graph = build_graph(plan, self.config.virtual_edges)
+        (arrays,) = self.predictor.predict(self.ghn_params, self.predictor.prepare([graph]))
+        return Prediction(TargetNetwork(plan), {"params": params_tree(plan, arrays)}, graph)
+
+
+def load(path: str | Path) -> GHN:
+    """Load a GHN from nothing but a path.
+
+    Args:
+        path: A work directory of training, a checkpoint in one, or the name of a GHN that comes with
+            the package: "digits".
+
+    Returns:
+        The GHN.
+
+    Raises:
+        CheckpointError: If there is no readable checkpoint; says what was found.
+    """
+    config, ghn_params = load_checkpoint(resolve(path))
+    return GHN(ghn_params, config)
+
+
+def resolve(path: str | Path) -> Path:
+    """The folder that a path or the name of a packaged GHN stands for."""
+    packaged = CHECKPOINTS / str(path)
+    return packaged if not Path(path).exists() and packaged.is_dir() else Path(path)

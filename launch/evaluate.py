@@ -1,0 +1,101 @@
+"""Evaluate the parameters a GHN predicts for architectures it never saw.
+
+    python launch/evaluate.py --ghn digits --split test --workdir /tmp/evaluation
+
+Prints a table and writes, under WORKDIR/evaluation, a summary `SPLIT.json`, a line per architecture in
+`SPLIT.jsonl`, and a plot. PATH is a work directory of training or the name of a GHN that comes with the
+package; without --workdir, the results of a work directory go into it.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `launch` itself, from anywhere
+
+from absl import app, flags  # noqa: E402
+
+import ghn_jax  # noqa: E402
+from ghn_jax.compilation import enable_compilation_cache  # noqa: E402
+from ghn_jax.data import load_dataset  # noqa: E402
+from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
+from ghn_jax.evaluation.report import evaluate_splits  # noqa: E402
+from ghn_jax.pretrained import CHECKPOINTS, resolve  # noqa: E402
+from ghn_jax.sampling import SPLITS  # noqa: E402
+from ghn_jax.training.config import PREDEFINED_SPLIT  # noqa: E402
+from ghn_jax.training.loop import check_dataset  # noqa: E402
+
+# In distribution, then out of it; the published numbers of architectures.
+NUM_ARCHITECTURES = {"test": 500, "val": 500, "wide": 100, "deep": 100, "dense": 100, "bnfree": 100}
+NUM_ARCHITECTURES |= {PREDEFINED_SPLIT: 2, "train": 500, "search": 500}
+ALL_SPLITS = ("test", "wide", "deep", "dense", "bnfree", PREDEFINED_SPLIT)
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("ghn", None, "Work directory of training, or the name of a packaged GHN: digits.")
+flags.DEFINE_enum(
+    "split", "test", [*SPLITS, PREDEFINED_SPLIT, "all"], "Split of architectures, or all of them."
+)
+flags.DEFINE_integer(
+    "num_architectures",
+    None,
+    "Architectures per split; by default as published: 500 of test, 100 of each OOD split.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "seed", None, "Draws the architectures; by default the seed of the GHN's config.", lower_bound=0
+)
+flags.DEFINE_enum(
+    "image_split", "test", ["validation", "test"], "Which images the networks are evaluated on."
+)
+flags.DEFINE_string("data", None, "Data set instead of the one of training, such as npz:images.npz.")
+flags.DEFINE_string("data_dir", None, "Folder of prepared data sets.")
+flags.DEFINE_bool("random", True, "Whether to evaluate random (He) initialisation, too.")
+flags.DEFINE_string(
+    "workdir", None, "Where evaluation/SPLIT.json goes; by default the GHN's work directory."
+)
+flags.DEFINE_string("compilation_cache_dir", None, "Folder of compiled programs kept between runs.")
+flags.mark_flag_as_required("ghn")
+
+
+def main(argv: list[str]) -> None:
+    """Evaluate the splits that the flags name."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}, expected only flags")
+    try:
+        evaluate()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def evaluate() -> None:
+    """As `main`, with errors raised."""
+    cache_dir = FLAGS.compilation_cache_dir
+    ghn = ghn_jax.load(FLAGS.ghn)
+    config = ghn.experiment
+    if cache_dir or config.training.compilation_cache_dir:
+        enable_compilation_cache(cache_dir or config.training.compilation_cache_dir)
+    dataset = load_dataset(FLAGS.data or config.data.name, FLAGS.data_dir or config.data.data_dir)
+    check_dataset(config, dataset)
+    splits = ALL_SPLITS if FLAGS.split == "all" else (FLAGS.split,)
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else resolve(FLAGS.ghn)
+    if workdir.is_relative_to(CHECKPOINTS):
+        workdir = Path.cwd()  # never into the installed package
+    training = config.training
+    engine = BlockwiseEngine(
+        num_threads=training.num_threads, num_compile_threads=training.num_compile_threads
+    )
+    evaluate_splits(
+        ghn.predictor,
+        engine,
+        dataset,
+        ghn.ghn_params,
+        config,
+        splits=[(s, FLAGS.num_architectures or NUM_ARCHITECTURES[s]) for s in splits],
+        image_split=FLAGS.image_split,
+        seed=FLAGS.seed,
+        with_random=FLAGS.random,
+        folder=workdir / "evaluation",
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
