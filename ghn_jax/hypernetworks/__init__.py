@@ -2,7 +2,7 @@
 
 from ghn_jax.hypernetworks.config import GHNConfig, ghn1, ghn2, mlp
 from ghn_jax.hypernetworks.embedding import ShapeVocabulary, shape_vocabulary
-from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize
+from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize, parameter_shapes
 from ghn_jax.hypernetworks.tiling import TileKey, request_key, tile_parameter, untile_gradient
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ghn2",
     "initialize",
     "mlp",
+    "parameter_shapes",
     "request_key",
     "shape_vocabulary",
     "tile_parameter",

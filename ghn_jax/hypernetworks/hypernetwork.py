@@ -1,6 +1,6 @@
 """The hypernetwork: graphs -> node embeddings -> tiles, composed as its configuration says."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.compilation import compile_lowered
 from ghn_jax.graphs.batching import GraphBatch
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.hypernetworks.decoder import KERNEL_DECODERS, VectorDecoder
@@ -109,6 +110,16 @@ def initialize(config: GHNConfig, key: jax.Array) -> dict[str, Any]:
     Returns:
         {"params": ...}, float32.
     """
+    lowered = jax.jit(_init_fn(config)).lower(key)
+    return compile_lowered(lowered)(key)
+
+
+def parameter_shapes(config: GHNConfig) -> dict[str, Any]:
+    """Describe what `initialize` returns, by `jax.ShapeDtypeStruct`s, without drawing anything."""
+    return jax.eval_shape(_init_fn(config), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _init_fn(config: GHNConfig) -> Callable[[jax.Array], dict[str, Any]]:
     batch = GraphBatch(
         primitive=np.zeros((1, 1), np.int32),
         shape_index=np.zeros((1, 1, 4), np.int32),
@@ -116,4 +127,4 @@ def initialize(config: GHNConfig, key: jax.Array) -> dict[str, Any]:
         node_mask=np.ones((1, 1), bool),
     )
     requests = {TileKey(kind): np.zeros(1, np.int32) for kind in KINDS}
-    return jax.jit(Hypernetwork(config).init)(key, batch, requests)
+    return lambda key: Hypernetwork(config).init(key, batch, requests)

@@ -15,13 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ghn_jax.architectures.validation import check_choice, check_keys
 from ghn_jax.graphs.primitives import PRIMITIVES
-from ghn_jax.hypernetworks import GHNConfig, initialize, shape_vocabulary
+from ghn_jax.hypernetworks import GHNConfig, parameter_shapes, shape_vocabulary
 
 _DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -132,7 +131,7 @@ def convert_state_dict(state: Mapping[str, np.ndarray], config: GHNConfig) -> di
             f"state_dict lacks {missing or 'nothing'} and has the unknown {unknown or 'nothing'},"
             f" expected the tensors of {config}"
         )
-    params = jax.eval_shape(lambda: initialize(config, jax.random.key(0)))["params"]
+    params = parameter_shapes(config)["params"]
     converted = {}
     for path, like in flatten_dict(params, sep="/").items():
         name, shape, convert = recipes[path]
