@@ -127,4 +127,4 @@ def _init_fn(config: GHNConfig) -> Callable[[jax.Array], dict[str, Any]]:
         node_mask=np.ones((1, 1), bool),
     )
     requests = {TileKey(kind): np.zeros(1, np.int32) for kind in KINDS}
-    return lambda key: Hypernetwork(config).init(key, batch, requests)
+    return lambda key: dict(Hypernetwork(config).init(key, batch, requests))
