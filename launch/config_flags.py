@@ -11,7 +11,6 @@ import difflib
 import importlib.util
 import pathlib
 import re
-import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -24,9 +23,9 @@ from ml_collections.config_dict import placeholder
 from ghn_jax.architectures.validation import suggest
 from ghn_jax.training.config import ExperimentConfig, describe_fields
 from ghn_jax.training.conversion import iterate_fields
+from launch.command_line import errors_in_one_line, fail, last_line, parse_flags
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
-_HELP = ("--help", "-help", "--helpfull", "-helpfull", "--helpshort", "-helpshort", "-h")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -60,14 +59,16 @@ def build_config(config: ml_collections.ConfigDict) -> ExperimentConfig:
     return ExperimentConfig.from_dict(config.to_dict())
 
 
-def run(main: Callable[[ExperimentConfig, str], None]) -> NoReturn:
+def run(main: Callable[[ExperimentConfig, str], None], *errors: type[Exception]) -> NoReturn:
     """Run a program that takes `--config` and `--workdir`, and exit.
 
     Mistakes on the command line or in the config end with one line on the standard error and exit
-    status 2. `--help` lists every field of the config.
+    status 2, errors of the program with one line and exit status 1. `--help` lists every field of
+    the config.
 
     Args:
         main: called with the config and the run's folder.
+        errors: what `main` raises, besides ValueError and OSError, with a text for its user.
     """
     config_flag = config_flags.DEFINE_config_file(
         "config", help_string="Python file with a function get_config() -> ConfigDict."
@@ -77,29 +78,20 @@ def run(main: Callable[[ExperimentConfig, str], None]) -> NoReturn:
     )
 
     def call_main(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}, expected only flags (--name=value)")
+        del argv  # nothing but the program's name
         if workdir_flag.value is None:
-            _fail("--workdir is missing, expected the folder for checkpoints and metrics")
+            fail("--workdir is missing, expected the folder for checkpoints and metrics")
         try:
             config = build_config(config_flag.value)
         except ValueError as error:
-            _fail(str(error))
-        main(config, workdir_flag.value)
+            fail(str(error))
+        with errors_in_one_line(*errors):
+            main(config, workdir_flag.value)
 
-    app.run(call_main, flags_parser=_parse_flags)
+    def parse(argv: Sequence[str]) -> list[str]:
+        return parse_flags(argv, check_arguments, _help_text)
 
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parse with absl, after the checks whose errors absl would show as a traceback."""
-    if any(argument in _HELP for argument in argv[1:]):
-        print(_help_text())
-        sys.exit(0)
-    try:
-        check_arguments(argv[1:])
-        return flags.FLAGS(argv)  # type: ignore[no-any-return]
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-        _fail(_last_line(error))
+    app.run(call_main, flags_parser=parse)
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -146,17 +138,11 @@ def _load_config_file(location: str) -> None:
         specification.loader.exec_module(module)
         config = module.get_config(*argument)
     except Exception as error:
-        raise ValueError(f"--config {path}: {type(error).__name__}: {_last_line(error)}") from error
+        raise ValueError(f"--config {path}: {type(error).__name__}: {last_line(error)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
             f"--config {path}: get_config() returned {config!r}, expected a ConfigDict"
         )
-
-
-def _last_line(error: Exception) -> str:
-    # ml_collections writes several lines; the last one says what is wrong or names a near match.
-    lines = str(error.args[0] if error.args else error).strip().splitlines()
-    return lines[-1] if lines else "no message"
 
 
 def _suggest_field(name: str) -> str:
@@ -184,16 +170,10 @@ def _value_type(hint: object) -> type:
 
 
 def _help_text() -> str:
-    document = sys.modules["__main__"].__doc__ or ""
     return (
-        f"{document.strip()}\n\nflags:\n"
         "  --config FILE\n      Python file with a function get_config() -> ConfigDict, such as\n"
         f"      {_list_configs()}\n"
         "  --workdir DIR\n      Folder for checkpoints and metrics; a run in it is continued.\n"
+        "  --verbosity N\n      1 shows the traceback of an error.\n"
         f"\nfields of the config:\n{describe_fields(ExperimentConfig)}"
     )
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)

@@ -2,9 +2,10 @@
 
     python launch/evaluate.py --ghn digits --split test --workdir /tmp/evaluation
 
-Prints a table and writes, under WORKDIR/evaluation, a summary `SPLIT.json`, a line per architecture in
-`SPLIT.jsonl`, and a plot. PATH is a work directory of training or the name of a GHN that comes with the
-package; without --workdir, the results of a work directory go into it.
+Prints a table and writes, under WORKDIR/evaluation, a summary `SPLIT.json`, a line per architecture
+in `SPLIT.jsonl`, and a plot. The GHN is a work directory of training or the name of one that comes
+with the package; without --workdir, the results of a work directory go into it, others into the
+current folder.
 """
 
 import sys
@@ -23,6 +24,7 @@ from ghn_jax.pretrained import CHECKPOINTS, resolve  # noqa: E402
 from ghn_jax.sampling import SPLITS  # noqa: E402
 from ghn_jax.training.config import PREDEFINED_SPLIT  # noqa: E402
 from ghn_jax.training.loop import check_dataset  # noqa: E402
+from launch.command_line import errors_in_one_line, parse_flags  # noqa: E402
 
 # In distribution, then out of it; the published numbers of architectures.
 NUM_ARCHITECTURES = {"test": 500, "val": 500, "wide": 100, "deep": 100, "dense": 100, "bnfree": 100}
@@ -30,7 +32,9 @@ NUM_ARCHITECTURES |= {PREDEFINED_SPLIT: 2, "train": 500, "search": 500}
 ALL_SPLITS = ("test", "wide", "deep", "dense", "bnfree", PREDEFINED_SPLIT)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("ghn", None, "Work directory of training, or the name of a packaged GHN: digits.")
+flags.DEFINE_string(
+    "ghn", None, "Work directory of training, or the name of a packaged GHN: digits."
+)
 flags.DEFINE_enum(
     "split", "test", [*SPLITS, PREDEFINED_SPLIT, "all"], "Split of architectures, or all of them."
 )
@@ -46,7 +50,9 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "image_split", "test", ["validation", "test"], "Which images the networks are evaluated on."
 )
-flags.DEFINE_string("data", None, "Data set instead of the one of training, such as npz:images.npz.")
+flags.DEFINE_string(
+    "data", None, "Data set instead of the one of training, such as npz:images.npz."
+)
 flags.DEFINE_string("data_dir", None, "Folder of prepared data sets.")
 flags.DEFINE_bool("random", True, "Whether to evaluate random (He) initialisation, too.")
 flags.DEFINE_string(
@@ -58,12 +64,9 @@ flags.mark_flag_as_required("ghn")
 
 def main(argv: list[str]) -> None:
     """Evaluate the splits that the flags name."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}, expected only flags")
-    try:
+    del argv  # nothing but the program's name
+    with errors_in_one_line():
         evaluate()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
 
 
 def evaluate() -> None:
@@ -77,8 +80,8 @@ def evaluate() -> None:
     check_dataset(config, dataset)
     splits = ALL_SPLITS if FLAGS.split == "all" else (FLAGS.split,)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else resolve(FLAGS.ghn)
-    if workdir.is_relative_to(CHECKPOINTS):
-        workdir = Path.cwd()  # never into the installed package
+    if not FLAGS.workdir and ((workdir / "run").is_dir() or workdir.is_relative_to(CHECKPOINTS)):
+        workdir = Path.cwd()  # never into a checkpoint or the installed package
     training = config.training
     engine = BlockwiseEngine(
         num_threads=training.num_threads, num_compile_threads=training.num_compile_threads
@@ -98,4 +101,4 @@ def evaluate() -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

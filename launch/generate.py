@@ -16,10 +16,13 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Generator, Sequence
+from pathlib import Path
 
-from absl import app, flags
-from rich.console import Console
-from rich.progress import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `launch` itself, from anywhere
+
+from absl import app, flags  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import (  # noqa: E402
     BarColumn,
     MofNCompleteColumn,
     Progress,
@@ -28,10 +31,15 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.text import Text
+from rich.text import Text  # noqa: E402
 
-from ghn_jax.interop.deepnets1m_writer import DeepNets1MWriter, Record, make_record
-from ghn_jax.sampling import SPLITS, SpaceConfig, sample_architecture
+from ghn_jax.interop.deepnets1m_writer import (  # noqa: E402
+    DeepNets1MWriter,
+    Record,
+    make_record,
+)
+from ghn_jax.sampling import SPLITS, SpaceConfig, sample_architecture  # noqa: E402
+from launch.command_line import errors_in_one_line, parse_flags  # noqa: E402
 
 _SPLIT = flags.DEFINE_enum(
     "split", "train", tuple(SPLITS), "Split whose rules the architectures follow."
@@ -112,8 +120,13 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: of the command line that are no flags: the program's name only.
     """
-    if len(arguments) > 1:
-        raise app.UsageError(f"expected flags only, found {' '.join(arguments[1:])}")
+    del arguments
+    with errors_in_one_line():
+        generate()
+
+
+def generate() -> None:
+    """As `main`, with errors raised."""
     console = Console()
     count, split = _NUM_ARCHITECTURES.value, _SPLIT.value
     columns = (
@@ -123,11 +136,7 @@ def main(arguments: Sequence[str]) -> None:
         _SpeedColumn(),
         TimeRemainingColumn(),
     )
-    try:
-        writer = DeepNets1MWriter(_OUTPUT.value, split)
-    except ValueError as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+    writer = DeepNets1MWriter(_OUTPUT.value, split)
     records = draw_records(SpaceConfig(split=split), _SEED.value, count, _NUM_WORKERS.value)
     start = time.perf_counter()
     with contextlib.closing(records), Progress(*columns, console=console) as progress, writer:
@@ -140,4 +149,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `launch` itself,
 from ghn_jax.evaluation.report import evaluate_splits  # noqa: E402
 from ghn_jax.training.config import ExperimentConfig  # noqa: E402
 from ghn_jax.training.loop import Trainer, TrainState, train  # noqa: E402
+from ghn_jax.training.skipping import TooManySkippedError  # noqa: E402
 from launch import config_flags  # noqa: E402
 
 
@@ -47,4 +48,4 @@ def main(config: ExperimentConfig, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.run(main)
+    config_flags.run(main, TooManySkippedError)

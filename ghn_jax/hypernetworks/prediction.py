@@ -18,7 +18,7 @@ from ghn_jax.compilation import ProgramCache, VjpPrograms, build_vjp, compile_lo
 from ghn_jax.graphs import ArchGraph, GraphBatch, ParameterTensor, batch_graphs, to_graphs_tuple
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.hypernetworks.embedding import shape_vocabulary
-from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
+from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize
 from ghn_jax.hypernetworks.normalization import kernel_factor
 from ghn_jax.hypernetworks.tiling import (
     TileKey,
@@ -78,15 +78,7 @@ class Predictor:
 
     def init(self, key: jax.Array) -> PyTree:
         """Draw the hypernetwork's parameters."""
-        batch = GraphBatch(
-            primitive=np.zeros((1, 2), np.int32),
-            shape_index=np.zeros((1, 2, 4), np.int32),
-            distance=np.zeros((1, 2, 2), np.uint8),
-            node_mask=np.ones((1, 2), bool),
-        )
-        kinds = ("kernel", "classifier_kernel", "vector", "classifier_bias")
-        requests = {TileKey(kind): np.zeros(1, np.int32) for kind in kinds}
-        return jax.jit(self._network.init)(key, batch, requests)["params"]
+        return initialize(self.config, key)["params"]
 
     def prepare(self, graphs: Sequence[ArchGraph], num_graphs: int | None = None) -> PreparedGraphs:
         """Pad graphs and locate the source of every tensor; on the host, no JAX.

@@ -1,9 +1,9 @@
 """Train a GHN: draw architectures, predict their parameters, differentiate their losses back.
 
 Each step draws a batch of images and a meta batch of architectures; the loss is the mean over
-architectures of cross-entropy on that batch (spec section 4). Everything random follows from the seed
-and the position in the streams, both in the checkpoint, so that a run resumed after any interruption
-goes on bit for bit.
+architectures of cross-entropy on that batch (spec section 4). Everything random follows from the
+seed and the position in the streams, both in the checkpoint, so that a run resumed after any
+interruption goes on bit for bit.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ghn_jax.compilation import enable_compilation_cache
+from ghn_jax.compilation import compile_lowered, enable_compilation_cache
 from ghn_jax.data import Dataset, TrainBatches, load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.hypernetworks.prediction import Predictor
 from ghn_jax.sampling import ArchitectureStream
-from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore
+from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore, load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.meta_batches import MetaBatch, iterate_meta_batches
 from ghn_jax.training.metrics import MetricWriter, TrainingProgress
@@ -87,15 +87,8 @@ class Trainer:
         )
         self.batches = TrainBatches(self.dataset, config.data.batch_size, training.seed)
         self.stream = ArchitectureStream(config.space, training.seed)
-        optimizer = create_optimizer(config.optimizer, training.num_steps)
-        self._init_optimizer = jax.jit(optimizer.init)
-
-        @jax.jit
-        def update(ghn_params, opt_state, grads):
-            updates, opt_state = optimizer.update(grads, opt_state, ghn_params)
-            return optax.apply_updates(ghn_params, updates), opt_state, optax.global_norm(grads)
-
-        self._update = update
+        self.optimizer = create_optimizer(config.optimizer, training.num_steps)
+        self._compiled_update: jax.stages.Compiled | None = None
 
     @property
     def num_compilations(self) -> int:
@@ -106,13 +99,13 @@ class Trainer:
         """The state before the first step."""
         init_key, key = jax.random.split(jax.random.key(self.config.training.seed))
         ghn_params = self.predictor.init(init_key)
-        return TrainState(0, ghn_params, self._init_optimizer(ghn_params), key, 0)
+        return TrainState(0, ghn_params, jax.jit(self.optimizer.init)(ghn_params), key, 0)
 
     def step(self, state: TrainState, meta_batch: MetaBatch) -> tuple[TrainState, StepResult]:
         """Make one update.
 
-        Architectures whose loss or gradient is not finite do not take part in it; without any left the
-        parameters stay as they are.
+        Architectures whose loss or gradient is not finite do not take part in it; without any left
+        the parameters stay as they are.
 
         Args:
             state: Before the step.
@@ -136,7 +129,9 @@ class Trainer:
         clock.lap("targets")
         ghn_params, opt_state = state.ghn_params, state.opt_state
         if finite.any():
-            kept = [result.grads if ok else None for result, ok in zip(results, finite, strict=True)]
+            kept = [
+                result.grads if ok else None for result, ok in zip(results, finite, strict=True)
+            ]
             grads = _divide(pull_back(kept), float(finite.sum()))
             ghn_params, opt_state, norm = self._update(ghn_params, opt_state, grads)
             if not np.isfinite(float(norm)):
@@ -147,6 +142,17 @@ class Trainer:
         next_architecture = meta_batch.next_index
         state = TrainState(state.step + 1, ghn_params, opt_state, state.key, next_architecture)
         return state, StepResult(losses, finite, clock.seconds)
+
+    def _update(self, *arguments):
+        """(ghn_params, opt_state, grads) -> (ghn_params, opt_state, norm of the gradient)."""
+
+        def update(ghn_params, opt_state, grads):
+            updates, opt_state = self.optimizer.update(grads, opt_state, ghn_params)
+            return optax.apply_updates(ghn_params, updates), opt_state, optax.global_norm(grads)
+
+        if self._compiled_update is None:
+            self._compiled_update = compile_lowered(jax.jit(update).lower(*arguments))
+        return self._compiled_update(*arguments)
 
     def _dropout_keys(self, state: TrainState, num: int) -> Sequence[jax.Array] | None:
         if not self.config.training.target_dropout:
@@ -162,11 +168,11 @@ def train(
     evaluate_fn: Callable[[Trainer, TrainState], dict[str, float]] | None = None,
     trainer: Trainer | None = None,
 ) -> tuple[Trainer, TrainState]:
-    """Train until `config.training.num_steps`, from the latest checkpoint of the folder if it has one.
+    """Train until `config.training.num_steps`, from the folder's latest checkpoint if it has one.
 
     Args:
-        config: Of the run; a folder that holds checkpoints must have been written with the same one,
-            but for the number of steps and what is logged.
+        config: Of the run; a folder that holds checkpoints must have been written with the same
+            one, but for the number of steps and what is logged.
         workdir: Folder for checkpoints and metrics.
         dataset: Images; None loads what the config names.
         evaluate_fn: Called every `evaluate_every` steps; what it returns is logged.
@@ -182,11 +188,13 @@ def train(
     training = config.training
     trainer = trainer or Trainer(config, dataset)
     skips = SkipRule(training.max_skipped_share, training.skip_window)
-    state = trainer.init_state()
     with CheckpointStore(workdir, training.keep_checkpoints) as store:
         resume_step = store.latest_step()
         if resume_step is not None:
-            state = _restore(store, state, skips, config)
+            _check_same_run(store, resume_step, config)
+        state = trainer.init_state()
+        if resume_step is not None:
+            state = _restore(store, state, skips)
         with (
             MetricWriter(workdir, resume_step) as writer,
             TrainingProgress(training.num_steps, state.step) as progress,
@@ -303,7 +311,7 @@ def _divide(tree: PyTree, divisor: float) -> PyTree:
 
 
 def check_dataset(config: ExperimentConfig, dataset: Dataset) -> None:
-    """Raise ValueError unless the space of architectures is for images and classes such as these."""
+    """Raise ValueError unless the space of architectures is for such images and classes."""
     for name in ("image_size", "num_classes"):
         wanted, found = getattr(config.space, name), getattr(dataset, name)
         if wanted != found:
@@ -313,19 +321,24 @@ def check_dataset(config: ExperimentConfig, dataset: Dataset) -> None:
 
 
 _MAY_CHANGE = ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every")
-_MAY_CHANGE += ("compilation_cache_dir", "num_compile_threads", "num_threads", "max_skipped_share", "skip_window")
+_MAY_CHANGE += ("compilation_cache_dir", "num_compile_threads", "num_threads")
+_MAY_CHANGE += ("max_skipped_share", "skip_window")
 
 
-def _restore(store, state: TrainState, skips: SkipRule, config: ExperimentConfig) -> TrainState:
-    checkpoint = store.restore(state.opt_state)
-    saved, wanted = checkpoint.config.to_dict(), config.to_dict()
+def _check_same_run(store: CheckpointStore, step: int, config: ExperimentConfig) -> None:
+    saved_config, _ = load_checkpoint(store.folder / str(step))
+    saved, wanted = saved_config.to_dict(), config.to_dict()
     for section in ("data", "space", "ghn", "optimizer", "training"):
         for name, value in wanted[section].items():
             if saved[section][name] != value and name not in (*_MAY_CHANGE, "data_dir"):
                 raise CheckpointError(
-                    f"{store.folder} holds a run with {section}.{name} = {saved[section][name]!r}, but"
-                    f" the config says {value!r}: use another --workdir, or the run's config"
+                    f"{store.folder} holds a run with {section}.{name} = {saved[section][name]!r},"
+                    f" but the config says {value!r}: use another --workdir, or the run's config"
                 )
+
+
+def _restore(store: CheckpointStore, state: TrainState, skips: SkipRule) -> TrainState:
+    checkpoint = store.restore(state.opt_state)
     skips.restore(checkpoint.counters["skips"])
     _LOGGER.info("going on from step %d of %s", checkpoint.step, store.folder)
     return TrainState(

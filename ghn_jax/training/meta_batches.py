@@ -1,7 +1,7 @@
 """Meta batches of architectures: drawn, lowered, turned into graphs and padded, ahead of need.
 
-Architecture by architecture from the stream, so that a position (the index of the next architecture)
-is all a checkpoint needs to go on with the same meta batches.
+Architecture by architecture from the stream, so that a position (the index of the next
+architecture) is all a checkpoint needs to go on with the same meta batches.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from ghn_jax.graphs import ArchGraph, build_graph
-from ghn_jax.hypernetworks.prediction import PreparedGraphs, Predictor
+from ghn_jax.hypernetworks.prediction import Predictor, PreparedGraphs
 from ghn_jax.sampling import ArchitectureStream
 from ghn_jax.targets.plan import Plan, lower
 

@@ -1,15 +1,14 @@
 """A few steps of everything, to see that a machine can run it.
 
-Source: chosen by us, as small as it gets.
-Command: python -m launch.train --config launch/configs/smoke.py
-    --workdir runs/smoke
+Source: chosen by us, as small as it gets: the seeds are those of 60 that compile least, and
+    evaluation has the batch size of training, whose programs it shares.
+Command: python launch/train.py --config launch/configs/smoke.py --workdir runs/smoke
 Hardware: a CPU with two cores.
-Result: nothing to learn in so few steps; not yet run.
+Result: nothing to learn in so few steps.
 """
 
 import ml_collections
 
-from ghn_jax.architectures import OPERATIONS
 from launch.config_flags import default_config
 
 
@@ -20,11 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.batch_size = 8
 
     config.space.split = "train"
-    config.space.widths = (16,)
-    config.space.allowed_operations = tuple(op for op in OPERATIONS if op != "msa")
+    config.space.widths = (8,)
+    config.space.fc_sizes = (16,)
+    config.space.allowed_operations = ("skip_connect", "max_pool_3x3", "dil_conv_3x3", "conv_1x1")
     config.space.num_cells = (4, 4)
     config.space.max_steps = 1
-    config.space.fc_sizes = (64,)
     config.space.global_pool_only = True
     config.space.image_size = 8
     config.space.num_classes = 10
@@ -37,14 +36,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "constant"
 
-    config.training.num_steps = 4
+    config.training.num_steps = 2
     config.training.meta_batch_size = 2
     config.training.target_dropout = False
-    config.training.checkpoint_every = 2
+    config.training.checkpoint_every = 1
     config.training.log_every = 1
-    config.training.evaluate_every = 4
 
     config.evaluation.splits = (("test", 2),)
     config.evaluation.image_split = "test"
-    config.evaluation.max_images = 64
+    config.evaluation.batch_size = 8
+    config.evaluation.max_images = 16
+    config.evaluation.seed = 1
     return config

@@ -31,8 +31,8 @@ def test_writes_a_split_and_refuses_to_overwrite_it(tmp_path):
     ]
     second = run(*arguments)
     assert second.returncode == 1
-    assert "deepnets1m_deep.hdf5 exists, expected a new file" in second.stdout
-    assert "Traceback" not in second.stderr
+    assert "deepnets1m_deep.hdf5 exists, expected a new file" in second.stderr
+    assert second.stderr.startswith("error: ") and second.stderr.count("\n") == 1
 
 
 def test_help_has_a_sentence_per_flag():
@@ -43,8 +43,8 @@ def test_help_has_a_sentence_per_flag():
 
 def test_stray_arguments_are_reported(tmp_path):
     result = run("val", f"--output={tmp_path}")
-    assert result.returncode == 1
-    assert "expected flags only, found val" in result.stdout + result.stderr
+    assert result.returncode == 2
+    assert result.stderr == "error: unexpected argument 'val', expected only flags (--name=value)\n"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
