@@ -5,8 +5,11 @@ networks run on the training engine's programs.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from ghn_jax.targets.initialization import initialize_randomly
 from ghn_jax.targets.plan import Plan
 
 PyTree = Any
+_CHUNK = 50  # architectures whose programs are compiled together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Evaluator:
         image_split: "validation" or "test".
         batch_size: Images per batch, over which batch norm averages.
         max_images: Most images used; None is all.
+        num_threads: How many architectures are evaluated at the same time.
     """
 
     def __init__(
@@ -81,7 +86,9 @@ class Evaluator:
         image_split: str = "test",
         batch_size: int = 64,
         max_images: int | None = None,
+        num_threads: int = 1,
     ) -> None:
+        self._num_threads = num_threads
         self._predictor = predictor
         self._engine = engine
         batches = EvaluationBatches(dataset, image_split, batch_size)
@@ -95,7 +102,6 @@ class Evaluator:
         ghn_params: PyTree,
         architectures: Iterable[tuple[int, Plan]],
         random_seed: int | None = None,
-        report_fn: Callable[[ArchitectureResult], None] | None = None,
     ) -> Iterator[ArchitectureResult]:
         """Predict the parameters of each architecture and measure its accuracy.
 
@@ -104,26 +110,31 @@ class Evaluator:
             architectures: Pairs of index and plan.
             random_seed: Also evaluate He initialisation drawn from this seed and the index; None
                 does not.
-            report_fn: Called with every result.
 
         Yields:
             A result per architecture, in order.
         """
-        for index, plan in architectures:
-            graph = build_graph(plan, self._predictor.config.virtual_edges)
-            params = self._predict(ghn_params, graph)
-            top1, top5 = self.accuracy(plan, params)
-            random_accuracy: tuple[float | None, float | None] = (None, None)
-            if random_seed is not None:
-                sequence = np.random.SeedSequence(random_seed, spawn_key=(index,))
-                params = initialize_randomly(plan, np.random.default_rng(sequence))
-                random_accuracy = self.accuracy(plan, params)
-            result = ArchitectureResult(
-                index, graph.num_nodes, plan.num_parameters, top1, top5, *random_accuracy
-            )
-            if report_fn is not None:
-                report_fn(result)
-            yield result
+        remaining = iter(architectures)
+        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="evaluate") as pool:
+            while chunk := list(itertools.islice(remaining, _CHUNK)):
+                # All that a chunk needs compiles at once, in parallel.
+                batch_size = self._batches[0].images.shape[0]
+                self._engine.compile_ahead([p for _, p in chunk], batch_size, with_gradients=False)
+                evaluate_one = functools.partial(self._evaluate_one, ghn_params, random_seed)
+                yield from pool.map(evaluate_one, chunk)
+
+    def _evaluate_one(self, ghn_params, random_seed, indexed_plan) -> ArchitectureResult:
+        index, plan = indexed_plan
+        graph = build_graph(plan, self._predictor.config.virtual_edges)
+        top1, top5 = self.accuracy(plan, self._predict(ghn_params, graph))
+        random_accuracy: tuple[float | None, float | None] = (None, None)
+        if random_seed is not None:
+            sequence = np.random.SeedSequence(random_seed, spawn_key=(index,))
+            params = initialize_randomly(plan, np.random.default_rng(sequence))
+            random_accuracy = self.accuracy(plan, params)
+        return ArchitectureResult(
+            index, graph.num_nodes, plan.num_parameters, top1, top5, *random_accuracy
+        )
 
     def accuracy(self, plan: Plan, params: Sequence[Any]) -> tuple[float, float]:
         """Top-1 and top-5 of a network over the images, each counted once."""

@@ -95,7 +95,13 @@ def evaluate_splits(
     evaluation = config.evaluation
     seed = evaluation.seed if seed is None else seed
     evaluator = Evaluator(
-        predictor, engine, dataset, image_split, evaluation.batch_size, evaluation.max_images
+        predictor,
+        engine,
+        dataset,
+        image_split,
+        evaluation.batch_size,
+        evaluation.max_images,
+        config.training.num_threads,
     )
     summaries = []
     for split, num in splits:

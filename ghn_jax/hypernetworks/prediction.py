@@ -89,7 +89,12 @@ class Predictor:
 
         Returns:
             What `predict` takes.
+
+        Raises:
+            ValueError: If there is no graph, or there are more than `num_graphs`.
         """
+        if not graphs:
+            raise ValueError("graphs is empty, expected at least one graph")
         num_nodes = _next_size(max(g.num_nodes for g in graphs), _SMALLEST_NUM_NODES)
         num_graphs = num_graphs or len(graphs)
         vocabulary = shape_vocabulary(self.config.num_classes, self.config.max_shape[2])

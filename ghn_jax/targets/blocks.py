@@ -103,6 +103,20 @@ class BatchNorm(Block):
         return tracer.norm(x, "bn")
 
 
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis; Flax's mixes float32 into float64, which strict promotion refuses."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        var = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(var + self.epsilon) * _as_row(scale, x.ndim) + _as_row(bias, x.ndim)
+
+
 def _as_row(vector, ndim):
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
@@ -224,14 +238,16 @@ class Attention(Block):
         batch, height, width, channels = x.shape
         head_size = channels // self.num_heads
         x = x.reshape(batch, height * width, channels)
-        y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm_1")(x)
+        y = LayerNorm(name="norm_1")(x)
         inner = 3 * self.num_heads * head_size
         qkv = nn.Dense(inner, use_bias=False, kernel_init=_kernel_init, name="qkv")(y)
         qkv = qkv.reshape(batch, height * width, 3, self.num_heads, head_size)
-        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (B, tokens, heads, C / heads)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * head_size**-0.5
+        y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), value)
         y = y.reshape(batch, height * width, self.num_heads * head_size)
         x = x + nn.Dense(channels, kernel_init=_kernel_init, name="proj")(y)
-        y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm_2")(x)
+        y = LayerNorm(name="norm_2")(x)
         y = nn.Dense(channels, kernel_init=_kernel_init, name="mlp_1")(y)
         y = nn.Dense(channels, kernel_init=_kernel_init, name="mlp_2")(
             jax.nn.gelu(y, approximate=False)

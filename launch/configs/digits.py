@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.space.split = "train"
     config.space.widths = (16,)
+    config.space.fc_sizes = (64,)
     config.space.allowed_operations = tuple(op for op in OPERATIONS if op != "msa")
     config.space.global_pool_only = True
     config.space.image_size = 8

@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.space.split = "train"
     config.space.widths = (16,)
+    config.space.fc_sizes = (64,)
     config.space.allowed_operations = tuple(op for op in OPERATIONS if op != "msa")
     config.space.global_pool_only = True
     config.space.image_size = 8
@@ -33,13 +34,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
 
-    config.training.num_steps = 5000
+    config.training.num_steps = 6000
     config.training.meta_batch_size = 4
     config.training.target_dropout = False
-    config.training.checkpoint_every = 500
+    config.training.checkpoint_every = 250
     config.training.log_every = 10
-    config.training.evaluate_every = 1000
+    config.training.evaluate_every = 500
 
     config.evaluation.splits = (("test", 100), ("wide", 20), ("deep", 20), ("dense", 20), ("bnfree", 20))
     config.evaluation.image_split = "test"

@@ -1,0 +1,95 @@
+"""Compile the blocks of a few architectures under different compiler options (CPU).
+
+    python benchmarks/compilation.py [--num_programs 40]
+
+Prints, per set of options, CPU milliseconds per compiled program and the time of running all of them,
+as ratios to XLA's defaults of the same run.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from ghn_jax import compilation  # noqa: E402
+from ghn_jax.sampling import ArchitectureStream, SpaceConfig  # noqa: E402
+from ghn_jax.targets.plan import lower  # noqa: E402
+
+OPTIONS: dict[str, dict] = {
+    "XLA's defaults": {},
+    "optimization level 1": {"xla_backend_optimization_level": 1},
+    "no fusion emitters": {"xla_cpu_use_fusion_emitters": False},
+    "both (ours)": compilation.CPU_COMPILER_OPTIONS,
+    "level 0, no fusion emitters": {
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": False,
+    },
+}
+
+
+def block_functions(num_programs: int, batch_size: int):
+    """Functions of different blocks with their arguments, from the first architectures of a stream."""
+    space = SpaceConfig(widths=(16,), image_size=8)
+    rng, seen = np.random.default_rng(0), {}
+    for architecture in ArchitectureStream(space, 0):
+        plan = lower(architecture, space.image_size, space.num_classes)
+        shapes = [(8, 8, 3), *(call.output_shape for call in plan.calls)]
+        for call in plan.calls:
+            inputs = [shapes[i] for i in call.inputs]
+            key = (call.block, tuple(inputs))
+            if key in seen or not call.tensors:
+                continue
+            arrays = [rng.standard_normal((batch_size, *s), dtype=np.float32) for s in inputs]
+            params = call.block.init(jax.random.key(0), *arrays)["params"]
+            seen[key] = (lambda p, x, b=call.block: b.apply({"params": p}, *x), (params, arrays))
+            if len(seen) == num_programs // 2:
+                return list(seen.values())
+    raise AssertionError("the stream is endless")
+
+
+def measure(functions, options: dict) -> tuple[float, float]:
+    """CPU seconds per program, and wall seconds of running all of them five times."""
+    compilation.CPU_COMPILER_OPTIONS = options
+    start, programs = time.process_time(), []
+    for fn, arguments in functions:
+        forward = compilation.build_vjp(fn, arguments, 2)
+        backward = compilation.compile_lowered(forward.lower_backward())
+        programs.append((forward.forward, backward, arguments))
+    cpu = (time.process_time() - start) / (2 * len(functions))
+    start = time.perf_counter()
+    for _ in range(5):
+        for forward, backward, arguments in programs:
+            output, residuals = forward(*arguments)
+            jax.block_until_ready(backward(arguments, residuals, output))
+    return cpu, time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num_programs", type=int, default=40, help="Programs to compile.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images per batch.")
+    arguments = parser.parse_args()
+    functions = block_functions(arguments.num_programs, arguments.batch_size)
+    measure(functions[:2], {})  # the first compilation starts LLVM
+    table = Table(title=f"{arguments.num_programs} programs of blocks, width 16, 8x8 images")
+    for column in ("options", "CPU ms per program", "of defaults", "running, of defaults"):
+        table.add_column(column, justify="left" if column == "options" else "right")
+    base = None
+    for name, options in OPTIONS.items():
+        cpu, running = measure(functions, options)
+        base = base or (cpu, running)
+        ratios = (f"{cpu / base[0]:.2f}", f"{running / base[1]:.2f}")
+        table.add_row(name, f"{1e3 * cpu:.0f}", *ratios)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
