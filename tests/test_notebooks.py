@@ -1,0 +1,59 @@
+"""Every notebook runs from top to bottom, from any folder."""
+
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+from ghn_jax.pretrained import CHECKPOINTS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+def pictures_per_cell(notebook: nbformat.NotebookNode) -> list[int]:
+    """How many pictures each code cell shows."""
+    return [
+        sum("image/png" in output.get("data", {}) for output in cell.outputs)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+def test_there_is_a_quickstart():
+    assert "quickstart.ipynb" in [path.name for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_committed_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not cell.get("outputs"), cell.source
+        assert cell.get("execution_count") is None, cell.source
+
+
+@pytest.mark.skipif(
+    not (CHECKPOINTS / "digits").is_dir(),
+    reason="the packaged checkpoint ghn_jax/checkpoints/digits is not there",
+)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # also where the package is not installed
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
+    client.execute()
+    assert sum(pictures_per_cell(notebook)) == 3
+    printed = "".join(
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream" and output.name == "stderr"
+    )
+    assert "Warning" not in printed, printed
