@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# jraph is frozen since 2022; the others are bounded above by the next release that may break their API.
+# jraph is frozen since 2022; the others are bounded above by the next release that may break their
+# API.
 REQUIREMENTS = [
     "absl-py>=2.1,<3",
     "flax>=0.12,<0.13",
@@ -23,8 +24,8 @@ REQUIREMENTS = [
     "rich>=13.7,<16",
     "scikit-learn>=1.5,<2",
     "tensorboardX>=2.6,<3",
-    # tensorflow-datasets reads array_record files without TensorFlow, but imports importlib_resources
-    # without declaring it.
+    # tensorflow-datasets reads array_record files without TensorFlow, but imports
+    # importlib_resources without declaring it.
     "importlib_resources>=6.4",
     "tensorflow-datasets>=4.9.9,<5",
 ]

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-# Blocks spend their time in convolutions and matrix products, which LLVM does not optimise. With less
-# optimisation, and without the newer pipeline for fusions, they compile in half the time and run as
-# fast (`benchmarks/compilation.py`).
+# Blocks spend their time in convolutions and matrix products, which LLVM does not optimise. With
+# less optimisation, and without the newer pipeline for fusions, they compile in half the time and
+# run as fast (`benchmarks/compilation.py`).
 CPU_COMPILER_OPTIONS = {
     "xla_backend_optimization_level": 1,
     "xla_cpu_use_fusion_emitters": False,
@@ -43,8 +43,8 @@ class VjpPrograms:
 
     Attributes:
         forward: From the arguments to (output, residuals).
-        lower_backward: Lowers the program from (arguments, residuals, cotangent of the output) to the
-            cotangents of the differentiated arguments.
+        lower_backward: Lowers the program from (arguments, residuals, cotangent of the output) to
+            the cotangents of the differentiated arguments.
     """
 
     forward: jax.stages.Compiled
@@ -73,7 +73,9 @@ def build_vjp(fn: Callable, arguments: tuple, num_differentiated: int) -> VjpPro
         given = jax.tree.leaves(args)
         sources = [next((i for i, x in enumerate(given) if x is leaf), None) for leaf in leaves]
         residual_tree = (tree, sources)
-        return output, [leaf for leaf, source in zip(leaves, sources, strict=True) if source is None]
+        return output, [
+            leaf for leaf, source in zip(leaves, sources, strict=True) if source is None
+        ]
 
     def backward(args, residuals, cotangent):
         tree, sources = residual_tree
@@ -93,7 +95,7 @@ def build_vjp(fn: Callable, arguments: tuple, num_differentiated: int) -> VjpPro
 
 
 class ProgramCache:
-    """Programs by signature. Each is built once, by whichever thread asks first; others wait for it.
+    """Programs by signature. Each is built once, by the thread that asks first; others wait.
 
     Args:
         num_threads: How many programs compile at the same time.
@@ -119,7 +121,7 @@ class ProgramCache:
         return future.result()
 
     def build_here(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """Like `get`, but build in the calling thread: for a program that another one is built from."""
+        """Like `get`, but build in the calling thread: for a program another one is built from."""
         with self._lock:
             future = self._futures.get(key)
             is_mine = future is None

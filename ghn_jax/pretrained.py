@@ -54,11 +54,13 @@ class GHN:
         """Configuration of the hypernetwork."""
         return self.experiment.ghn
 
-    def predict(self, architecture: Architecture | ResNet, image_size: int | None = None) -> Prediction:
+    def predict(
+        self, architecture: Architecture | ResNet, image_size: int | None = None
+    ) -> Prediction:
         """Predict all parameters of a network in one forward pass.
 
         Args:
-            architecture: Any of the space, or a ResNet, whether or not it is like those of training.
+            architecture: Any of the space, or a ResNet, like those of training or not.
             image_size: Height and width of its images, pixels; None is that of training.
 
         Returns:
@@ -75,8 +77,8 @@ def load(path: str | Path) -> GHN:
     """Load a GHN from nothing but a path.
 
     Args:
-        path: A work directory of training, a checkpoint in one, or the name of a GHN that comes with
-            the package: "digits".
+        path: A work directory of training, a checkpoint in one, or the name of a GHN that comes
+            with the package: "digits".
 
     Returns:
         The GHN.

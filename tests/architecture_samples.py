@@ -1,10 +1,10 @@
-"""Architectures for tests: every op of the space, both stems, all heads, and the predefined networks."""
+"""Architectures for tests: every op, both stems, all heads, and the predefined networks."""
 
 from ghn_jax.architectures import OPERATIONS, Architecture, Genotype
 
 
 def one_op(operation: str, **fields) -> Architecture:
-    """A 4-cell network in which `operation` is used at stride 1 and 2, next to a 1x1 convolution."""
+    """A 4-cell network with `operation` at strides 1 and 2, next to a 1x1 convolution."""
     pairs = ((operation, 0), ("conv_1x1", 1), (operation, 1), ("skip_connect", 2))
     genotype = Genotype(pairs, (2, 3), pairs, (2, 3))
     fields = {"num_cells": 4, "channels": 8, **fields}
@@ -20,7 +20,9 @@ VARIANTS = {
     "two layers": one_op("cse", num_fc_layers=2, fc_size=16),
     "equal widths": one_op("avg_pool_3x3", channel_multiplier=1),
     "no preprocess": Architecture(
-        Genotype((("conv_3x3", 0), ("skip_connect", 1)), (2,), (("max_pool_3x3", 0), ("cse", 1)), (2,)),
+        Genotype(
+            (("conv_3x3", 0), ("skip_connect", 1)), (2,), (("max_pool_3x3", 0), ("cse", 1)), (2,)
+        ),
         num_cells=5,
         channels=8,
         preprocess=False,

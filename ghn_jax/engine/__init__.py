@@ -1,1 +1,1 @@
-"""Run target networks of ever new architectures on compiled programs that are shared between them."""
+"""Run target networks of ever new architectures on compiled programs that they share."""

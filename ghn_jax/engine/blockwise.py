@@ -1,9 +1,9 @@
 """Losses and gradients of target networks, block by block.
 
 XLA compiles programs, not architectures, and training meets a new architecture at every step. So a
-network runs as a tape of its plan's blocks. A block is two compiled programs, forward (its output and
-what its gradient needs) and backward, shared by all blocks of the same configuration and shapes. After
-a few hundred architectures hardly anything is left to compile.
+network runs as a tape of its plan's blocks. A block is two compiled programs, forward (its output
+and what its gradient needs) and backward, shared by all blocks of the same configuration and
+shapes. After a few hundred architectures hardly anything is left to compile.
 
 In: plans, their parameters in the order of `plan.tensors`, images and labels. Out: a loss and the
 gradients of those parameters per architecture.
@@ -27,7 +27,7 @@ Array = Any  # a numpy or JAX array
 
 
 class LossAndGrads(NamedTuple):
-    """Of one architecture: the loss, () float32, and the gradients in the order of `plan.tensors`."""
+    """Of one architecture: loss, () float32, and gradients in the order of `plan.tensors`."""
 
     loss: Array
     grads: list[Array]
@@ -169,7 +169,9 @@ class BlockwiseEngine:
         for call in plan.calls:
             inputs = tuple(values[i] for i in call.inputs)
             call_params = tuple(next(remaining) for _ in call.tensors)
-            signature = self._signature(call, [x.shape for x in inputs], images.dtype, key is not None)
+            signature = self._signature(
+                call, [x.shape for x in inputs], images.dtype, key is not None
+            )
             arguments = (call_params, inputs, key) if signature.drops else (call_params, inputs)
             output, residuals = self._block_programs(signature, call).forward(*arguments)
             values.append(output)
@@ -206,7 +208,9 @@ class BlockwiseEngine:
     def _loss(self, logits, labels):
         def build():
             smoothing = self._label_smoothing
-            grad_fn = jax.value_and_grad(lambda logits, labels: cross_entropy(logits, labels, smoothing))
+            grad_fn = jax.value_and_grad(
+                lambda logits, labels: cross_entropy(logits, labels, smoothing)
+            )
             return compile_lowered(jax.jit(grad_fn).lower(logits, labels))
 
         return self._programs.get(("loss", logits.shape, logits.dtype), build)(logits, labels)

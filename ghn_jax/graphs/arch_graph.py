@@ -1,7 +1,7 @@
 """The graph of a target network: nodes are operations, edges carry shortest-path distances.
 
-In: a plan (or nodes and parents from anywhere). Out: an `ArchGraph`, numpy on the host. Virtual edges
-join every ordered pair of nodes 2 to 50 steps apart (GHN-2, eq. 4; spec section 2).
+In: a plan (or nodes and parents from anywhere). Out: an `ArchGraph`, numpy on the host. Virtual
+edges join every ordered pair of nodes 2 to 50 steps apart (GHN-2, eq. 4; spec section 2).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class ArchGraph:
 
     Attributes:
         primitive: (N,) int32, index into `PRIMITIVES`.
-        shape: (N, 4) int32, (out, in, height, width) of the node's parameter; zeros where it has none.
+        shape: (N, 4) int32, (out, in, height, width) of the node's parameter; zeros for none.
         senders: (E,) int32.
         receivers: (E,) int32.
         distance: (E,) int32, 1 for edges of the network, 2..50 for virtual edges.
@@ -54,7 +54,9 @@ class ArchGraph:
         for node, primitive in enumerate(self.primitive):
             graph.add_node(node, primitive=PRIMITIVES[primitive])
         own = self.distance == 1
-        graph.add_edges_from(zip(self.senders[own].tolist(), self.receivers[own].tolist(), strict=True))
+        graph.add_edges_from(
+            zip(self.senders[own].tolist(), self.receivers[own].tolist(), strict=True)
+        )
         return graph
 
 
@@ -126,9 +128,11 @@ def shortest_paths(parents: Sequence[tuple[int, ...]], max_distance: int) -> np.
     for node, sources in enumerate(parents):
         if sources and max(sources) >= node:
             raise ValueError(
-                f"node {node} has parent {max(sources)}, expected nodes in topological order: parents first"
+                f"node {node} has parent {max(sources)}, expected nodes in topological order:"
+                " parents first"
             )
-        # A node is at distance 0 from itself, so that the row of a parent also gives the edge from it.
+        # A node is at distance 0 from itself, so that the row of a parent also gives the edge from
+        # it.
         row = distances[node]
         for source in sources:
             np.minimum(row[:node], distances[source, :node], out=row[:node])

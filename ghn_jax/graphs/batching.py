@@ -1,7 +1,7 @@
 """Batch graphs and pad them to a bounded set of sizes; host-side numpy ends here.
 
-Graphs travel as `jraph.GraphsTuple`: nodes (primitive, shape), edges (distance). A GHN reads B graphs
-as arrays padded to the same number of nodes N, so that all of them are swept in parallel.
+Graphs travel as `jraph.GraphsTuple`: nodes (primitive, shape), edges (distance). A GHN reads B
+graphs as arrays padded to the same number of nodes N, so that all of them are swept in parallel.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,8 @@ def to_graphs_tuple(graph: ArchGraph) -> jraph.GraphsTuple:
         graph: N nodes, E edges.
 
     Returns:
-        A tuple of one graph: nodes {"primitive": (N,), "shape": (N, 4)}, edges {"distance": (E,)}, int32.
+        A tuple of one graph, int32: nodes {"primitive": (N,), "shape": (N, 4)}, edges
+        {"distance": (E,)}.
     """
     return jraph.GraphsTuple(
         nodes={"primitive": graph.primitive, "shape": graph.shape},
@@ -70,7 +71,9 @@ def batch_graphs(
         ValueError: If there are more graphs than B or a graph has more nodes than N.
     """
     if len(graphs) > num_graphs:
-        raise ValueError(f"graphs has {len(graphs)} graphs, expected at most num_graphs={num_graphs}")
+        raise ValueError(
+            f"graphs has {len(graphs)} graphs, expected at most num_graphs={num_graphs}"
+        )
     batch = GraphBatch(
         primitive=np.zeros((num_graphs, num_nodes), np.int32),
         shape_index=np.zeros((num_graphs, num_nodes, 4), np.int32),
@@ -80,7 +83,9 @@ def batch_graphs(
     for index, graph in enumerate(graphs):
         size = int(graph.n_node.sum())
         if size > num_nodes:
-            raise ValueError(f"graph {index} has {size} nodes, expected at most num_nodes={num_nodes}")
+            raise ValueError(
+                f"graph {index} has {size} nodes, expected at most num_nodes={num_nodes}"
+            )
         batch.primitive[index, :size] = graph.nodes["primitive"]
         batch.shape_index[index, :size] = lookup_shapes(graph.nodes["shape"])
         batch.distance[index, graph.receivers, graph.senders] = graph.edges["distance"]

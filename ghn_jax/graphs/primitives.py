@@ -1,4 +1,4 @@
-"""The 15 node types of DeepNets-1M, in the order of the published checkpoints (the id is the index)."""
+"""The 15 node types of DeepNets-1M, in the order of published checkpoints (id = index)."""
 
 PRIMITIVES: tuple[str, ...] = (
     "max_pool",

@@ -15,8 +15,8 @@ class TargetNetwork(nn.Module):
     """A network of a plan: (B, S, S, 3) images -> (B, num_classes) logits.
 
     Batch norm uses batch statistics unless `use_running_average`; its running averages are the
-    collection `batch_stats`, updated where it is mutable. Dropout in the head acts where a `dropout`
-    random key is given.
+    collection `batch_stats`, updated where it is mutable. Dropout in the head acts where a
+    `dropout` random key is given.
 
     Attributes:
         plan: The lowered architecture.
@@ -29,8 +29,9 @@ class TargetNetwork(nn.Module):
         expected = (self.plan.image_size, self.plan.image_size, NUM_IMAGE_CHANNELS)
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(
-                f"images have shape {images.shape}, expected (batch, {', '.join(map(str, expected))})"
-                ": NHWC, of the size the architecture was lowered for"
+                f"images have shape {images.shape}, expected"
+                f" (batch, {', '.join(map(str, expected))}): NHWC, of the size the architecture was"
+                " lowered for"
             )
         values = [images]
         for call in self.plan.calls:
@@ -86,10 +87,15 @@ def flatten_params(plan: Plan, params: Mapping[str, Any]) -> list[Any]:
     """
     leaves = flatten_dict(params)
     expected = {tensor.path for tensor in plan.tensors}
-    for kind, paths in (("misses", expected - set(leaves)), ("has the extra", set(leaves) - expected)):
+    for kind, paths in (
+        ("misses", expected - set(leaves)),
+        ("has the extra", set(leaves) - expected),
+    ):
         if paths:
             path = "/".join(sorted(paths)[0])
-            raise ValueError(f"params {kind} tensor {path}, expected exactly the tensors of the plan")
+            raise ValueError(
+                f"params {kind} tensor {path}, expected exactly the tensors of the plan"
+            )
     arrays = [leaves[tensor.path] for tensor in plan.tensors]
     params_tree(plan, arrays)
     return arrays

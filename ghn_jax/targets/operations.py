@@ -1,10 +1,11 @@
 """The numerical operations target networks are made of, each behind one function.
 
-Images are (B, H, W, C), kernels (H, W, I, O). On accelerators the native convolutions are right. XLA's
-CPU backend is slow in corners that architectures visit often (measured on 2 cores, batch 64, forward
-plus gradient): a depthwise convolution through `feature_group_count` takes about 60 times the sum of
-its shifted products, a 1x1 convolution 3 to 5 times its matrix product, a 7x7 kernel on a 4x4 image 15
-times the product with its dense matrix. `convolve` and `convolve_depthwise` choose by backend and shape.
+Images are (B, H, W, C), kernels (H, W, I, O). On accelerators the native convolutions are right.
+XLA's CPU backend is slow in corners that architectures visit often (measured on 2 cores, batch 64,
+forward plus gradient): a depthwise convolution through `feature_group_count` takes about 60 times
+the sum of its shifted products, a 1x1 convolution 3 to 5 times its matrix product, a 7x7 kernel on
+a 4x4 image 15 times the product with its dense matrix. `convolve` and `convolve_depthwise` choose
+by backend and shape.
 """
 
 import functools
@@ -96,7 +97,9 @@ def average_pool(x: jax.Array, stride: int, size: int = 3) -> jax.Array:
 def _pool(x, init, reduce_fn, stride, size):
     padding = [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)]
     init = np.asarray(init, x.dtype)
-    return lax.reduce_window(x, init, reduce_fn, (1, size, size, 1), (1, stride, stride, 1), padding)
+    return lax.reduce_window(
+        x, init, reduce_fn, (1, size, size, 1), (1, stride, stride, 1), padding
+    )
 
 
 def shifted_windows(
@@ -131,8 +134,9 @@ def shifted_windows(
 
 
 def _prefers_dense_matrix(image_shape, kernel_shape, stride) -> bool:
-    # From `benchmarks/ops.py`: once a kernel covers most of a small image, the (H W I, H' W' O) matrix
-    # is hardly larger than the kernel and one product replaces the convolution and both its gradients.
+    # From `benchmarks/operations.py`: once a kernel covers most of a small image, the (H W I,
+    # H' W' O) matrix is hardly larger than the kernel and one product replaces the convolution and
+    # both its gradients.
     pixels = image_shape[1] * image_shape[2]
     kernel_size = max(kernel_shape[:2])
     if pixels > 64:

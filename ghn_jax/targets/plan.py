@@ -1,9 +1,9 @@
 """Lower an architecture to a plan: its blocks in topological order, with shapes, tensors and nodes.
 
-In: an architecture of the space or a ResNet, the image size and the number of classes. Out: a `Plan`,
-which every reader shares: `network.TargetNetwork` composes the blocks, `ghn_jax.graphs` reads the graph
-off the nodes, the training engine calls the blocks. What a `none` cuts off is not in the plan, and so
-neither in the graph nor in the parameters (spec sections 1 and 2).
+In: an architecture of the space or a ResNet, the image size and the number of classes. Out: a
+`Plan`, which every reader shares: `network.TargetNetwork` composes the blocks, `ghn_jax.graphs`
+reads the graph off the nodes, the training engine calls the blocks. What a `none` cuts off is not
+in the plan, and so neither in the graph nor in the parameters (spec sections 1 and 2).
 """
 
 import dataclasses
@@ -78,12 +78,13 @@ class Plan:
 
 @functools.cache
 def _block(block: type[blocks.Block], /, **fields: Any) -> blocks.Block:
-    # One object per configuration: cheap to make a million times, and its identity is its signature.
+    # One object per configuration: cheap to make a million times, and its identity is its
+    # signature.
     return block(**fields)
 
 
 class _Draft:
-    """Calls in the order they are made, before pruning. None stands for an output that is missing."""
+    """Calls in the order they are made, before pruning. None stands for a missing output."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, blocks.Block, tuple[int, ...]]] = []
@@ -100,7 +101,7 @@ def lower(architecture: Architecture | ResNet, image_size: int, num_classes: int
 
     Args:
         architecture: Of the DeepNets space, or a ResNet.
-        image_size: Height and width of the images, pixels; up to 64 the small-image variant is built.
+        image_size: Height and width of the images, pixels; up to 64 is the small-image variant.
         num_classes: Number of classes.
 
     Returns:
@@ -120,8 +121,8 @@ def lower(architecture: Architecture | ResNet, image_size: int, num_classes: int
         output = _draft_cells(draft, architecture, image_size, num_classes)
     if output is None:
         raise DisconnectedError(
-            "the output of the architecture does not depend on its input: its 'none' operations cut "
-            f"every path in {architecture.genotype}"
+            "the output of the architecture does not depend on its input: its 'none' operations cut"
+            f" every path in {architecture.genotype}"
         )
     return _finish(draft, architecture, image_size, num_classes)
 
@@ -238,7 +239,7 @@ def _add_factorized_reduce(draft, name, value, features, norm):
 
 
 def _draft_cell_inputs(draft, architecture, cell, channels, after_reduction, inputs):
-    """Bring the outputs of the two previous cells to the width, and the first to the size, of this one."""
+    """Bring the two previous outputs to the width of this cell, and the first to its size."""
     norm = architecture.norm
     halves = after_reduction and not architecture.has_attention
     names = (f"cell{cell}_preprocess0", f"cell{cell}_preprocess1")
@@ -330,4 +331,6 @@ def _draft_resnet(draft, resnet: ResNet, image_size: int, num_classes: int) -> i
             value = draft.add(f"{name}_relu", blocks.Relu, value)
         width *= 2
     value = draft.add("pool", blocks.GlobalPool, value)
-    return draft.add("fc0", blocks.Linear, value, features=num_classes, activate=False, classifier=True)
+    return draft.add(
+        "fc0", blocks.Linear, value, features=num_classes, activate=False, classifier=True
+    )

@@ -1,8 +1,8 @@
 """Symbolic execution of blocks: shapes, parameter tensors and graph nodes, with nothing allocated.
 
-Every block has, beside its numerical `__call__`, a `trace` that runs the same computation on `Value`s.
-What is traced becomes the plan's shapes and parameter tensors and the nodes of its graph, so that a
-block is the only place that knows what it computes, holds and looks like.
+Every block has, beside its numerical `__call__`, a `trace` that runs the same computation on
+`Value`s. What is traced becomes the plan's shapes and parameter tensors and the nodes of its graph,
+so that a block is the only place that knows what it computes, holds and looks like.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ class ParameterTensor:
 
     Attributes:
         path: Path in the target's parameter tree.
-        shape: Flax layout: convolutions (kh, kw, in, out), depthwise (kh, kw, 1, C), dense (in, out),
-            vectors (C,), positional encodings (1, s, s, C).
+        shape: Flax layout: convolutions (kh, kw, in, out), depthwise (kh, kw, 1, C), dense (in,
+            out), vectors (C,), positional encodings (1, s, s, C).
         node: Index of the graph node that stands for it.
         role: One of `ROLES`.
     """
@@ -47,7 +47,7 @@ class ParameterTensor:
 
 
 class TracedNode(NamedTuple):
-    """A node of the network's graph: an operation, its parameter's shape and where its input is from."""
+    """A node of the network's graph: an operation, its parameter's shape and its inputs."""
 
     primitive: str
     shape: tuple[int, int, int, int]  # (out, in, kh, kw) as a GHN's shape embedding reads it

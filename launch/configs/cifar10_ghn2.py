@@ -48,6 +48,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.log_every = 100
     config.training.evaluate_every = 10 * STEPS_PER_EPOCH
 
-    config.evaluation.splits = (("test", 500), ("wide", 100), ("deep", 100), ("dense", 100), ("bnfree", 100), ("predefined", 2))
+    config.evaluation.splits = (
+        ("test", 500),
+        ("wide", 100),
+        ("deep", 100),
+        ("dense", 100),
+        ("bnfree", 100),
+        ("predefined", 2),
+    )
     config.evaluation.image_split = "test"
     return config

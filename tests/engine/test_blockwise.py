@@ -44,7 +44,9 @@ def test_equals_the_whole_network(x64, num_threads):
     for plan, values, result in zip(plans, params, results, strict=True):
         loss, logits, grads = whole_network(plan, values, images, labels, 0.1)
         np.testing.assert_allclose(result.loss, loss, rtol=1e-10)
-        np.testing.assert_allclose(engine.logits(plan, values, images), logits, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            engine.logits(plan, values, images), logits, rtol=1e-9, atol=1e-9
+        )
         for tensor, actual, expected in zip(plan.tensors, result.grads, grads, strict=True):
             scale = np.abs(expected).max()
             assert np.abs(actual - expected).max() <= 1e-9 * scale + 1e-13, tensor.path

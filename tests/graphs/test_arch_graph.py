@@ -1,4 +1,4 @@
-"""Graphs: a hand-drawn one, distances against networkx, structure of every kind of network, batching."""
+"""Graphs: one drawn by hand, distances against networkx, every kind of network, batching."""
 
 import networkx
 import numpy as np
@@ -101,6 +101,8 @@ def test_bad_arguments():
         batch_graphs(tuples, lambda s: s, 2, 16)
     with pytest.raises(ValueError, match="max_distance is 0, expected 1"):
         build_graph(lower(VARIANTS["stem 1"], 32, 10), 0)
-    with pytest.raises(ValueError, match="node 0 has parent 1, expected nodes in topological order"):
+    with pytest.raises(
+        ValueError, match="node 0 has parent 1, expected nodes in topological order"
+    ):
         nodes = [TracedNode("conv", NO_SHAPE, (1,)), TracedNode("input", NO_SHAPE, ())]
         graph_from_nodes(nodes, ())

@@ -1,4 +1,4 @@
-"""Every CPU implementation equals the native one, values and gradients, and a hand-computed case."""
+"""Every CPU implementation equals the native one, in values and gradients; a case by hand."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Plans: what blocks trace equals what Flax initialises; parameters against a formula; pruning; errors."""
+"""Plans: traces equal what Flax initialises; parameters by formula; pruning; errors."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,9 @@ def test_traced_tensors_equal_those_of_init(name, image_size):
 
 def test_number_of_parameters_by_hand():
     # conv_3x3 at C = 8, one step, 4 cells, widths 8, 16, 32 (reductions at 1 and 2), 8 x 8 images.
-    genotype = Genotype((("conv_3x3", 0), ("none", 1)), (2,), (("max_pool_3x3", 1), ("none", 0)), (2,))
+    genotype = Genotype(
+        (("conv_3x3", 0), ("none", 1)), (2,), (("max_pool_3x3", 1), ("none", 0)), (2,)
+    )
     plan = lower(Architecture(genotype, num_cells=4, channels=8), 8, 10)
 
     def conv(size, channels_in, channels_out):
@@ -69,7 +71,7 @@ def test_gradients_are_finite_and_reach_every_parameter(name):
 
     for tensor, gradient in zip(plan.tensors, grad_fn(values), strict=True):
         assert np.isfinite(gradient).all(), tensor.path
-        # A bias in front of a batch norm has none: the mean takes it away; the space has no such bias.
+        # A bias before a batch norm has none: the mean takes it away; the space has no such bias.
         assert np.abs(gradient).max() > 0, tensor.path
 
 
@@ -85,7 +87,7 @@ def test_running_averages_of_batch_norm():
         stats = apply({"params": variables["params"], "batch_stats": stats})
     variables = {"params": variables["params"], "batch_stats": stats}
     on_averages = network.apply(variables, images, use_running_average=True)
-    # After many updates on one batch the averages are its statistics, but for the unbiased variance.
+    # After many updates on one batch, averages are its statistics, but the variance is unbiased.
     np.testing.assert_allclose(on_averages, on_batch, rtol=0.2, atol=0.05)
     mean = np.asarray(stats["stem_norm"]["mean"])
     kernel = variables["params"]["stem_conv"]["kernel"]
