@@ -93,9 +93,9 @@ class NodeEmbedding(nn.Module):
         """(B, N) int32, (B, N, 4) int32 -> (B, N, D)."""
         vocabulary = shape_vocabulary(self.num_classes, self.max_kernel)
         init, quarter = nn.initializers.normal(1.0), self.hidden_size // 4
-        primitives = self.param("primitive", init, (len(PRIMITIVES), self.hidden_size))
-        channel = self.param("channel", init, (len(vocabulary.channels) + 1, quarter))
-        spatial = self.param("spatial", init, (len(vocabulary.spatial) + 1, quarter))
+        primitives = self.param("primitive", init, (len(PRIMITIVES), self.hidden_size), jnp.float32)
+        channel = self.param("channel", init, (len(vocabulary.channels) + 1, quarter), jnp.float32)
+        spatial = self.param("spatial", init, (len(vocabulary.spatial) + 1, quarter), jnp.float32)
         shape = jnp.concatenate(
             [
                 channel[shape_index[..., 0]],

@@ -17,6 +17,7 @@ from ghn_jax.hypernetworks.gated_gnn import GatedGNN
 from ghn_jax.hypernetworks.layers import MLP
 from ghn_jax.hypernetworks.normalization import normalize_bias, normalize_scale
 from ghn_jax.hypernetworks.tiling import KINDS, TileKey
+from ghn_jax.targets.blocks import LayerNorm
 
 
 class Hypernetwork(nn.Module):
@@ -37,7 +38,7 @@ class Hypernetwork(nn.Module):
         else:
             self.mlp = MLP(size, size)
         if config.layer_norm:
-            self.norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+            self.norm = LayerNorm()
         self.kernels = KERNEL_DECODERS[config.decoder](size, max_shape, config.num_classes)
         self.vectors = VectorDecoder(size, max(max_shape[:2]), config.num_classes)
 

@@ -145,7 +145,11 @@ class DeepNets1M:
         return Architecture.from_official(entry, channels=channels, fc_size=fc_size)
 
     def graph(
-        self, index: int, num_classes: int, max_distance: int = MAX_VIRTUAL_DISTANCE
+        self,
+        index: int,
+        num_classes: int,
+        max_distance: int = MAX_VIRTUAL_DISTANCE,
+        architecture: Architecture | None = None,
     ) -> ArchGraph:
         """Return a network's graph as the file has it, with the shapes of its parameters.
 
@@ -153,6 +157,7 @@ class DeepNets1M:
             index: of the network.
             num_classes: width of the network's output.
             max_distance: longest distance with an edge.
+            architecture: the network at another width; None is that of `self[index]`.
 
         Returns:
             The graph. Primitives, edges and the order of nodes are the file's.
@@ -161,7 +166,7 @@ class DeepNets1M:
             ValueError: if a parameter tensor of the network has no node in the file.
         """
         stored = self[index]
-        plan = lower(stored.architecture, self.image_size, num_classes)
+        plan = lower(architecture or stored.architecture, self.image_size, num_classes)
         cells = stored.nodes[:, 1].tolist()
         position = {key: row for row, key in enumerate(zip(cells, stored.names, strict=True))}
         shapes = np.zeros((len(stored.names), 4), np.int32)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ghn_jax.targets import operations
 from ghn_jax.targets.tracing import Tracer, Value
 
-_kernel_init = nn.initializers.he_normal()
+_kernel_init = nn.initializers.he_normal(dtype=jnp.float32)
 
 
 class Block(nn.Module):
@@ -77,8 +77,8 @@ class BatchNorm(Block):
     @nn.compact
     def __call__(self, x, use_running_average: bool = False):
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
         tracks = use_running_average or self.is_mutable_collection("batch_stats")
         if tracks:
             running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
@@ -110,8 +110,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         var = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         return x * jax.lax.rsqrt(var + self.epsilon) * _as_row(scale, x.ndim) + _as_row(bias, x.ndim)
@@ -312,7 +312,7 @@ class PatchStem(Block):
         shape = (self.patch, self.patch, x.shape[-1], self.features)
         kernel = self.param("kernel", _kernel_init, shape)
         x = operations.convolve_patches(x, kernel, self.padding)
-        init = nn.initializers.normal(1.0)
+        init = nn.initializers.normal(1.0, jnp.float32)
         return x + self.param("position", init, (1, *x.shape[1:]))
 
     @nn.nowrap
