@@ -1,4 +1,4 @@
-"""Predictions: the target's shapes, padding, values by hand, gradients against a plain composition."""
+"""Predictions: shapes, padding, values by hand, gradients against a plain composition."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ from ghn_jax.targets.plan import lower
 TINY = {"hidden_size": 8, "max_shape": (8, 8, 7, 7)}
 CONFIGS = {"ghn1": ghn1(**TINY), "ghn2": ghn2(**TINY), "mlp": mlp(**TINY)}
 IMAGE_SIZE = 8
-# Everything an architecture can have, with channels of 8 to 32: tiles of 8 are cropped and repeated.
+# All an architecture can have, with channels of 8 to 32: tiles of 8 are cropped and repeated.
 SAMPLES = {**ONE_OP, **VARIANTS}
 del SAMPLES["none"]
 PLANS = {name: lower(sample, IMAGE_SIZE, 10) for name, sample in SAMPLES.items()}
