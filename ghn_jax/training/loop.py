@@ -190,11 +190,11 @@ def train(
     skips = SkipRule(training.max_skipped_share, training.skip_window)
     with CheckpointStore(workdir, training.keep_checkpoints) as store:
         resume_step = store.latest_step()
-        if resume_step is not None:
-            _check_same_run(store, resume_step, config)
-        state = trainer.init_state()
-        if resume_step is not None:
-            state = _restore(store, state, skips)
+        if resume_step is None:
+            state = trainer.init_state()
+        else:
+            ghn_params = _check_same_run(store, resume_step, config)
+            state = _restore(store, jax.eval_shape(trainer.optimizer.init, ghn_params), skips)
         with (
             MetricWriter(workdir, resume_step) as writer,
             TrainingProgress(training.num_steps, state.step) as progress,
@@ -325,8 +325,9 @@ _MAY_CHANGE += ("compilation_cache_dir", "num_compile_threads", "num_threads")
 _MAY_CHANGE += ("max_skipped_share", "skip_window")
 
 
-def _check_same_run(store: CheckpointStore, step: int, config: ExperimentConfig) -> None:
-    saved_config, _ = load_checkpoint(store.folder / str(step))
+def _check_same_run(store: CheckpointStore, step: int, config: ExperimentConfig) -> PyTree:
+    """Raise CheckpointError naming the field that differs; return the GHN's parameters."""
+    saved_config, ghn_params = load_checkpoint(store.folder / str(step))
     saved, wanted = saved_config.to_dict(), config.to_dict()
     for section in ("data", "space", "ghn", "optimizer", "training"):
         for name, value in wanted[section].items():
@@ -335,10 +336,11 @@ def _check_same_run(store: CheckpointStore, step: int, config: ExperimentConfig)
                     f"{store.folder} holds a run with {section}.{name} = {saved[section][name]!r},"
                     f" but the config says {value!r}: use another --workdir, or the run's config"
                 )
+    return ghn_params
 
 
-def _restore(store: CheckpointStore, state: TrainState, skips: SkipRule) -> TrainState:
-    checkpoint = store.restore(state.opt_state)
+def _restore(store: CheckpointStore, opt_state_template: PyTree, skips: SkipRule) -> TrainState:
+    checkpoint = store.restore(opt_state_template)
     skips.restore(checkpoint.counters["skips"])
     _LOGGER.info("going on from step %d of %s", checkpoint.step, store.folder)
     return TrainState(

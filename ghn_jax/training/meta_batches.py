@@ -18,10 +18,10 @@ class MetaBatch(NamedTuple):
     """The architectures of one step.
 
     Attributes:
-        indices: Of the architectures in their stream.
+        indices: Of the architectures in their stream, consecutive.
         plans: Lowered architectures.
         prepared: Their graphs, padded.
-        next_index: Of the first architecture that was not looked at.
+        next_index: Of the first architecture of the next meta batch.
     """
 
     indices: tuple[int, ...]
@@ -43,9 +43,9 @@ def draw_meta_batch(
         stream: Where architectures come from.
         predictor: Pads the graphs.
         first_index: Of the first architecture.
-        size: Number of architectures.
-        max_nodes: Most nodes of all graphs together; an architecture that would exceed it is passed
-            over, but one alone is always taken. None is no limit.
+        size: Most architectures; graphs are padded to as many.
+        max_nodes: Most nodes of all graphs together; an architecture that would exceed it begins
+            the next meta batch: none is passed over. One alone is always taken. None is no limit.
 
     Returns:
         The meta batch.
@@ -56,13 +56,14 @@ def draw_meta_batch(
     num_nodes, index = 0, first_index
     while len(plans) < size:
         plan = lower(stream[index], stream.space.image_size, stream.space.num_classes)
-        if not plans or max_nodes is None or num_nodes + len(plan.nodes) <= max_nodes:
-            indices.append(index)
-            plans.append(plan)
-            graphs.append(build_graph(plan, predictor.config.virtual_edges))
-            num_nodes += len(plan.nodes)
+        num_nodes += len(plan.nodes)
+        if plans and max_nodes is not None and num_nodes > max_nodes:
+            break
+        indices.append(index)
+        plans.append(plan)
+        graphs.append(build_graph(plan, predictor.config.virtual_edges))
         index += 1
-    return MetaBatch(tuple(indices), tuple(plans), predictor.prepare(graphs), index)
+    return MetaBatch(tuple(indices), tuple(plans), predictor.prepare(graphs, size), index)
 
 
 def iterate_meta_batches(

@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 from architecture_samples import ONE_OP, VARIANTS, one_op
 from flax.traverse_util import flatten_dict
+from plain_composition import compose, jit, network_loss, one_cell, plain_inputs
 from random_parameters import draw_parameters
 
 from ghn_jax.architectures import Architecture, Genotype
-from ghn_jax.compilation import CPU_COMPILER_OPTIONS
-from ghn_jax.graphs import PRIMITIVES, GraphBatch, build_graph
+from ghn_jax.graphs import PRIMITIVES, build_graph
 from ghn_jax.hypernetworks import ghn1, ghn2, mlp
-from ghn_jax.hypernetworks.embedding import shape_vocabulary
 from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
 from ghn_jax.hypernetworks.prediction import Predictor
-from ghn_jax.hypernetworks.tiling import request_key, tile_parameter
 from ghn_jax.targets.network import TargetNetwork, flatten_params, params_tree
 from ghn_jax.targets.plan import lower
 
@@ -131,48 +129,6 @@ def test_padding_changes_nothing():
             scale = np.abs(one).max()
             # The order of sums may differ; 1e-6 of a value of order 1.
             assert np.abs(one - other).max() <= 2e-6 * scale, tensor.path
-
-
-def plain_inputs(config, graph):
-    """One graph without padding; every kind of tile of every node."""
-    vocabulary = shape_vocabulary(config.num_classes, config.max_shape[2])
-    batch = GraphBatch(
-        primitive=graph.primitive[None],
-        shape_index=vocabulary.lookup(graph.shape)[None],
-        distance=graph.distance_matrix()[None],
-        node_mask=np.ones((1, graph.num_nodes), bool),
-    )
-    return batch, {request_key(tensor): np.arange(graph.num_nodes) for tensor in graph.tensors}
-
-
-def compose(config, params, graph):
-    """Predict parameters in a traced function: every tensor reads its node's tile."""
-    tiles = Hypernetwork(config).apply({"params": params}, *plain_inputs(config, graph))
-    arrays = []
-    for tensor in graph.tensors:
-        factor = 1.0
-        if config.normalize_parameters and len(tensor.shape) > 1 and tensor.role != "position":
-            no_relu = tensor.role == "depthwise" or tensor.shape[:2] == (1, 7)
-            factor = math.sqrt((1 if no_relu else 2) / math.prod(tensor.shape[:-1]))
-        tile = tiles[request_key(tensor)][tensor.node]
-        arrays.append(tile_parameter(tile, tensor.shape, tensor.role, factor))
-    return arrays
-
-
-def network_loss(plan, arrays, images, labels):
-    logits = TargetNetwork(plan).apply({"params": params_tree(plan, arrays)}, images)
-    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
-
-
-def one_cell(*operations):
-    """A network that compiles fast, of 16 channels where tiles have 8."""
-    pairs = tuple(zip(operations, (0, 1), strict=True))
-    fields = {"num_cells": 1, "channels": 16, "preprocess": False, "channel_multiplier": 1}
-    return lower(Architecture(Genotype(pairs, (2,), pairs, (2,)), **fields), IMAGE_SIZE, 10)
-
-
-def jit(fn):
-    return jax.jit(fn, compiler_options=CPU_COMPILER_OPTIONS)
 
 
 @pytest.fixture
