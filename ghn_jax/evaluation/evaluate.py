@@ -74,7 +74,7 @@ class Evaluator:
         dataset: Its images.
         image_split: "validation" or "test".
         batch_size: Images per batch, over which batch norm averages.
-        max_images: Most images used; None is all.
+        max_images: Most images that count; None is all.
         num_threads: How many architectures are evaluated at the same time.
     """
 
@@ -92,10 +92,13 @@ class Evaluator:
         self._predictor = predictor
         self._engine = engine
         batches = EvaluationBatches(dataset, image_split, batch_size)
-        num_batches = len(batches)
-        if max_images is not None:
-            num_batches = min(num_batches, math.ceil(max_images / batch_size))
-        self._batches = [batches.batch(index) for index in range(num_batches)]
+        num_images = min(len(batches.split), max_images or len(batches.split))
+        self._batches = []
+        for index in range(math.ceil(num_images / batch_size)):
+            batch = batches.batch(index)
+            # The last batch is full, whatever part of it counts: batch norm averages over it.
+            is_within = index * batch_size + np.arange(batch_size) < num_images
+            self._batches.append(batch._replace(counted_mask=batch.counted_mask & is_within))
 
     def evaluate(
         self,

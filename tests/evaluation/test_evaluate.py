@@ -1,0 +1,268 @@
+"""Evaluation: accuracies against a plain loop, means and errors by hand, files, the plot."""
+
+import dataclasses
+import functools
+import io
+import json
+import math
+
+import jax
+import matplotlib.figure
+import numpy as np
+import pytest
+import rich.console
+from plain_composition import jit, one_cell
+from random_parameters import draw_parameters
+
+from ghn_jax.architectures import VIT, ResNet
+from ghn_jax.data import load_dataset
+from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.evaluation import report
+from ghn_jax.evaluation.evaluate import (
+    ArchitectureResult,
+    Evaluator,
+    Summary,
+    label_ranks,
+    summarize,
+)
+from ghn_jax.evaluation.plots import plot_summaries
+from ghn_jax.graphs import build_graph
+from ghn_jax.hypernetworks import Hypernetwork, ghn2
+from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.tiling import KINDS, TileKey
+from ghn_jax.sampling import SpaceConfig, sample_architecture
+from ghn_jax.targets.network import TargetNetwork, params_tree
+from ghn_jax.training.config import ExperimentConfig
+
+PLANS = (one_cell("conv_1x1", "skip_connect"), one_cell("avg_pool_3x3", "conv_1x1"))
+SPACE = SpaceConfig(
+    widths=(8,), num_cells=(4, 5), max_steps=1, max_nodes=90, image_size=8, global_pool_only=True
+)
+
+
+@functools.cache
+def dataset():
+    return load_dataset("digits")
+
+
+@functools.cache
+def parts():
+    """A predictor, an engine, and parameters for them."""
+    predictor = Predictor(ghn2(hidden_size=8, max_shape=(8, 8, 7, 7)))
+    batch = predictor.prepare([build_graph(PLANS[0])]).batch
+    requests = {TileKey(kind): np.zeros(1, np.int32) for kind in KINDS}
+    init = Hypernetwork(predictor.config).init
+    return predictor, BlockwiseEngine(), draw_parameters(init, batch, requests)["params"]
+
+
+def plain_accuracy(plan, arrays, split, num_images):
+    """Top-1 and top-5 of the first images, in batches of 64 that wrap around at the end."""
+    images = (split.images - np.float32(dataset().mean)) / np.float32(dataset().std)
+    apply = jit(TargetNetwork(plan).apply)
+    firsts, fives = [], []
+    for start in range(0, num_images, 64):
+        positions = np.arange(start, start + 64) % len(images)
+        logits = apply({"params": params_tree(plan, arrays)}, images[positions])
+        for row, position in zip(np.asarray(logits), positions, strict=True):
+            order = np.argsort(-row)
+            firsts.append(order[0] == split.labels[position])
+            fives.append(split.labels[position] in order[:5])
+    return np.mean(firsts[:num_images]), np.mean(fives[:num_images])
+
+
+@pytest.mark.parametrize(
+    ("image_split", "max_images", "num_threads"), [("test", None, 1), ("validation", 70, 2)]
+)
+def test_accuracy_is_that_of_the_plain_networks(image_split, max_images, num_threads):
+    predictor, engine, params = parts()
+    evaluator = Evaluator(
+        predictor, engine, dataset(), image_split, 64, max_images, num_threads=num_threads
+    )
+    results = list(evaluator.evaluate(params, [(3, PLANS[0]), (8, PLANS[1])]))
+    split = getattr(dataset(), image_split)
+    # 360 test images are no multiple of 64: each counts once.
+    num_images = {"test": 360, "validation": 70}[image_split]
+    assert [result.index for result in results] == [3, 8]
+    for plan, result in zip(PLANS, results, strict=True):
+        (arrays,) = predictor.predict(params, predictor.prepare([build_graph(plan)]))
+        top1, top5 = plain_accuracy(plan, arrays, split, num_images)
+        assert (result.top1, result.top5) == (top1, top5)
+        assert 0 < result.top1 < result.top5 < 1
+        assert result.num_nodes == len(plan.nodes)
+        assert result.num_parameters == sum(array.size for array in arrays)
+        assert result.top1_random is None and result.top5_random is None
+
+
+def test_random_parameters_follow_seed_and_index():
+    predictor, engine, params = parts()
+    evaluator = Evaluator(predictor, engine, dataset(), "test", 64)
+
+    def random_accuracies(indices, seed):
+        pairs = [(index, PLANS[0]) for index in indices]
+        return [r.top1_random for r in evaluator.evaluate(params, pairs, random_seed=seed)]
+
+    first = random_accuracies([0, 1, 2], seed=0)
+    assert len(set(first)) > 1 and all(0 < accuracy < 0.5 for accuracy in first)
+    assert random_accuracies([2, 0], seed=0) == [first[2], first[0]]
+    assert random_accuracies([0, 1, 2], seed=1) != first
+
+
+def test_ranks_by_hand():
+    nan = np.nan
+    logits = [
+        [0.1, 0.7, 0.2],  # the label is first,
+        [0.7, 0.1, 0.2],  # last,
+        [0.7, 0.7, 0.2],  # tied with another for the first place: not right,
+        [nan, 0.7, 0.2],  # behind a class that is not a number,
+        [0.1, nan, 0.2],  # itself not a number, behind all three
+        [nan, nan, nan],
+        [-np.inf, -np.inf, -np.inf],
+        [0.3, np.inf, np.inf],
+    ]
+    labels = np.ones(len(logits), np.int32)
+    ranks = label_ranks(np.array(logits, np.float32), labels)
+    np.testing.assert_array_equal(ranks, [0, 2, 1, 1, 3, 3, 2, 1])
+    # Labels differ by row: the second guess, the fifth, the sixth of six.
+    logits = np.array([[5, 4, 3, 2, 1, 0]] * 3, np.float32)
+    np.testing.assert_array_equal(label_ranks(logits, np.array([1, 4, 5])), [1, 4, 5])
+
+
+def make_results(top1, **columns):
+    fields = {"num_nodes": 10, "num_parameters": 100, "top5": 0.9}
+    return [
+        ArchitectureResult(
+            index, top1=value, **fields, **{name: values[index] for name, values in columns.items()}
+        )
+        for index, value in enumerate(top1)
+    ]
+
+
+def test_summary_by_hand():
+    # Deviations -0.2, 0, 0.2: variance 0.08 / (3 - 1), standard error sqrt(0.04 / 3).
+    summary = summarize("deep", make_results([0.5, 0.7, 0.9]))
+    assert (summary.split, summary.num_architectures, summary.top1_best) == ("deep", 3, 0.9)
+    assert summary.top1_mean == pytest.approx(0.7)
+    assert summary.top1_standard_error == pytest.approx(math.sqrt(0.04 / 3))
+    assert summary.top5_mean == pytest.approx(0.9)
+    assert summary.top5_standard_error == pytest.approx(0)
+    assert summary.random_top1_mean is None and summary.random_top5_standard_error is None
+    columns = {"top1_random": [0.1, 0.3], "top5_random": [0.5, 0.5]}
+    summary = summarize("deep", make_results([0.5, 0.7], **columns))
+    assert summary.random_top1_mean == pytest.approx(0.2)
+    assert summary.random_top1_standard_error == pytest.approx(0.1)
+    assert summary.random_top5_mean == pytest.approx(0.5)
+    assert summarize("deep", make_results([0.5])).top1_standard_error == 0
+    with pytest.raises(ValueError, match="^results is empty, expected at least one architecture"):
+        summarize("deep", [])
+
+
+def test_spaces_of_splits():
+    for split in ("train", "val", "test", "wide"):
+        assert report.split_space(SPACE, split) == dataclasses.replace(SPACE, split=split)
+    for split in ("deep", "dense", "bnfree", "search"):
+        space = report.split_space(SPACE, split)
+        assert (space.split, space.widths, space.image_size) == (split, (8,), 8)
+        assert (space.num_cells, space.max_steps, space.max_nodes) == (None, None, None)
+    with pytest.raises(
+        ValueError, match="^split is 'depe', expected one of train, val, test, wide,"
+    ):
+        report.split_space(SPACE, "depe")
+
+
+def test_architectures_of_splits():
+    plans = list(report.split_plans(SPACE, "deep", 3, seed=4))
+    space = report.split_space(SPACE, "deep")
+    assert [index for index, _ in plans] == [0, 1, 2]
+    for index, plan in plans:
+        assert plan.architecture == sample_architecture(space, 4, index)
+        assert plan.architecture.num_cells >= 10
+        assert (plan.image_size, plan.num_classes) == (8, 10)
+    predefined = [plan.architecture for _, plan in report.split_plans(SPACE, "predefined", 9, 0)]
+    assert predefined == [ResNet((3, 4, 6, 3)), VIT]
+
+
+@pytest.mark.parametrize("with_random", [True, False])
+def test_reports(tmp_path, monkeypatch, with_random):
+    predictor, engine, params = parts()
+    asked = []
+
+    def split_plans(space, split, num, seed):
+        asked.append((space, split, num, seed))
+        return enumerate(PLANS[:num])
+
+    monkeypatch.setattr(report, "split_plans", split_plans)
+    fields = {"batch_size": 64, "max_images": 100, "seed": 5}
+    config = ExperimentConfig.from_dict({"evaluation": fields, "space": {"image_size": 8}})
+    output = io.StringIO()
+    summaries = report.evaluate_splits(
+        predictor,
+        engine,
+        dataset(),
+        params,
+        config,
+        splits=(("test", 2), ("deep", 1)),
+        image_split="test",
+        with_random=with_random,
+        folder=tmp_path / "evaluation",
+        console=rich.console.Console(file=output, width=120),
+    )
+    assert asked == [(config.space, "test", 2, 5), (config.space, "deep", 1, 5)]
+    random_fields = {
+        f"random_{metric}_{value}"
+        for metric in ("top1", "top5")
+        for value in ("mean", "standard_error")
+    }
+    fields = {"split", "num_architectures", "top1_mean", "top1_standard_error", "top1_best"}
+    fields |= {"top5_mean", "top5_standard_error"} | (random_fields if with_random else set())
+    for summary, num in zip(summaries, (2, 1), strict=True):
+        path = tmp_path / "evaluation" / f"{summary.split}.json"
+        written = json.loads(path.read_text())
+        assert set(written) == fields
+        assert written["num_architectures"] == num
+        lines = path.with_suffix(".jsonl").read_text().splitlines()
+        results = [ArchitectureResult(**json.loads(line)) for line in lines]
+        assert summarize(summary.split, results) == summary
+        assert Summary(**written) == summary
+        mean = f"{100 * summary.top1_mean:.1f} +- {100 * summary.top1_standard_error:.1f}"
+        assert f"{summary.split} " in output.getvalue() and mean in output.getvalue()
+    assert "digits, test images, seed 5" in output.getvalue()
+    png = (tmp_path / "evaluation" / "accuracy.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 5000
+    assert not list((tmp_path / "evaluation").glob("*.tmp"))
+
+
+def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
+    predictor, engine, params = parts()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "split_plans", lambda *arguments: [(0, PLANS[0])])
+    config = ExperimentConfig.from_dict({"evaluation": {"max_images": 64}})
+    console = rich.console.Console(file=io.StringIO())
+    arguments = (predictor, engine, dataset(), params, config)
+    splits = (("test", 1),)
+    report.evaluate_splits(*arguments, splits=splits, image_split="test", console=console)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"^split is 'tests' \(did you mean 'test'\?\), expected"):
+        report.evaluate_splits(*arguments, splits=splits, image_split="tests", console=console)
+
+
+def test_bars_by_hand(monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda self, *_, **__: figures.append(self)
+    )
+    columns = {"top1_random": [0.1, 0.3], "top5_random": [0.5, 0.5]}
+    summaries = [
+        summarize("test", make_results([0.5, 0.7], **columns)),
+        summarize("deep", make_results([0.25, 0.25], **columns)),
+    ]
+    plot_summaries(summaries, "unused.png")
+    plot_summaries([summarize("test", make_results([0.5]))], "unused.png")
+    both, alone = (figure.axes[0] for figure in figures)
+    assert [bar.get_height() for bar in both.patches] == pytest.approx([60, 25, 20, 20])
+    assert [text.get_text() for text in both.get_xticklabels()] == ["test", "deep"]
+    assert [text.get_text() for text in both.get_legend().get_texts()] == [
+        "predicted",
+        "random (He)",
+    ]
+    assert both.get_ylabel() == "top-1 accuracy, %"
+    assert [bar.get_height() for bar in alone.patches] == [50]
