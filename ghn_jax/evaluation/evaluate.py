@@ -1,7 +1,7 @@
-"""Evaluate parameters of many architectures: top-1 and top-5, mean and standard error over a split.
+"""Evaluate parameters of many architectures: top-1 and top-5, mean and standard error of a split.
 
-Batch norm uses the statistics of test batches (spec section 4). Nothing is compiled per architecture:
-networks run on the training engine's programs.
+Batch norm uses the statistics of test batches (spec section 4). Nothing is compiled per
+architecture: networks run on the training engine's programs.
 """
 
 import dataclasses
@@ -141,7 +141,9 @@ class Evaluator:
 
     def accuracy(self, plan: Plan, params: Sequence[Any]) -> tuple[float, float]:
         """Top-1 and top-5 of a network over the images, each counted once."""
-        pending = [(batch, self._engine.logits(plan, params, batch.images)) for batch in self._batches]
+        pending = [
+            (batch, self._engine.logits(plan, params, batch.images)) for batch in self._batches
+        ]
         hits, total = np.zeros(2), 0
         for batch, logits in pending:
             ranks = label_ranks(np.asarray(logits), batch.labels)[batch.counted_mask]
@@ -157,8 +159,8 @@ class Evaluator:
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """How many classes a network prefers to the label.
 
-    A class with the same logit counts as preferred, and so does every class where the label's logit is
-    not a number: a network that says nothing is not right.
+    A class with the same logit counts as preferred, and so does every class where the label's logit
+    is not a number: a network that says nothing is not right.
 
     Args:
         logits: (B, K).

@@ -6,7 +6,6 @@ import io
 import json
 import math
 
-import jax
 import matplotlib.figure
 import numpy as np
 import pytest
