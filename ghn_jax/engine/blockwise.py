@@ -150,7 +150,8 @@ class BlockwiseEngine:
             dy = self._add(cotangents[index])
             cotangents[index] = []
             if isinstance(call.block, blocks.Sum):
-                grads[index - 1], d_inputs = (), (dy, dy)
+                grads[index - 1] = ()
+                d_inputs: tuple = (dy, dy)
             else:
                 signature, arguments, residuals = tape[index - 1]
                 backward = self._backward(signature, call)

@@ -42,8 +42,9 @@ def split_space(space: SpaceConfig, split: str) -> SpaceConfig:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
     if split in ("train", "val", "test", "wide"):
         return dataclasses.replace(space, split=split)
-    lifted = {"num_cells": None, "max_steps": None, "max_parameters": None, "max_nodes": None}
-    return dataclasses.replace(space, split=split, **lifted)
+    return dataclasses.replace(
+        space, split=split, num_cells=None, max_steps=None, max_parameters=None, max_nodes=None
+    )
 
 
 def split_plans(space: SpaceConfig, split: str, num: int, seed: int) -> Iterator[tuple[int, Plan]]:

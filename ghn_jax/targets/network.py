@@ -37,7 +37,7 @@ class TargetNetwork(nn.Module):
         for call in self.plan.calls:
             block = call.block.clone(name=call.name, parent=self)
             inputs = [values[index] for index in call.inputs]
-            if isinstance(block, BatchNorm):
+            if isinstance(call.block, BatchNorm):
                 values.append(block(*inputs, use_running_average=use_running_average))
             else:
                 values.append(block(*inputs))

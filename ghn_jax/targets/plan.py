@@ -77,7 +77,7 @@ class Plan:
 
 
 @functools.cache
-def _block(block: type[blocks.Block], /, **fields: Any) -> blocks.Block:
+def _block(block: Any, /, **fields: Any) -> blocks.Block:
     # One object per configuration: cheap to make a million times, and its identity is its
     # signature.
     return block(**fields)
@@ -90,9 +90,10 @@ class _Draft:
         self.calls: list[tuple[str, blocks.Block, tuple[int, ...]]] = []
 
     def add(self, name: str, block: type[blocks.Block], /, *inputs: int | None, **fields):
-        if any(value is None for value in inputs):
+        present = tuple(value for value in inputs if value is not None)
+        if len(present) < len(inputs):
             return None
-        self.calls.append((name, _block(block, **fields), inputs))
+        self.calls.append((name, _block(block, **fields), present))
         return len(self.calls)
 
 
@@ -122,7 +123,7 @@ def lower(architecture: Architecture | ResNet, image_size: int, num_classes: int
     if output is None:
         raise DisconnectedError(
             "the output of the architecture does not depend on its input: its 'none' operations cut"
-            f" every path in {architecture.genotype}"
+            f" every path in {architecture}"
         )
     return _finish(draft, architecture, image_size, num_classes)
 
@@ -155,6 +156,8 @@ def _draft_cells(
     draft: _Draft, architecture: Architecture, image_size: int, num_classes: int
 ) -> int | None:
     large = image_size > SMALL_IMAGE_LIMIT
+    previous: int | None
+    current: int | None
     previous, current = _draft_stem(draft, architecture, large)
     channels = architecture.channels
     after_reduction = architecture.stem_type == 1

@@ -29,19 +29,20 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.ghn.num_classes = 10
     config.ghn.hidden_size = 32
-    config.ghn.max_shape = (32, 32, 7, 7)
+    config.ghn.max_shape = (16, 16, 7, 7)
 
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
 
-    config.training.num_steps = 500
+    config.training.num_steps = 600
     config.training.meta_batch_size = 4
     config.training.target_dropout = False
-    config.training.checkpoint_every = 100
+    config.training.checkpoint_every = 200
     config.training.log_every = 10
-    config.training.evaluate_every = 250
+    config.training.evaluate_every = None
 
-    config.evaluation.splits = (("test", 100), ("wide", 20), ("deep", 20), ("dense", 20), ("bnfree", 20))
+    ood = (("wide", 20), ("deep", 20), ("dense", 20), ("bnfree", 20))
+    config.evaluation.splits = (("test", 100), *ood)
     config.evaluation.image_split = "test"
     return config

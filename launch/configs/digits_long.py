@@ -43,6 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.log_every = 10
     config.training.evaluate_every = 500
 
-    config.evaluation.splits = (("test", 100), ("wide", 20), ("deep", 20), ("dense", 20), ("bnfree", 20))
+    ood = (("wide", 20), ("deep", 20), ("dense", 20), ("bnfree", 20))
+    config.evaluation.splits = (("test", 100), *ood)
     config.evaluation.image_split = "test"
     return config

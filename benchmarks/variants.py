@@ -1,0 +1,93 @@
+"""Train GHN-2, GHN-1 and the MLP for the same number of steps, several seeds each, and compare them.
+
+    python benchmarks/variants.py --workdir /tmp/variants [--seeds 0 1 2]
+
+Everything but the hypernetwork is `launch/configs/digits.py`. Accuracy is the mean over the unseen
+architectures of the split test on digits test images. Finished runs in the folder are not run again.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from ghn_jax.evaluation.report import evaluate_splits  # noqa: E402
+from ghn_jax.hypernetworks import GHNConfig, ghn1, ghn2, mlp  # noqa: E402
+from ghn_jax.training.config import ExperimentConfig  # noqa: E402
+from ghn_jax.training.loop import Trainer, train  # noqa: E402
+from launch.config_flags import build_config  # noqa: E402
+
+VARIANTS = {"ghn2": ghn2, "ghn1": ghn1, "mlp": mlp}
+
+
+def variant_config(base: ExperimentConfig, name: str, seed: int, threads: int) -> ExperimentConfig:
+    """The config of a variant: another hypernetwork of the same sizes, and another seed."""
+    sizes = {
+        field: getattr(base.ghn, field) for field in ("num_classes", "hidden_size", "max_shape")
+    }
+    ghn: GHNConfig = VARIANTS[name](**sizes)
+    training = dataclasses.replace(base.training, seed=seed, num_threads=threads)
+    evaluation = dataclasses.replace(base.evaluation, splits=(("test", 100),))
+    return dataclasses.replace(base, ghn=ghn, training=training, evaluation=evaluation)
+
+
+def run_variant(config: ExperimentConfig, workdir: Path, engine) -> Trainer:
+    """Train and evaluate one variant on the programs of the one before."""
+    trainer = Trainer(config)
+    trainer.engine = engine or trainer.engine
+    start = time.perf_counter()
+    trainer, state = train(config, workdir, trainer=trainer)
+    print(f"{workdir.name}: {time.perf_counter() - start:.0f} s of training", flush=True)
+    evaluate_splits(
+        trainer.predictor,
+        trainer.engine,
+        trainer.dataset,
+        state.ghn_params,
+        config,
+        splits=config.evaluation.splits,
+        image_split="test",
+        folder=workdir / "evaluation",
+    )
+    return trainer
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", required=True, help="Folder of the runs.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Of training.")
+    parser.add_argument("--config", default="digits", help="Name of a config in launch/configs.")
+    parser.add_argument("--num_threads", type=int, default=2, help="Architectures at a time.")
+    arguments = parser.parse_args()
+    module = importlib.import_module(f"launch.configs.{arguments.config}")
+    base = build_config(module.get_config())
+    table = Table(title=f"top-1 in % on 100 unseen architectures, {base.training.num_steps} steps")
+    table.add_column("seed")
+    for name in VARIANTS:
+        table.add_column(name, justify="right")
+    engine = None
+    for seed in arguments.seeds:
+        cells = []
+        for name in VARIANTS:
+            folder = Path(arguments.workdir) / f"{name}_{seed}"
+            result = folder / "evaluation" / "test.json"
+            if not result.exists():
+                config = variant_config(base, name, seed, arguments.num_threads)
+                engine = run_variant(config, folder, engine).engine
+            values = json.loads(result.read_text(encoding="utf-8"))
+            mean, error = values["top1_mean"], values["top1_standard_error"]
+            cells.append(f"{100 * mean:.1f} +- {100 * error:.1f}")
+        table.add_row(str(seed), *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
