@@ -33,9 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.schedule = "cosine"
+    config.optimizer.schedule = "step"
+    config.optimizer.milestones = (1000,)
 
-    config.training.num_steps = 600
+    config.training.num_steps = 1200
     config.training.meta_batch_size = 4
     config.training.target_dropout = False
     config.training.checkpoint_every = 200
