@@ -46,7 +46,9 @@ def parse_flags(
         fail(f"unexpected argument {left[1]!r}, expected only flags (--name=value)")
     if flags.FLAGS["verbosity"].using_default_value:
         # absl would raise it to INFO, at which Orbax writes a hundred lines for each checkpoint.
+        # What tfds warns of through absl's own logger, our error tells again.
         flags.FLAGS.verbosity = absl_logging.WARNING
+        logging.getLogger("absl").setLevel(logging.ERROR)
         logging.getLogger("ghn_jax").setLevel(logging.INFO)
     return left  # type: ignore[no-any-return]
 
