@@ -320,9 +320,13 @@ def check_dataset(config: ExperimentConfig, dataset: Dataset) -> None:
             )
 
 
-_MAY_CHANGE = ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every")
-_MAY_CHANGE += ("compilation_cache_dir", "num_compile_threads", "num_threads")
-_MAY_CHANGE += ("max_skipped_share", "skip_window")
+# Fields that change neither the parameters nor what the checkpoint's counters mean. The number of
+# steps moves the end of a cosine schedule: extending a run is the user's decision.
+_MAY_CHANGE = (
+    *("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every"),
+    *("compilation_cache_dir", "num_compile_threads", "num_threads"),
+    *("max_skipped_share", "skip_window"),
+)
 
 
 def _check_same_run(store: CheckpointStore, step: int, config: ExperimentConfig) -> PyTree:

@@ -1,10 +1,12 @@
 """`digits`, trained longer.
 
 Source: chosen by us, as in `digits`.
-Command: python -m launch.train --config launch/configs/digits_long.py
-    --workdir runs/digits_long
-Hardware: a CPU with two cores.
-Result: not yet run.
+Command: python launch/train.py --config launch/configs/digits_long.py
+    --workdir /tmp/ghn_digits_long
+Hardware: two cores of an AMD EPYC, shared with other jobs; 53 minutes.
+Result: seed 0, 100 unseen architectures of `test`, test images, predicted parameters: 86.0 +- 0.6%
+    (random 9.8%); wide 49.4, deep 81.7, dense 85.2, bnfree 28.8 (20 each). It is
+    `ghn_jax.load("digits")`.
 """
 
 import ml_collections
