@@ -47,7 +47,7 @@ def parse_flags(
     if flags.FLAGS["verbosity"].using_default_value:
         # absl would raise it to INFO, at which Orbax writes a hundred lines for each checkpoint.
         # What tfds warns of through absl's own logger, our error tells again.
-        flags.FLAGS.verbosity = absl_logging.WARNING
+        absl_logging.set_verbosity(absl_logging.WARNING)
         logging.getLogger("absl").setLevel(logging.ERROR)
         logging.getLogger("ghn_jax").setLevel(logging.INFO)
     return left  # type: ignore[no-any-return]
@@ -60,9 +60,10 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     Args:
         more: errors besides ValueError and OSError.
     """
+    shown: tuple[type[Exception], ...] = (ValueError, OSError, *more)
     try:
         yield
-    except (ValueError, OSError, *more) as error:
+    except shown as error:
         absl_logging.debug("traceback", exc_info=True)
         fail(" ".join(str(error).split()), status=1)
 

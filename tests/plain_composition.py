@@ -55,4 +55,6 @@ def one_cell(*operations, **fields):
 
 
 def jit(fn):
-    return jax.jit(fn, compiler_options=CPU_COMPILER_OPTIONS)
+    """Compile fast what runs once."""
+    options = {**CPU_COMPILER_OPTIONS, "xla_backend_optimization_level": 0}
+    return jax.jit(fn, compiler_options=options)

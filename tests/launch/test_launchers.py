@@ -135,12 +135,6 @@ def test_mistakes_give_one_line(trained, tmp_path, cache):
         ): "data set 'cifar10' is not prepared in array_record format under",
         (
             *train,
-            f"--workdir={tmp_path}/new",
-            "--config.space.num_classes=9",
-            "--config.ghn.num_classes=9",
-        ): "space.num_classes is 9, expected 10 for the data set 'digits'",
-        (
-            *train,
             f"--workdir={tmp_path}/diverged",
             *diverges,
         ): "2 of the 4 architectures of the last 2",

@@ -20,7 +20,6 @@ from ghn_jax.compilation import ProgramCache
 from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.graphs import build_graph
-from ghn_jax.hypernetworks import initialize
 from ghn_jax.hypernetworks.prediction import Predictor
 from ghn_jax.sampling import ArchitectureStream, SpaceConfig
 from ghn_jax.targets.plan import lower
@@ -45,8 +44,16 @@ FIELDS = {
     "optimizer": {"learning_rate": 0.01},
     "training": {"num_steps": 6, "meta_batch_size": 2, "log_every": 1, "checkpoint_every": 2},
 }
-# Plain gradient descent: what a step subtracts is the gradient.
-DESCENT = {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+# Plain gradient descent: what a step subtracts is the gradient. Without message passing, the plain
+# composition compiles in half the time; test_prediction.py has it with.
+DESCENT = {
+    "ghn": {"message_passing": "mlp"},
+    "optimizer": {
+        **{"name": "sgd", "learning_rate": 1.0},
+        **{"momentum": 0.0, "weight_decay": 0.0, "clip_norm": None},
+    },
+    "training": {"target_dropout": False},
+}
 
 
 def make_config(**changes):
@@ -61,31 +68,32 @@ def dataset():
 
 
 @functools.cache
-def shared_parts():
-    """A predictor and an engine for all tests: most time goes into compiling."""
-    return Predictor(make_config().ghn), BlockwiseEngine(num_threads=2)
+def shared_engine():
+    return BlockwiseEngine(num_threads=2)
 
 
 @functools.cache
-def initial_params():
-    return initialize(make_config().ghn, jax.random.key(5))["params"]
+def shared_predictor(config):
+    return Predictor(config)
 
 
 def make_trainer(config):
+    """A trainer with the programs of earlier ones: most time goes into compiling."""
     trainer = Trainer(config, dataset())
-    trainer.predictor, trainer.engine = shared_parts()
+    trainer.predictor, trainer.engine = shared_predictor(config.ghn), shared_engine()
     return trainer
 
 
+@functools.cache
+def initial_state():
+    """Before the first step of gradient descent."""
+    return make_trainer(make_config(**DESCENT)).init_state()
+
+
 @pytest.fixture
-def descent_step(monkeypatch):
+def descent_step():
     """Return (losses, finite, what the step subtracted) of one step on two small architectures."""
-    monkeypatch.setattr(Predictor, "init", lambda self, key: initial_params())
-    config = make_config(
-        optimizer={**DESCENT, "clip_norm": None}, training={"target_dropout": False}
-    )
-    trainer = make_trainer(config)
-    state = trainer.init_state()
+    trainer, state = make_trainer(make_config(**DESCENT)), initial_state()
 
     def step():
         graphs = [build_graph(plan) for plan in SMALL_PLANS]
@@ -104,14 +112,14 @@ SMALL_PLANS = (one_cell("conv_1x1", "skip_connect"), one_cell("avg_pool_3x3", "c
 @functools.cache
 def plain_loss_and_grads(position):
     """Loss and gradient of one of the two small architectures on the first batch."""
-    config = make_config()
+    config = make_config(**DESCENT)
     images, labels = make_trainer(config).batches.batch(0)
     plan = SMALL_PLANS[position]
 
     def loss_fn(params):
         return network_loss(plan, compose(config.ghn, params, build_graph(plan)), images, labels)
 
-    return jit(jax.value_and_grad(loss_fn))(initial_params())
+    return jit(jax.value_and_grad(loss_fn))(initial_state().ghn_params)
 
 
 def assert_close_trees(actual, expected):
