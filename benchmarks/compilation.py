@@ -2,8 +2,8 @@
 
     python benchmarks/compilation.py [--num_programs 40]
 
-Prints, per set of options, CPU milliseconds per compiled program and the time of running all of them,
-as ratios to XLA's defaults of the same run.
+Prints, per set of options, CPU milliseconds per compiled program and the time of running all
+of them, as ratios to XLA's defaults of the same run.
 """
 
 import argparse
@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict] = {
 
 
 def block_functions(num_programs: int, batch_size: int):
-    """Functions of different blocks with their arguments, from the first architectures of a stream."""
+    """Functions of different blocks with their arguments, from a stream of architectures."""
     space = SpaceConfig(widths=(16,), image_size=8)
     rng, seen = np.random.default_rng(0), {}
     for architecture in ArchitectureStream(space, 0):

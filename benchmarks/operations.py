@@ -2,8 +2,8 @@
 
     python benchmarks/operations.py [--batch_size 64]
 
-`ghn_jax.targets.operations` chooses between them by this table. Rows are ratios to the native operation
-of the same run: below 1 is faster.
+`ghn_jax.targets.operations` chooses between them by this table. Rows are ratios to the native
+operation of the same run: below 1 is faster.
 """
 
 import argparse

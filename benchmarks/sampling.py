@@ -28,7 +28,9 @@ def peak_memory_mb() -> float:
 def main() -> None:
     """Print the rate."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--split", default="train", choices=list(SPLITS), help="Which architectures.")
+    parser.add_argument(
+        "--split", default="train", choices=list(SPLITS), help="Which architectures."
+    )
     parser.add_argument("--num_architectures", type=int, default=2000, help="How many.")
     parser.add_argument("--seed", type=int, default=0, help="Of the stream.")
     arguments = parser.parse_args()

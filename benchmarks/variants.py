@@ -1,9 +1,9 @@
-"""Train GHN-2, GHN-1 and the MLP for the same number of steps, several seeds each, and compare them.
+"""Compare GHN-2, GHN-1 and the MLP after the same number of steps, several seeds each.
 
     python benchmarks/variants.py --workdir /tmp/variants [--seeds 0 1 2]
 
 Everything but the hypernetwork is `launch/configs/digits.py`. Accuracy is the mean over the unseen
-architectures of the split test on digits test images. Finished runs in the folder are not run again.
+architectures of the split test on digits test images. Finished runs in the folder stay as they are.
 """
 
 import argparse

@@ -68,7 +68,8 @@ def test_gradients_of_one_training_step(x64, name):
     grads = pull_back([[np.asarray(g) / len(results) for g in r.grads] for r in results])
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(norm, reference["grad_norm"], rtol=1e-5)
-    # Gradients are compared in our layout: those the file lacks come from the parameters themselves.
+    # Gradients are compared in our layout: those the file lacks come from the parameters
+    # themselves.
     names = [key.removeprefix("grad/") for key in reference if key.startswith("grad/")]
     expected = convert_gradients(name, reference, config)
     found = {path: np.asarray(g) for path, g in flatten_dict(grads).items()}
@@ -77,7 +78,9 @@ def test_gradients_of_one_training_step(x64, name):
     for path, gradient in expected.items():
         scale = np.abs(gradient).max()
         error = np.abs(found[path] - gradient).max()
-        assert error <= 1e-5 * scale, f"{'/'.join(path)}: {error / scale:.1e} of the largest element"
+        assert error <= 1e-5 * scale, (
+            f"{'/'.join(path)}: {error / scale:.1e} of the largest element"
+        )
 
 
 def convert_gradients(name, reference, config):

@@ -85,7 +85,8 @@ def evaluate_splits(
         image_split: "validation" or "test".
         seed: Draws the architectures; None is the config's.
         with_random: Whether the same architectures are also evaluated with He initialisation.
-        folder: Where `<split>.jsonl` (one line per architecture) and `<split>.json` (the summary) go;
+        folder: Where `<split>.jsonl` (one line per architecture) and `<split>.json` (the
+            summary) go;
             None writes nothing.
         console: Where to print; the standard output by default.
 
@@ -129,9 +130,7 @@ def evaluate_splits(
     return summaries
 
 
-def write_results(
-    folder: Path, summary: Summary, results: Sequence[ArchitectureResult]
-) -> None:
+def write_results(folder: Path, summary: Summary, results: Sequence[ArchitectureResult]) -> None:
     """Write `<split>.jsonl` and `<split>.json`; a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(dataclasses.asdict(result)) + "\n" for result in results)

@@ -31,7 +31,8 @@ from ghn_jax.hypernetworks.tiling import (
 PyTree = Any
 _SMALLEST_NUM_NODES = 128  # padded sizes are powers of two from here
 _SMALLEST_NUM_TILES = 4
-# Embeddings are padded to this many nodes per graph, so that decoders see one size for most batches.
+# Embeddings are padded to this many nodes per graph, so that decoders see one size for most
+# batches.
 _NUM_DECODED_NODES = 512
 
 
@@ -150,14 +151,19 @@ class Predictor:
 
     def _predict(self, ghn_params, prepared):
         batch = prepared.batch
-        embeddings, embed_residuals = self._embed_programs(ghn_params, batch).forward(ghn_params, batch)
+        embeddings, embed_residuals = self._embed_programs(ghn_params, batch).forward(
+            ghn_params, batch
+        )
         outputs = {}
         for key, nodes in prepared.requests.items():
             programs = self._decode_programs(ghn_params, key, embeddings, nodes)
             outputs[key] = programs.forward(ghn_params[_decoder(key)], embeddings, nodes)
         tiles = {key: np.asarray(tile) for key, (tile, _) in outputs.items()}
         target_params = [
-            [tile_parameter(tiles[s.key][s.row], s.tensor.shape, s.tensor.role, s.factor, np) for s in graph]
+            [
+                tile_parameter(tiles[s.key][s.row], s.tensor.shape, s.tensor.role, s.factor, np)
+                for s in graph
+            ]
             for graph in prepared.sources
         ]
         residuals = {key: residual for key, (_, residual) in outputs.items()}
@@ -184,7 +190,8 @@ class Predictor:
             d_embeddings = self._add(d_embeddings, d_rows)
         batch = prepared.batch
         backward = self._programs.get(
-            ("embed backward", batch.primitive.shape), lambda: self._build_embed_backward(ghn_params, batch)
+            ("embed backward", batch.primitive.shape),
+            lambda: self._build_embed_backward(ghn_params, batch),
         )
         (d_others,) = backward((ghn_params, batch), embed_residuals, d_embeddings)
         return {name: self._add(d_others[name], d_params.get(name)) for name in d_others}
@@ -255,7 +262,7 @@ def _next_size(value: int, smallest: int) -> int:
 
 
 def _pad(nodes: list[int]) -> np.ndarray:
-    """Indices padded to a power of two by repeating the first: what is decoded there is not read."""
+    """Indices padded to a power of two with the first one, whose tile is not read again."""
     size = _next_size(len(nodes), _SMALLEST_NUM_TILES)
     return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
 

@@ -1,9 +1,9 @@
 """The blocks target networks are composed of: Flax modules that also trace themselves.
 
-A block is static configuration only, so equal blocks are one compiled program. Every `__call__` takes
-(B, H, W, C) images, or (B, C) vectors in the head, and returns the same kind. Blocks are as small as
-they are because few signatures decide how long a short run compiles: a convolution apart from its norm
-is shared by all ops that use either (spec section 1 lists the ops).
+A block is static configuration only, so equal blocks are one compiled program. Every `__call__`
+takes (B, H, W, C) images, or (B, C) vectors in the head, and returns the same kind. Blocks are as
+small as they are because few signatures decide how long a short run compiles: a convolution apart
+from its norm is shared by all ops that use either (spec section 1 lists the ops).
 """
 
 import math
@@ -104,7 +104,7 @@ class BatchNorm(Block):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis; Flax's mixes float32 into float64, which strict promotion refuses."""
+    """Layer norm over the last axis; Flax's mixes float32 into float64."""
 
     epsilon: float = 1e-5
 
@@ -114,7 +114,9 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         var = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return x * jax.lax.rsqrt(var + self.epsilon) * _as_row(scale, x.ndim) + _as_row(bias, x.ndim)
+        return x * jax.lax.rsqrt(var + self.epsilon) * _as_row(scale, x.ndim) + _as_row(
+            bias, x.ndim
+        )
 
 
 def _as_row(vector, ndim):
@@ -138,7 +140,10 @@ class FactorizedReduce(Block):
         shape = (1, 1, x.shape[-1], self.features // 2)
         first = self.param("kernel_1", _kernel_init, shape)
         second = self.param("kernel_2", _kernel_init, shape)
-        halves = [operations.convolve(x, first, (2, 2)), operations.convolve(shifted, second, (2, 2))]
+        halves = [
+            operations.convolve(x, first, (2, 2)),
+            operations.convolve(shifted, second, (2, 2)),
+        ]
         return jnp.concatenate(halves, axis=-1)
 
     @nn.nowrap
@@ -228,7 +233,7 @@ class Concat(Block):
 
 
 class Attention(Block):
-    """x + proj(attention(LN(x))), then x + MLP(LN(x)), over pixels as tokens; subsampled at the end."""
+    """x + proj(attention(LN(x))), x + MLP(LN(x)) over pixels as tokens; subsampled at the end."""
 
     stride: int = 1
     num_heads: int = 8
@@ -242,7 +247,7 @@ class Attention(Block):
         inner = 3 * self.num_heads * head_size
         qkv = nn.Dense(inner, use_bias=False, kernel_init=_kernel_init, name="qkv")(y)
         qkv = qkv.reshape(batch, height * width, 3, self.num_heads, head_size)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (B, tokens, heads, C / heads)
+        query, key, value = jnp.moveaxis(qkv, 2, 0)  # (B, tokens, heads, C / heads) each
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * head_size**-0.5
         y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), value)
         y = y.reshape(batch, height * width, self.num_heads * head_size)
@@ -372,5 +377,3 @@ class Linear(Block):
     @nn.nowrap
     def trace(self, tracer, x):
         return tracer.dense(x, "dense", self.features, bias=True, classifier=self.classifier)
-
-
