@@ -9,6 +9,7 @@ in the plan, and so neither in the graph nor in the parameters (spec sections 1 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ghn_jax.architectures import Architecture, ResNet
@@ -89,7 +90,7 @@ class _Draft:
     def __init__(self) -> None:
         self.calls: list[tuple[str, blocks.Block, tuple[int, ...]]] = []
 
-    def add(self, name: str, block: type[blocks.Block], /, *inputs: int | None, **fields):
+    def add(self, name: str, block: Callable[..., blocks.Block], /, *inputs: int | None, **fields):
         present = tuple(value for value in inputs if value is not None)
         if len(present) < len(inputs):
             return None

@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the config: `digits` but for what is set here."""
     config = digits.get_config()
     config.ghn.max_shape = (32, 32, 7, 7)
+    config.optimizer.betas = (0.9, 0.999)
     config.optimizer.schedule = "cosine"
     config.optimizer.milestones = ()
     config.optimizer.warmup_steps = 100
