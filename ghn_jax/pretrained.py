@@ -8,6 +8,7 @@ from ghn_jax.architectures import Architecture, ResNet
 from ghn_jax.graphs import ArchGraph, build_graph
 from ghn_jax.hypernetworks import GHNConfig
 from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.interop.torch_checkpoints import load_torch_checkpoint, official_experiment
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import lower
 from ghn_jax.training.checkpoints import load_checkpoint
@@ -77,16 +78,22 @@ def load(path: str | Path) -> GHN:
     """Load a GHN from nothing but a path.
 
     Args:
-        path: A work directory of training, a checkpoint in one, or the name of a GHN that comes
-            with the package: "digits".
+        path: A work directory of training, a checkpoint in one, the name of a GHN that comes with
+            the package: "digits", or an official checkpoint of the original: a `.pt` file, which
+            is read without running anything in it.
 
     Returns:
         The GHN.
 
     Raises:
-        CheckpointError: If there is no readable checkpoint; says what was found.
+        ValueError: If there is no readable checkpoint, or a `.pt` file holds anything but the
+            tensors of a GHN; says what was found.
     """
-    config, ghn_params = load_checkpoint(resolve(path))
+    path = resolve(path)
+    if path.is_file() or path.suffix == ".pt":
+        checkpoint = load_torch_checkpoint(path)
+        return GHN(checkpoint.variables["params"], official_experiment(checkpoint.config))
+    config, ghn_params = load_checkpoint(path)
     return GHN(ghn_params, config)
 
 
