@@ -10,7 +10,7 @@ from ghn_jax.hypernetworks import GHNConfig
 from ghn_jax.hypernetworks.prediction import Predictor
 from ghn_jax.interop.torch_checkpoints import load_torch_checkpoint, official_experiment
 from ghn_jax.targets.network import TargetNetwork, params_tree
-from ghn_jax.targets.plan import lower
+from ghn_jax.targets.plan import Plan, lower
 from ghn_jax.training.checkpoints import load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 
@@ -69,7 +69,18 @@ class GHN:
         """
         space = self.experiment.space
         plan = lower(architecture, image_size or space.image_size, self.config.num_classes)
-        graph = build_graph(plan, self.config.virtual_edges)
+        return self.predict_plan(plan, build_graph(plan, self.config.virtual_edges))
+
+    def predict_plan(self, plan: Plan, graph: ArchGraph) -> Prediction:
+        """Predict all parameters of a plan, reading a graph that may come from a file.
+
+        Args:
+            plan: Of the network.
+            graph: Its tensors in the order of `plan.tensors`.
+
+        Returns:
+            The network and its parameters, float32.
+        """
         (arrays,) = self.predictor.predict(self.ghn_params, self.predictor.prepare([graph]))
         return Prediction(TargetNetwork(plan), {"params": params_tree(plan, arrays)}, graph)
 

@@ -12,7 +12,7 @@ since a file's graph is taken as the original takes it; it shows that both graph
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +74,7 @@ class _Search:
         self.rows: list[int] = []
         self.plan_nodes: list[int] = []
         self.furthest = 0
+        self._taken: list[int] = []  # the cell of each of `rows`
         self._parents = file_parents
         colors = _color_nodes(file_parents, plan_parents)
         self._queues: dict[int, list[int]] = {}
@@ -123,10 +124,6 @@ class _Search:
             choices.append(self._choices())
         return False
 
-    @property
-    def _taken(self) -> list[int]:
-        return self.__dict__.setdefault("_taken_cells", [])
-
     def _choices(self) -> Iterator[tuple[int, int, int]]:
         index = len(self.rows)
         color = self._file_colors[index]
@@ -141,13 +138,47 @@ class _Search:
                     yield cell, row, node
 
 
-def _color_nodes(*graphs: Sequence[tuple[int, ...]]) -> list[int]:
+def match_nodes(
+    parents: Sequence[tuple[int, ...]],
+    labels: Sequence[Hashable],
+    other_parents: Sequence[tuple[int, ...]],
+    other_labels: Sequence[Hashable],
+) -> np.ndarray:
+    """Find the same nodes in two orders of a graph whose nodes all have a place of their own.
+
+    Args:
+        parents: for each of N nodes, its parents.
+        labels: of the nodes, such as their primitives.
+        other_parents: of the same graph in another order.
+        other_labels: of the same graph in another order.
+
+    Returns:
+        (N,) int: node i is node `result[i]` in the other order.
+
+    Raises:
+        ValueError: if the graphs differ, or two nodes have the same place.
+    """
+    colors = _color_nodes(parents, other_parents, labels=[*labels, *other_labels])
+    first, second = colors[: len(parents)], colors[len(parents) :]
+    if len(set(first)) < len(first) or set(first) != set(second) or len(first) != len(second):
+        raise ValueError(
+            f"{len(set(first) ^ set(second))} places of nodes are in only one of the graphs and"
+            f" {len(first) - len(set(first))} nodes share a place, expected the same graph twice"
+        )
+    position = {color: node for node, color in enumerate(second)}
+    return np.array([position[color] for color in first])
+
+
+def _color_nodes(
+    *graphs: Sequence[tuple[int, ...]], labels: Sequence[Hashable] | None = None
+) -> list[int]:
     """Colour the nodes of several graphs: equal places in equal graphs get equal colours.
 
-    Colour refinement (Weisfeiler and Leman, 1968) on the disjoint union, without labels.
+    Colour refinement (Weisfeiler and Leman, 1968) on the disjoint union.
 
     Args:
         graphs: for each graph, for each of its nodes, its parents.
+        labels: of all nodes; None is one label for all.
 
     Returns:
         A colour for each node of the first graph, then of the second, ...
@@ -160,8 +191,9 @@ def _color_nodes(*graphs: Sequence[tuple[int, ...]]) -> list[int]:
     for node, sources in enumerate(parents):
         for source in sources:
             children[source].append(node)
-    colors = [0] * len(parents)
-    num_colors = 1
+    known: dict[Hashable, int] = {}
+    colors = [known.setdefault(label, len(known)) for label in labels or [None] * len(parents)]
+    num_colors = len(known)
     while True:
         table: dict[tuple, int] = {}
         colors = [
