@@ -6,7 +6,6 @@ part of it comes with the tests. Out: what the original was given and what came 
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,6 +104,7 @@ class Reference:
         path = folder / "index.json"
         if not path.is_file():
             raise ValueError(f"reference is {str(folder)!r}, expected a folder with index.json")
+        self._ghns: dict[str, TorchCheckpoint] = {}
         self._index = {entry["name"]: entry for entry in json.loads(path.read_text("utf-8"))}
 
     def prediction_names(self) -> list[str]:
@@ -120,10 +120,11 @@ class Reference:
         paths = sorted(self.folder.glob("train_step_*.npz"))
         return [path.stem.removeprefix("train_step_") for path in paths]
 
-    @functools.cache  # noqa: B019: a handful of checkpoints, as long-lived as this
     def ghn(self, name: str) -> TorchCheckpoint:
-        """Read a checkpoint of the folder."""
-        return load_torch_checkpoint(self.folder / f"{name}.pt")
+        """Read a checkpoint of the folder, once."""
+        if name not in self._ghns:
+            self._ghns[name] = load_torch_checkpoint(self.folder / f"{name}.pt")
+        return self._ghns[name]
 
     def prediction(self, name: str) -> ReferencePrediction:
         """Read a prediction.
