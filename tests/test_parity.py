@@ -1,4 +1,4 @@
-"""Every number of the reference is reached: the same that `python -m ghn_jax.interop.parity` prints.
+"""Every number of the reference is reached: what `python -m ghn_jax.interop.parity` prints.
 
 Where the project's shared folder is absent, the part of it in `tests/data/reference` is compared.
 """

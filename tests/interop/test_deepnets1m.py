@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pickle
 import shutil
 from pathlib import Path
 
@@ -200,8 +201,91 @@ def read_first(nets):
     return nets[0].architecture.channels
 
 
+def read_sums(nets, indices):
+    """What two arrays of each network add up to."""
+    return [
+        (int(nets[i].adjacency.sum(dtype=int)), int(nets[i].nodes.sum(dtype=int))) for i in indices
+    ]
+
+
 def test_readers_travel_to_other_processes(tmp_path):
     nets = DeepNets1M(DATA, "test")
     assert read_first(nets) == 32  # opens the file here
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(read_first, (nets,)) == 32
+
+
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_several_processes_read_at_random_at_the_same_time(tmp_path, method):
+    write(tmp_path, "val", 12)
+    nets = DeepNets1M(tmp_path, "val")
+    expected = read_sums(nets, range(12))  # the file is open here when the others start
+    orders = [np.random.default_rng(seed).integers(0, 12, 200).tolist() for seed in range(2)]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        results = [pool.apply_async(read_sums, (nets, order)) for order in orders]
+        for order, result in zip(orders, results, strict=True):
+            assert result.get(timeout=60) == [expected[index] for index in order]
+    assert read_sums(nets, range(12)) == expected
+
+
+def test_opening_reads_no_graph_and_little_travels(tmp_path, monkeypatch):
+    write(tmp_path, "val", 12)
+    reads = []
+    monkeypatch.setattr(
+        h5py.Dataset, "__getitem__", lambda *arguments: reads.append(arguments), raising=True
+    )
+    nets = DeepNets1M(tmp_path, "val")
+    assert nets.entry(11)["n_cells"] >= 4 and not reads
+    # Positions of entries and tables of names, no entries: they are 500 bytes each and more.
+    assert len(pickle.dumps(nets)) < 4000 + 16 * 12
+    assert pickle.loads(pickle.dumps(nets)).entry(11) == nets.entry(11)
+
+
+def test_files_cut_short_are_refused(tmp_path):
+    write(tmp_path, "val", 3)
+    path = tmp_path / "deepnets1m_val.hdf5"
+    contents = path.read_bytes()
+    for length in (0, 100, len(contents) // 2, len(contents) - 1):
+        path.write_bytes(contents[:length])
+        with pytest.raises(ValueError, match=r"val\.hdf5 is no HDF5 file, or cut short: "):
+            DeepNets1M(tmp_path, "val")
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    for name, count, seed in (("a", 3, 0), ("b", 4, 0), ("c", 3, 1)):
+        write(tmp_path / name, "val", count, seed)
+    meta, graphs = "deepnets1m_val_meta.json", "deepnets1m_val.hdf5"
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(tmp_path / "a" / graphs, mixed)
+    shutil.copy(tmp_path / "b" / meta, mixed)
+    with pytest.raises(ValueError, match="the meta file has 4 networks in split 'val', the file 3"):
+        DeepNets1M(mixed, "val")
+    shutil.copy(tmp_path / "b" / graphs, mixed)
+    shutil.copy(tmp_path / "a" / meta, mixed)
+    with pytest.raises(ValueError, match="the meta file has 3 networks in split 'val', the file 4"):
+        DeepNets1M(mixed, "val")
+    shutil.copy(tmp_path / "c" / graphs, mixed)
+    with pytest.raises(ValueError, match="does not belong to its meta file: val/0 has adj"):
+        DeepNets1M(mixed, "val")[0]
+
+
+def test_unknown_ids_are_refused(tmp_path):
+    write(tmp_path, "val", 1)
+    with h5py.File(tmp_path / "deepnets1m_val.hdf5", "r+") as file:
+        file["val/0/nodes"][3, 2] = 60000
+    with pytest.raises(ValueError, match=r"val/0 has the id 60000 in column 2 of nodes, expected"):
+        DeepNets1M(tmp_path, "val")[0]
+    with h5py.File(tmp_path / "deepnets1m_val.hdf5", "r+") as file:
+        del file["val/0/adj"]
+    with pytest.raises(ValueError, match=r"hdf5 cannot be read at val/0: .*adj"):
+        DeepNets1M(tmp_path, "val")[0]
+
+
+@pytest.mark.parametrize("index", [-1, 2, 10**9])
+def test_indices_out_of_range_are_refused(index):
+    nets = DeepNets1M(DATA, "test")
+    for read in (nets.__getitem__, nets.entry, nets.architecture):
+        with pytest.raises(IndexError, match=rf"index is {index}, expected 0\.\.1 in .*eval.hdf5"):
+            read(index)
