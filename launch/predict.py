@@ -1,8 +1,8 @@
 """Predict all parameters of one network, and run it.
 
     python launch/predict.py --ghn digits --architecture resnet50 --out resnet50.safetensors
-    python launch/predict.py --ghn ghn2_cifar10.pt --architecture val/3 --deepnets data \
-        --images images.npy --logits logits.npy --out parameters.npz
+    python launch/predict.py --ghn ghn2_cifar10.pt --architecture val/3 --deepnets data
+    python launch/predict.py --ghn digits --architecture vit --images x.npy --logits y.npy
 
 Prints the network's nodes, edges, tensors and parameters, and the seconds for its graph, the
 prediction and the forward pass. `.safetensors` have PyTorch's names and layouts, `.npz` our own.

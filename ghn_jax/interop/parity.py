@@ -140,7 +140,7 @@ class Parity:
         same = {name: values[name] for name in torch_parameter_names(plan)}
         if all(value is not None for value in same.values()):
             logits = self._logits_float64(plan, from_target_state_dict(plan, same), images)
-            value = _logits_deviation(logits, found.logits_float64, is_by_image=True)
+            value = _logits_deviation(logits, found.logits_float64, has_norm)
             yield Deviation("logits, float64, the original's parameters", found.name, value)
         elif with_float64:
             logits = self._logits_float64(plan, params, images)

@@ -13,7 +13,11 @@ import pytest
 
 from ghn_jax.graphs import build_graph
 from ghn_jax.interop.deepnets1m import DeepNets1M
-from ghn_jax.interop.deepnets1m_writer import DeepNets1MWriter, make_record
+from ghn_jax.interop.deepnets1m_writer import (
+    DeepNets1MWriter,
+    make_record,
+    merge_evaluation_splits,
+)
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import lower
 
@@ -161,6 +165,28 @@ def test_names_of_older_files(tmp_path):
     path.write_text(json.dumps(meta))
     with pytest.raises(ValueError, match="primitives_ext has the unknown primitive 'conv3d'"):
         DeepNets1M(tmp_path, "test")
+
+
+def test_evaluation_splits_are_merged_as_the_original_does(tmp_path):
+    written = {split: write(tmp_path, split, 2) for split in ("val", "deep")}
+    write(tmp_path, "train", 1)
+    path = merge_evaluation_splits(tmp_path)
+    assert path == tmp_path / "deepnets1m_eval.hdf5"
+    for split in written:
+        (tmp_path / f"deepnets1m_{split}.hdf5").unlink()
+    for split, architectures in written.items():
+        nets = DeepNets1M(tmp_path, split)
+        assert nets.path == path
+        assert [net.architecture for net in nets] == architectures
+    with h5py.File(path) as file:
+        assert set(file) == {"val", "deep"} and file.attrs["title"] == "DeepNets-1M"
+    with pytest.raises(ValueError, match="eval.hdf5 exists, expected a new file"):
+        merge_evaluation_splits(tmp_path)
+    path.unlink()
+    (tmp_path / "deepnets1m_eval_meta.json").unlink()
+    with pytest.raises(ValueError, match="has no evaluation split, expected some to merge"):
+        merge_evaluation_splits(tmp_path)
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_nothing_half_written_stays(tmp_path):

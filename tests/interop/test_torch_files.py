@@ -112,6 +112,16 @@ def test_builtins_are_refused(tmp_path, name):
         read_torch_file(path)
 
 
+def test_compressed_files_are_refused(tmp_path):
+    """A few kilobytes may hold gigabytes of zeros."""
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+        archive.writestr("archive/data/0", bytes(10**6))
+    with pytest.raises(ValueError, match="archive/data.pkl in .*bomb.pt is compressed"):
+        read_torch_file(path)
+
+
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(b"no archive")
