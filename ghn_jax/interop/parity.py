@@ -136,9 +136,10 @@ class Parity:
         kind = "logits, deep networks" if found.name.startswith("deep") else f"logits{suffix}"
         logits = np.asarray(self._engine.logits(plan, params, images))
         yield Deviation(kind, found.name, _logits_deviation(logits, found.logits, has_norm))
-        values = {name: tensor.values for name, tensor in found.tensors.items()}
-        same = {name: values[name] for name in torch_parameter_names(plan)}
-        if all(value is not None for value in same.values()):
+        names = torch_parameter_names(plan)
+        values = {name: found.tensors[name].values for name in names}
+        same = {name: value for name, value in values.items() if value is not None}
+        if len(same) == len(names):
             logits = self._logits_float64(plan, from_target_state_dict(plan, same), images)
             value = _logits_deviation(logits, found.logits_float64, has_norm)
             yield Deviation("logits, float64, the original's parameters", found.name, value)
@@ -302,7 +303,7 @@ def _logits_deviation(found: np.ndarray, expected: np.ndarray, is_by_image: bool
 
 @contextlib.contextmanager
 def _double_precision() -> Iterator[None]:
-    before = jax.config.jax_enable_x64
+    before = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", True)
     try:
         yield

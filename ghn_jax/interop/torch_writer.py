@@ -98,10 +98,10 @@ def _encode_array(array: np.ndarray, storages: list[np.ndarray]) -> Iterable[byt
     yield b"("
     yield from _encode("storage", storages)
     yield f"ctorch\n{_STORAGES[array.dtype.name]}\n".encode()
-    for item in (str(len(storages) - 1), "cpu", array.size):
-        yield from _encode(item, storages)
+    for part in (str(len(storages) - 1), "cpu", array.size):
+        yield from _encode(part, storages)
     yield b"tQ"  # the storage, by its persistent id
-    for item in (0, array.shape, strides, False):
-        yield from _encode(item, storages)
+    for argument in (0, array.shape, strides, False):
+        yield from _encode(argument, storages)
     yield b"ccollections\nOrderedDict\n)R"  # no backward hooks
     yield b"tR"
