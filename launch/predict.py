@@ -90,7 +90,9 @@ def predict() -> None:
     compilation = max(compiled - start - seconds, 0.0)
     _report("prediction", f"{seconds:.3f} s, after {compilation:.3f} s of compilation")
     params = flatten_params(plan, prediction.variables["params"])
-    if images is not None:
+    if images is None:
+        _report("forward pass", "not run, for want of --images")
+    else:
         _run(plan, params, images)
     if FLAGS.out is not None:
         save_target_params(FLAGS.out, plan, params)
