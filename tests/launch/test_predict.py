@@ -41,7 +41,6 @@ def folder(tmp_path_factory):
     with np.load(LOCAL / "images.npz") as file:
         images, labels = file["images"], file["labels"]
     np.save(folder / "images.npy", images)
-    np.save(folder / "nchw.npy", images.transpose(0, 3, 1, 2))
     np.save(folder / "small.npy", images[:, :16, :16])
     np.savez(folder / "images.npz", images=images, labels=labels)
     return folder
@@ -115,17 +114,11 @@ def test_mistakes_give_one_line(folder, tmp_path):
     network = (GHN, "--architecture=val/2", DEEPNETS)
     cases = {
         (
-            *("predict", *network, f"--images={folder}/nchw.npy", f"--logits={tmp_path}/y.npy"),
-        ): f"{folder}/nchw.npy has shape (4, 3, 32, 32) and dtype float32, expected",
-        (
             *("predict", *network, f"--images={folder}/small.npy", f"--logits={tmp_path}/y.npy"),
         ): f"{folder}/small.npy has shape (4, 16, 16, 3) and dtype float32, expected images of 32",
         (
             *("predict", *network, f"--images={folder}/images.npy"),
         ): f"--images is {folder}/images.npy and --logits is None, expected both or none",
-        (
-            *("predict", GHN, "--architecture=val/7", DEEPNETS),
-        ): "architecture is 'val/7', expected an index in 0..2",
         (
             *("evaluate", GHN, "--split=val", DEEPNETS, "--num_architectures=4"),
             f"--images={folder}/images.npz",
