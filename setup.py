@@ -22,6 +22,7 @@ REQUIREMENTS = [
     "orbax-checkpoint>=0.12,<0.13",
     "pillow>=10,<14",
     "rich>=13.7,<16",
+    "safetensors>=0.4.3,<1",
     "scikit-learn>=1.5,<2",
     "tensorboardX>=2.6,<3",
     # tensorflow-datasets reads array_record files without TensorFlow, but imports

@@ -8,8 +8,9 @@ from ghn_jax.architectures import Architecture, ResNet
 from ghn_jax.graphs import ArchGraph, build_graph
 from ghn_jax.hypernetworks import GHNConfig
 from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.interop.torch_checkpoints import load_torch_checkpoint, official_experiment
 from ghn_jax.targets.network import TargetNetwork, params_tree
-from ghn_jax.targets.plan import lower
+from ghn_jax.targets.plan import Plan, lower
 from ghn_jax.training.checkpoints import load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 
@@ -68,7 +69,18 @@ class GHN:
         """
         space = self.experiment.space
         plan = lower(architecture, image_size or space.image_size, self.config.num_classes)
-        graph = build_graph(plan, self.config.virtual_edges)
+        return self.predict_plan(plan, build_graph(plan, self.config.virtual_edges))
+
+    def predict_plan(self, plan: Plan, graph: ArchGraph) -> Prediction:
+        """Predict all parameters of a plan, reading a graph that may come from a file.
+
+        Args:
+            plan: Of the network.
+            graph: Its tensors in the order of `plan.tensors`.
+
+        Returns:
+            The network and its parameters, float32.
+        """
         (arrays,) = self.predictor.predict(self.ghn_params, self.predictor.prepare([graph]))
         return Prediction(TargetNetwork(plan), {"params": params_tree(plan, arrays)}, graph)
 
@@ -77,16 +89,22 @@ def load(path: str | Path) -> GHN:
     """Load a GHN from nothing but a path.
 
     Args:
-        path: A work directory of training, a checkpoint in one, or the name of a GHN that comes
-            with the package: "digits".
+        path: A work directory of training, a checkpoint in one, the name of a GHN that comes with
+            the package: "digits", or an official checkpoint of the original: a `.pt` file, which
+            is read without running anything in it.
 
     Returns:
         The GHN.
 
     Raises:
-        CheckpointError: If there is no readable checkpoint; says what was found.
+        ValueError: If there is no readable checkpoint, or a `.pt` file holds anything but the
+            tensors of a GHN; says what was found.
     """
-    config, ghn_params = load_checkpoint(resolve(path))
+    path = resolve(path)
+    if path.is_file() or path.suffix == ".pt":
+        checkpoint = load_torch_checkpoint(path)
+        return GHN(checkpoint.variables["params"], official_experiment(checkpoint.config))
+    config, ghn_params = load_checkpoint(path)
     return GHN(ghn_params, config)
 
 

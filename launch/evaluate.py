@@ -1,11 +1,12 @@
 """Evaluate the parameters a GHN predicts for architectures it never saw.
 
     python launch/evaluate.py --ghn digits --split test --workdir /tmp/evaluation
+    python launch/evaluate.py --ghn ghn2_cifar10.pt --split test --deepnets data --images test.npz
 
-Prints a table and writes, under WORKDIR/evaluation, a summary `SPLIT.json`, a line per architecture
-in `SPLIT.jsonl`, and a plot. The GHN is a work directory of training or the name of one that comes
-with the package; without --workdir, the results of a work directory go into it, others into the
-current folder.
+Prints a line per architecture and a table, and writes, under WORKDIR/evaluation, a summary
+`SPLIT.json`, a line per architecture in `SPLIT.jsonl`, and a plot. The GHN is a work directory of
+training, the name of one that comes with the package, or an official `.pt` file; without --workdir,
+the results of a work directory go into it, others into the current folder.
 """
 
 import sys
@@ -19,6 +20,7 @@ import ghn_jax  # noqa: E402
 from ghn_jax.compilation import enable_compilation_cache  # noqa: E402
 from ghn_jax.data import load_dataset  # noqa: E402
 from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
+from ghn_jax.evaluation.image_files import read_labelled_images  # noqa: E402
 from ghn_jax.evaluation.report import evaluate_splits  # noqa: E402
 from ghn_jax.pretrained import CHECKPOINTS, resolve  # noqa: E402
 from ghn_jax.sampling import SPLITS  # noqa: E402
@@ -26,14 +28,14 @@ from ghn_jax.training.config import PREDEFINED_SPLIT  # noqa: E402
 from ghn_jax.training.loop import check_dataset  # noqa: E402
 from launch.command_line import errors_in_one_line, parse_flags  # noqa: E402
 
-# In distribution, then out of it; the published numbers of architectures.
-NUM_ARCHITECTURES = {"test": 500, "val": 500, "wide": 100, "deep": 100, "dense": 100, "bnfree": 100}
-NUM_ARCHITECTURES |= {PREDEFINED_SPLIT: 2, "train": 500, "search": 500}
+# In distribution, then out of it.
 ALL_SPLITS = ("test", "wide", "deep", "dense", "bnfree", PREDEFINED_SPLIT)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "ghn", None, "Work directory of training, or the name of a packaged GHN: digits."
+    "ghn",
+    None,
+    "Work directory of training, the name of a packaged GHN (digits), or an official .pt file.",
 )
 flags.DEFINE_enum(
     "split", "test", [*SPLITS, PREDEFINED_SPLIT, "all"], "Split of architectures, or all of them."
@@ -41,8 +43,20 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "num_architectures",
     None,
-    "Architectures per split; by default as published: 500 of test, 100 of each OOD split.",
+    "Architectures per split; by default as published, 500 of test, 100 of each OOD split, or all"
+    " of a file.",
     lower_bound=1,
+)
+flags.DEFINE_string(
+    "deepnets",
+    None,
+    "Folder of DeepNets-1M files to read the architectures from; by default they are drawn.",
+)
+flags.DEFINE_string(
+    "images",
+    None,
+    "File .npz of 'images', (N, S, S, 3) float32, already normalised, and 'labels', instead of a"
+    " data set.",
 )
 flags.DEFINE_integer(
     "seed", None, "Draws the architectures; by default the seed of the GHN's config.", lower_bound=0
@@ -76,11 +90,19 @@ def evaluate() -> None:
     config = ghn.experiment
     if cache_dir or config.training.compilation_cache_dir:
         enable_compilation_cache(cache_dir or config.training.compilation_cache_dir)
-    dataset = load_dataset(FLAGS.data or config.data.name, FLAGS.data_dir or config.data.data_dir)
-    check_dataset(config, dataset)
+    if FLAGS.images and (FLAGS.data or FLAGS.data_dir):
+        raise ValueError("--images and --data are given, expected one source of images")
+    if FLAGS.images:
+        space = config.space
+        dataset = read_labelled_images(FLAGS.images, space.image_size, space.num_classes)
+    else:
+        name = FLAGS.data or config.data.name
+        dataset = load_dataset(name, FLAGS.data_dir or config.data.data_dir)
+        check_dataset(config, dataset)
     splits = ALL_SPLITS if FLAGS.split == "all" else (FLAGS.split,)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else resolve(FLAGS.ghn)
-    if not FLAGS.workdir and ((workdir / "run").is_dir() or workdir.is_relative_to(CHECKPOINTS)):
+    is_kept = not workdir.is_dir() or (workdir / "run").is_dir()
+    if not FLAGS.workdir and (is_kept or workdir.is_relative_to(CHECKPOINTS)):
         workdir = Path.cwd()  # never into a checkpoint or the installed package
     training = config.training
     engine = BlockwiseEngine(
@@ -92,11 +114,13 @@ def evaluate() -> None:
         dataset,
         ghn.ghn_params,
         config,
-        splits=[(s, FLAGS.num_architectures or NUM_ARCHITECTURES[s]) for s in splits],
+        splits=[(split, FLAGS.num_architectures) for split in splits],
         image_split=FLAGS.image_split,
         seed=FLAGS.seed,
         with_random=FLAGS.random,
         folder=workdir / "evaluation",
+        deepnets=FLAGS.deepnets,
+        lists_architectures=True,
     )
 
 

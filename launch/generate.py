@@ -37,6 +37,7 @@ from ghn_jax.interop.deepnets1m_writer import (  # noqa: E402
     DeepNets1MWriter,
     Record,
     make_record,
+    merge_evaluation_splits,
 )
 from ghn_jax.sampling import SPLITS, SpaceConfig, sample_architecture  # noqa: E402
 from launch.command_line import errors_in_one_line, parse_flags  # noqa: E402
@@ -60,6 +61,12 @@ _NUM_WORKERS = flags.DEFINE_integer(
     1,
     "How many processes draw architectures; more change nothing but the time.",
     lower_bound=1,
+)
+_MERGE_EVAL = flags.DEFINE_bool(
+    "merge_eval",
+    False,
+    "Then copy all evaluation splits of the folder into deepnets1m_eval.hdf5, where the original"
+    " expects them.",
 )
 
 # Records of this many architectures are in memory at a time, a few tens of megabytes.
@@ -146,6 +153,8 @@ def generate() -> None:
     console.print(
         f"wrote {count} architectures to {writer.path}, {speed:.0f} architectures/s", soft_wrap=True
     )
+    if _MERGE_EVAL.value:
+        console.print(f"wrote {merge_evaluation_splits(_OUTPUT.value)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

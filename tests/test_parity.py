@@ -1,100 +1,129 @@
-"""The whole way from a file's graph to logits and hypernetwork gradients equals the original's.
+"""Every number of the reference is reached: what `python -m ghn_jax.interop.parity` prints.
 
-Numbers are those of `shared/reference`, computed by the original; tests skip where it is absent.
+Where the project's shared folder is absent, the part of it in `tests/data/reference` is compared.
 """
 
-import jax
+import math
+
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
-from reference_predictions import find_reference, load_ghn
+from reference_predictions import LOCAL, SHARED
 
-from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.hypernetworks.prediction import Predictor
-from ghn_jax.interop.deepnets1m import DeepNets1M
-from ghn_jax.interop.torch_checkpoints import convert_state_dict
-from ghn_jax.targets.plan import lower
+from ghn_jax.interop.parity import (
+    LIMITS,
+    Deviation,
+    Parity,
+    deviations_table,
+    largest_by_kind,
+    main,
+)
+from ghn_jax.interop.reference import Reference
 
-
-def read(split, index, channels=None):
-    """A plan at 32 px, and the file's graph with its tensors in the plan's order."""
-    file = "deepnets1m_train.hdf5" if split == "train" else "deepnets1m_eval.hdf5"
-    nets = DeepNets1M(find_reference(file).parent, split)
-    architecture = nets.architecture(index)
-    if channels is not None:
-        architecture = type(architecture).from_official(nets.entry(index), channels=channels)
-    plan = lower(architecture, 32, 10)
-    graph = nets.graph(index, 10, architecture=architecture)
-    assert [t.path for t in graph.tensors] == [t.path for t in plan.tensors]
-    assert [t.shape for t in graph.tensors] == [t.shape for t in plan.tensors]
-    return plan, graph
+FOLDER = SHARED if SHARED.is_dir() else LOCAL
 
 
-@pytest.mark.parametrize("name", ["test_0", "test_2", "dense_1"])
-def test_logits_of_predicted_parameters(name):
-    reference = np.load(find_reference(f"predict_{name}_ghn2.npz"))
-    images = np.load(find_reference("images.npz"))["images"]
-    checkpoint = load_ghn("ghn2")
-    split, index = name.split("_")
-    plan, graph = read(split, int(index))
-    predictor = Predictor(checkpoint.config)
-    ghn_params = checkpoint.variables["params"]
-    (params,) = predictor.predict(ghn_params, predictor.prepare([graph]))
-    logits = np.asarray(BlockwiseEngine().logits(plan, params, images))
-    expected = reference["logits_float64"]
-    # A constant offset may hide everything else: measure by how logits differ between images.
-    spread = np.abs(expected - expected.mean(axis=0)).max()
-    assert np.abs(logits - expected).max() < 1e-4 * spread
+@pytest.fixture(scope="module")
+def parity():
+    return Parity(Reference(FOLDER))
 
 
-@pytest.mark.parametrize("name", ["ghn1", "ghn2"])
-def test_gradients_of_one_training_step(x64, name):
-    reference = np.load(find_reference(f"train_step_{name}_float64.npz"))
-    data = np.load(find_reference("images.npz"))
-    images, labels = data["images"].astype(np.float64), data["labels"].astype(np.int32)
-    checkpoint = load_ghn(name)
-    config = checkpoint.config
-    as_double = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)  # noqa: E731
-    ghn_params = as_double(checkpoint.variables["params"])
-    channels = int(reference["C"])
-    pairs = [read("train", int(index), channels) for index in reference["architectures"]]
-    plans = [plan for plan, _ in pairs]
-    predictor, engine = Predictor(config), BlockwiseEngine()
-    prepared = predictor.prepare([graph for _, graph in pairs])
-    params, pull_back = predictor.predict_with_pull_back(ghn_params, prepared)
-    results = engine.loss_and_grads(plans, params, images, labels)
-    np.testing.assert_allclose([r.loss for r in results], reference["losses"], rtol=1e-6)
-
-    grads = pull_back([[np.asarray(g) / len(results) for g in r.grads] for r in results])
-    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
-    np.testing.assert_allclose(norm, reference["grad_norm"], rtol=1e-5)
-    # Gradients are compared in our layout: those the file lacks come from the parameters
-    # themselves.
-    names = [key.removeprefix("grad/") for key in reference if key.startswith("grad/")]
-    expected = convert_gradients(name, reference, config)
-    found = {path: np.asarray(g) for path, g in flatten_dict(grads).items()}
-    assert {g.dtype for g in found.values()} == {np.dtype(np.float64)}
-    assert len(expected) == len(names) > 20
-    for path, gradient in expected.items():
-        scale = np.abs(gradient).max()
-        error = np.abs(found[path] - gradient).max()
-        assert error <= 1e-5 * scale, (
-            f"{'/'.join(path)}: {error / scale:.1e} of the largest element"
-        )
+def check(deviations, kinds):
+    largest = largest_by_kind(deviations)
+    assert set(largest) == set(kinds)
+    wrong = [d for d in largest.values() if not d.value <= LIMITS[d.kind]]
+    assert not wrong, wrong
 
 
-def convert_gradients(name, reference, config):
-    """The file's gradients by path, through the same relayout as parameters."""
-    state = official_state(name)
-    marked = {key: np.full(np.shape(value), np.nan) for key, value in state.items()}
-    for key in state:
-        if f"grad/{key}" in reference:
-            marked[key] = reference[f"grad/{key}"]
-    converted = flatten_dict(convert_state_dict(marked, config)["params"])
-    return {path: g for path, g in converted.items() if not np.isnan(g).any()}
+@pytest.mark.parametrize("name", Reference(FOLDER).prediction_names())
+def test_predictions_are_the_originals(parity, name):
+    deviations = list(parity.measure_prediction(name, with_float64=False))
+    kinds = {"nodes and edges", "node embeddings", "predicted tensors"}
+    found = parity.reference.prediction(name)
+    plan = found.network.plan
+    assert sum(d.kind == "predicted tensors" for d in deviations) == len(plan.tensors)
+    if found.images is not None:
+        norm = getattr(plan.architecture, "norm", "batch")
+        no_norm = norm is None or name.startswith("vit")
+        suffix = ", no batch norm" if no_norm else ""
+        kinds.add("logits, deep networks" if name.startswith("deep") else f"logits{suffix}")
+    if any(tensor.values is not None for tensor in found.tensors.values()):
+        kinds.add("logits, float64, the original's parameters")
+    check(deviations, kinds)
 
 
-def official_state(name):
-    from ghn_jax.interop.torch_files import read_torch_file
+@pytest.mark.parametrize("name", Reference(FOLDER).training_step_names())
+def test_training_steps_are_the_originals(parity, name):
+    deviations = list(parity.measure_training_step(name))
+    dtype = name.rsplit("_", 1)[1]
+    check(deviations, {f"{k}, {dtype}" for k in ("losses", "gradient norm", "gradients")})
+    assert sum(d.kind.startswith("gradients") for d in deviations) >= 20
+    assert sum(d.kind.startswith("losses") for d in deviations) == 2
 
-    return read_torch_file(find_reference(f"{name}.pt"))["state_dict"]
+
+def test_orthogonalisation_is_the_originals(parity):
+    deviations = list(parity.measure_orthogonalization())
+    assert len(deviations) == 5
+    check(deviations, {"orthogonalisation"})
+
+
+def test_all_files_of_the_reference_are_compared():
+    if FOLDER is LOCAL:
+        pytest.skip("the project's shared folder is not here")
+    reference = Reference(SHARED)
+    files = {path.stem for path in SHARED.glob("*.npz")}
+    names = {f"predict_{name}" for name in reference.prediction_names()}
+    names |= {f"train_step_{name}" for name in reference.training_step_names()}
+    assert files - names == {"images", "orthogonalize"}
+    assert len(names) == 27 + 4
+
+
+def test_the_part_in_the_repository_is_whole_and_small():
+    assert sum(path.stat().st_size for path in LOCAL.iterdir()) < 3e6
+    reference = Reference(LOCAL)
+    assert set(reference.prediction_names()) == {"val_2_ghn1", "val_2_mlp", "resnet50_imagenet"}
+    assert reference.training_step_names() == ["ghn1_float32", "ghn1_float64"]
+    assert len(reference.orthogonalizations()) == 5
+
+
+@pytest.mark.slow
+def test_one_command_prints_the_table(capsys):
+    assert main(["--reference", str(FOLDER)]) == 0
+    output = capsys.readouterr().out
+    assert "largest relative deviation" in output
+    for kind in ("node embeddings", "predicted tensors", "gradients, float64"):
+        assert kind in output
+
+
+def test_largest_deviations_by_hand():
+    deviations = [
+        Deviation("logits", "a", 1e-6),
+        Deviation("logits", "b", 3e-3),
+        Deviation("node embeddings", "a", math.nan),
+        Deviation("node embeddings", "b", math.inf),
+    ]
+    largest = largest_by_kind(deviations)
+    assert list(largest) == ["node embeddings", "logits"]
+    assert largest["logits"].where == "b"
+    assert not largest["node embeddings"].value <= 1
+    table = deviations_table(deviations)
+    assert list(table.columns[2].cells) == ["nan !", "3.0e-03 !"]
+
+
+def test_a_wrong_number_is_noticed(parity):
+    """A parameter of the hypernetwork off by a thousandth is beyond the limits."""
+    reference = Reference(FOLDER)
+    checkpoint = reference.ghn("ghn1")
+    bias = checkpoint.variables["params"]["gnn"]["gru_message_bias"]
+    bias += np.float32(1e-3)
+    deviations = list(Parity(reference).measure_prediction("val_2_ghn1", with_float64=False))
+    largest = largest_by_kind(deviations)
+    assert largest["node embeddings"].value > 10 * LIMITS["node embeddings"]
+    assert largest["predicted tensors"].value > 10 * LIMITS["predicted tensors"]
+
+
+def test_errors(tmp_path, capsys):
+    with pytest.raises(ValueError, match="expected a folder with index.json"):
+        Reference(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        main(["--reference", str(tmp_path)])
+    assert error.value.code == 2 and "expected a folder with index.json" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from ghn_jax.targets.initialization import initialize_randomly
 from ghn_jax.targets.plan import Plan
 
 PyTree = Any
+Candidate = tuple[int, Plan] | tuple[int, Plan, ArchGraph]
 _CHUNK = 50  # architectures whose programs are compiled together
 
 
@@ -91,6 +92,8 @@ class Evaluator:
         self._num_threads = num_threads
         self._predictor = predictor
         self._engine = engine
+        # Fewer images than a batch are one smaller batch: none would be averaged over twice.
+        batch_size = min(batch_size, len(dataset.split(image_split)))
         batches = EvaluationBatches(dataset, image_split, batch_size)
         num_images = min(len(batches.split), max_images or len(batches.split))
         self._batches = []
@@ -103,14 +106,15 @@ class Evaluator:
     def evaluate(
         self,
         ghn_params: PyTree,
-        architectures: Iterable[tuple[int, Plan]],
+        architectures: Iterable[Candidate],
         random_seed: int | None = None,
     ) -> Iterator[ArchitectureResult]:
         """Predict the parameters of each architecture and measure its accuracy.
 
         Args:
             ghn_params: Of the hypernetwork.
-            architectures: Pairs of index and plan.
+            architectures: Pairs of index and plan, or, where the graph is not the plan's own but
+                that of a file, triples of index, plan and graph.
             random_seed: Also evaluate He initialisation drawn from this seed and the index; None
                 does not.
 
@@ -122,13 +126,14 @@ class Evaluator:
             while chunk := list(itertools.islice(remaining, _CHUNK)):
                 # All that a chunk needs compiles at once, in parallel.
                 batch_size = self._batches[0].images.shape[0]
-                self._engine.compile_ahead([p for _, p in chunk], batch_size, with_gradients=False)
+                plans = [plan for _, plan, *_ in chunk]
+                self._engine.compile_ahead(plans, batch_size, with_gradients=False)
                 evaluate_one = functools.partial(self._evaluate_one, ghn_params, random_seed)
                 yield from pool.map(evaluate_one, chunk)
 
-    def _evaluate_one(self, ghn_params, random_seed, indexed_plan) -> ArchitectureResult:
-        index, plan = indexed_plan
-        graph = build_graph(plan, self._predictor.config.virtual_edges)
+    def _evaluate_one(self, ghn_params, random_seed, candidate) -> ArchitectureResult:
+        index, plan, *stored = candidate
+        graph = stored[0] if stored else build_graph(plan, self._predictor.config.virtual_edges)
         top1, top5 = self.accuracy(plan, self._predict(ghn_params, graph))
         random_accuracy: tuple[float | None, float | None] = (None, None)
         if random_seed is not None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,23 @@ import rich.table
 from ghn_jax.architectures import VIT, Architecture, ResNet
 from ghn_jax.data import Dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.evaluation.evaluate import ArchitectureResult, Evaluator, Summary, summarize
+from ghn_jax.evaluation.architecture_specs import stored_network
+from ghn_jax.evaluation.evaluate import (
+    ArchitectureResult,
+    Candidate,
+    Evaluator,
+    Summary,
+    summarize,
+)
 from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.interop.deepnets1m import DeepNets1M
 from ghn_jax.sampling import SPLITS, SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import Plan, lower
 from ghn_jax.training.config import PREDEFINED_SPLIT, ExperimentConfig
 
+# Published numbers of architectures; of the training and search splits a sample.
+NUM_ARCHITECTURES = {"test": 500, "val": 500, "wide": 100, "deep": 100, "dense": 100, "bnfree": 100}
+NUM_ARCHITECTURES |= {PREDEFINED_SPLIT: 2, "train": 500, "search": 500}
 PREDEFINED: tuple[Architecture | ResNet, ...] = (ResNet(), VIT)
 
 
@@ -59,6 +70,57 @@ def split_plans(space: SpaceConfig, split: str, num: int, seed: int) -> Iterator
         yield index, lower(architecture, space.image_size, space.num_classes)
 
 
+def stored_plans(
+    nets: DeepNets1M, num: int, num_classes: int, max_distance: int
+) -> Iterator[Candidate]:
+    """Yield index, plan and graph of the first architectures of a file's split.
+
+    Args:
+        nets: The split, opened for the images' size.
+        num: How many architectures.
+        num_classes: Of the networks.
+        max_distance: Longest distance with an edge.
+
+    """
+    for index in range(num):
+        yield index, *stored_network(nets, index, num_classes, max_distance)
+
+
+def _split_candidates(
+    config: ExperimentConfig,
+    split: str,
+    num: int | None,
+    seed: int,
+    deepnets: str | os.PathLike[str] | None,
+) -> tuple[int, Iterable[Candidate]]:
+    """The number of architectures and the architectures of a split."""
+    space = config.space
+    if deepnets is None or split == PREDEFINED_SPLIT:
+        num = NUM_ARCHITECTURES[split] if num is None else num
+        return num, split_plans(space, split, num, seed)
+    nets = DeepNets1M(deepnets, split, space.image_size)
+    num = len(nets) if num is None else num
+    if num > len(nets):
+        raise ValueError(
+            f"num_architectures is {num}, expected at most the {len(nets)} of split {split!r} in"
+            f" {nets.path}"
+        )
+    return num, stored_plans(nets, num, space.num_classes, config.ghn.virtual_edges)
+
+
+def _describe(split: str, result: ArchitectureResult) -> str:
+    line = (
+        f"{split}/{result.index}: {result.num_nodes} nodes, {result.num_parameters} parameters,"
+        f" top-1 {100 * result.top1:.2f}%, top-5 {100 * result.top5:.2f}%"
+    )
+    if result.top1_random is not None and result.top5_random is not None:
+        line += (
+            f"; random (He) top-1 {100 * result.top1_random:.2f}%,"
+            f" top-5 {100 * result.top5_random:.2f}%"
+        )
+    return line
+
+
 def evaluate_splits(
     predictor: Predictor,
     engine: BlockwiseEngine,
@@ -66,12 +128,14 @@ def evaluate_splits(
     ghn_params: Any,
     config: ExperimentConfig,
     *,
-    splits: Sequence[tuple[str, int]],
+    splits: Sequence[tuple[str, int | None]],
     image_split: str,
     seed: int | None = None,
     with_random: bool = False,
     folder: Path | None = None,
     console: rich.console.Console | None = None,
+    deepnets: str | os.PathLike[str] | None = None,
+    lists_architectures: bool = False,
 ) -> list[Summary]:
     """Evaluate splits one after the other and show them in a table.
 
@@ -81,17 +145,24 @@ def evaluate_splits(
         dataset: Images.
         ghn_params: Of the hypernetwork.
         config: Of the run: the space, the evaluation's seed and batch size.
-        splits: Pairs of a split and a number of architectures.
+        splits: Pairs of a split and a number of architectures; None is the published number, or
+            all of a file.
         image_split: "validation" or "test".
-        seed: Draws the architectures; None is the config's.
+        seed: Draws the architectures, and random parameters; None is the config's.
         with_random: Whether the same architectures are also evaluated with He initialisation.
         folder: Where `<split>.jsonl` (one line per architecture) and `<split>.json` (the
             summary) go;
             None writes nothing.
         console: Where to print; the standard output by default.
+        deepnets: Folder of DeepNets-1M files to read the architectures from; None draws them. The
+            predefined split is in no file.
+        lists_architectures: Whether to print a line per architecture, too.
 
     Returns:
         A summary per split.
+
+    Raises:
+        ValueError: If a file lacks a split, or has fewer architectures than asked for.
     """
     console = console or rich.console.Console()
     evaluation = config.evaluation
@@ -105,19 +176,23 @@ def evaluate_splits(
         evaluation.max_images,
         config.training.num_threads,
     )
+    candidates = [
+        _split_candidates(config, split, num, seed, deepnets) for split, num in splits
+    ]  # files are opened before anything runs
     summaries = []
-    for split, num in splits:
-        plans = split_plans(config.space, split, num, seed)
+    for (split, _), (num, plans) in zip(splits, candidates, strict=True):
         random_seed = seed if with_random else None
-        results = list(
-            rich.progress.track(
-                evaluator.evaluate(ghn_params, plans, random_seed),
-                f"evaluating {split}",
-                total=num,
-                console=console,
-                disable=not console.is_terminal,
-            )
-        )
+        results = []
+        for result in rich.progress.track(
+            evaluator.evaluate(ghn_params, plans, random_seed),
+            f"evaluating {split}",
+            total=num,
+            console=console,
+            disable=not console.is_terminal,
+        ):
+            results.append(result)
+            if lists_architectures:
+                console.print(_describe(split, result), highlight=False, soft_wrap=True)
         summary = summarize(split, results)
         summaries.append(summary)
         if folder is not None:

@@ -2,21 +2,20 @@
 
 In: `deepnets1m_<split>.hdf5` with `<split>/<i>/adj` and `<split>/<i>/nodes`, and beside it
 `deepnets1m_<split>_meta.json`; published evaluation splits share `deepnets1m_eval.hdf5`. Out:
-architectures, and graphs for a GHN. A training split has a million graphs: they are read when asked
-for, and of the meta file only the entries are kept, as compact text.
+architectures, and graphs for a GHN. A training split has a million graphs and entries: both are
+read when asked for.
 
 The original's generator groups the rows of `nodes` by cell while those of `adj` follow a
 topological order in which cells interleave, so that a row may describe another node than its edges
-belong to. The original reads them side by side, and so do we: a file's graph is taken as it is.
+belong to. The original reads them side by side, and so do we: a file's graph is taken as it is, or
+published GHNs would see other graphs than they were trained on. `node_order` finds the permutation.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ghn_jax.architectures import Architecture
 from ghn_jax.architectures.validation import check_choice
 from ghn_jax.graphs.arch_graph import MAX_VIRTUAL_DISTANCE, ArchGraph
 from ghn_jax.graphs.primitives import PRIMITIVE_INDEX
+from ghn_jax.interop.deepnets1m_meta import MetaFile
 from ghn_jax.interop.parameter_names import node_names
 from ghn_jax.sampling import SPLITS, SpaceConfig
 from ghn_jax.sampling.sampler import REFERENCE_CHANNELS, draw_sizes
@@ -71,25 +71,26 @@ class DeepNets1M:
             seed: of the widths of training architectures, which have none in the file.
 
         Raises:
-            ValueError: if there is no such file, or it lacks the split.
+            ValueError: if there is no such file, it lacks the split, is cut short, or does not
+                belong to the meta file.
         """
         check_choice("split", split, tuple(SPLITS))
         self.split = split
         self.image_size = image_size
         self.seed = seed
         self.path = _find_file(Path(directory), split)
-        self._entries, meta = _read_meta(meta_path(self.path), split)
+        self._meta = MetaFile(meta_path(self.path), split)
+        tables = self._meta.tables
         self._primitives = {
-            int(key): _current_primitive(name) for key, name in meta["primitives_ext"].items()
+            key: _current_primitive(name) for key, name in tables["primitives_ext"].items()
         }
-        self._names = {
-            int(key): _current_name(name) for key, name in meta["unique_op_names"].items()
-        }
+        self._names = {key: _current_name(name) for key, name in tables["unique_op_names"].items()}
         self._file: h5py.File | None = None
         self._file_owner = -1
+        self._check_number()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._meta)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -98,11 +99,10 @@ class DeepNets1M:
         if not 0 <= index < len(self):
             # IndexError, which also ends iteration.
             raise IndexError(f"index is {index}, expected 0..{len(self) - 1} in {self.path}")
-        group = self._open()[f"{self.split}/{index}"]
-        nodes = group["nodes"][()]
+        adjacency, nodes = self._read(index)
         return StoredArchitecture(
             architecture=self.architecture(index),
-            adjacency=group["adj"][()],
+            adjacency=adjacency,
             nodes=nodes,
             primitives=tuple(self._primitives[identifier] for identifier in nodes[:, 0].tolist()),
             names=tuple(self._names[identifier] for identifier in nodes[:, 2].tolist()),
@@ -117,7 +117,9 @@ class DeepNets1M:
         Returns:
             The original's constructor arguments, `num_nodes` and `num_params`.
         """
-        return json.loads(self._entries[index])
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}, expected 0..{len(self) - 1} in {self.path}")
+        return self._meta.entry(index)
 
     def architecture(self, index: int, draw: int = 0) -> Architecture:
         """Return a network's description; a training architecture gets a width.
@@ -196,14 +198,58 @@ class DeepNets1M:
             tensors=tuple(tensors),
         )
 
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The arrays of a network, checked against the meta file."""
+        try:
+            group = self._open()[f"{self.split}/{index}"]
+            adjacency, nodes = group["adj"][()], group["nodes"][()]
+        except (KeyError, OSError) as error:
+            raise ValueError(
+                f"{self.path} cannot be read at {self.split}/{index}: {error}"
+            ) from error
+        num_nodes = self.entry(index).get("num_nodes", len(nodes))
+        if adjacency.shape != (num_nodes, num_nodes) or nodes.shape != (num_nodes, 3):
+            raise ValueError(
+                f"{self.path} does not belong to its meta file: {self.split}/{index} has adj"
+                f" {adjacency.shape} and nodes {nodes.shape}, expected {num_nodes} nodes"
+            )
+        for table, column in ((self._primitives, 0), (self._names, 2)):
+            unknown = set(nodes[:, column].tolist()) - set(table)
+            if unknown:
+                raise ValueError(
+                    f"{self.path} does not belong to its meta file: {self.split}/{index} has the id"
+                    f" {min(unknown)} in column {column} of nodes, expected one of the"
+                    f" {len(table)} that the meta file lists"
+                )
+        return adjacency, nodes
+
+    def _check_number(self) -> None:
+        """Raise ValueError unless the file has as many networks as the meta file."""
+        group, count = self._open()[self.split], len(self)
+        # Counting a million groups takes seconds, finding two does not.
+        if (count and str(count - 1) not in group) or str(count) in group:
+            raise ValueError(
+                f"{self.path} does not belong to its meta file: the meta file has {count} networks"
+                f" in split {self.split!r}, the file {len(group)}"
+            )
+        self._close()
+
     def _open(self) -> h5py.File:
         # HDF5 handles do not survive a fork.
         if self._file is None or self._file_owner != os.getpid():
-            self._file = h5py.File(self.path, "r")
+            try:
+                self._file = h5py.File(self.path, "r")
+            except OSError as error:
+                raise ValueError(f"{self.path} is no HDF5 file, or cut short: {error}") from error
             self._file_owner = os.getpid()
             if self.split not in self._file:
                 raise ValueError(f"{self.path} has no split {self.split!r}")
         return self._file
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _current_primitive(name: str) -> str:
@@ -240,21 +286,3 @@ def _find_file(directory: Path, split: str) -> Path:
 def meta_path(path: Path) -> Path:
     """Return the path of the meta file that belongs to a file of graphs."""
     return path.with_name(f"{path.stem}_meta.json")
-
-
-def _read_meta(path: Path, split: str) -> tuple[list[bytes], Mapping[str, Mapping[str, str]]]:
-    """Return a split's entries as compact JSON and its table of ids.
-
-    A million parsed entries are several gigabytes, so each is packed as soon as it is parsed.
-    """
-
-    def pack(values: dict[str, Any]) -> dict[str, Any] | bytes:
-        return json.dumps(values).encode() if "n_cells" in values else values
-
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist, expected the meta file beside the graphs")
-    with path.open(encoding="utf-8") as file:
-        splits = json.load(file, object_hook=pack)
-    if split not in splits:
-        raise ValueError(f"{path} has no split {split!r}, expected one of {', '.join(splits)}")
-    return splits[split]["nets"], splits[split]["meta"]

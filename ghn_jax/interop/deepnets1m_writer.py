@@ -34,6 +34,9 @@ DATASET_IMAGE_SIZES = {"cifar10": 32, "imagenet": 224}
 """Keys of `num_params` in meta files -> image size for which parameters are counted."""
 
 
+_TITLE = "DeepNets-1M"
+
+
 class Record(NamedTuple):
     """What a file says about one network, before names become ids.
 
@@ -115,7 +118,7 @@ class DeepNets1MWriter:
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = h5py.File(_partial(self.path), "w")
-        self._file.attrs["title"] = "DeepNets-1M"
+        self._file.attrs["title"] = _TITLE
         self._group = self._file.create_group(self.split)
         self._meta = _partial(self.meta_path).open("w", encoding="utf-8")
         self._meta.write(f'{{{json.dumps(self.split)}: {{"nets": [')
@@ -159,6 +162,47 @@ class DeepNets1MWriter:
                 _partial(path).replace(path)
             else:
                 _partial(path).unlink()
+
+
+def merge_evaluation_splits(directory: str | os.PathLike[str]) -> Path:
+    """Copy the evaluation splits of a folder into one file, the only one the original looks in.
+
+    Args:
+        directory: with some of `deepnets1m_{val,test,wide,deep,dense,bnfree}.hdf5`.
+
+    Returns:
+        The new `deepnets1m_eval.hdf5`, beside which is its meta file.
+
+    Raises:
+        ValueError: if there is no such split, or one of the new files exists.
+    """
+    merged = Path(directory) / "deepnets1m_eval.hdf5"
+    for path in (merged, meta_path(merged)):
+        if path.exists():
+            raise ValueError(f"{path} exists, expected a new file: remove it to merge again")
+    paths = {
+        split: path
+        for split in SPLITS
+        if split not in ("train", "search")
+        and (path := merged.with_name(f"deepnets1m_{split}.hdf5")).is_file()
+    }
+    if not paths:
+        raise ValueError(f"{directory} has no evaluation split, expected some to merge")
+    meta = {}
+    try:
+        with h5py.File(_partial(merged), "w") as file:
+            file.attrs["title"] = _TITLE
+            for split, path in paths.items():
+                with h5py.File(path, "r") as source:
+                    source.copy(split, file)
+                meta[split] = json.loads(meta_path(path).read_text(encoding="utf-8"))[split]
+        _partial(meta_path(merged)).write_text(json.dumps(meta), encoding="utf-8")
+        for path in (meta_path(merged), merged):
+            _partial(path).replace(path)
+    finally:
+        for path in (meta_path(merged), merged):
+            _partial(path).unlink(missing_ok=True)
+    return merged
 
 
 def _extended_primitive(node: TracedNode) -> str:

@@ -1,8 +1,9 @@
-"""Names of parameters in the original PyTorch networks, and in DeepNets-1M files.
+"""Names of parameters in PyTorch's networks, and in DeepNets-1M files.
 
 In: a plan. Out: for every parameter tensor the name of its counterpart in the `state_dict` of the
-original's `Network`, e.g. `cells.3._ops.0.op.1.weight`; for every node of the graph the cell it
-belongs to and the name published files give it, which is the same without `cells.3.`.
+original's `Network`, e.g. `cells.3._ops.0.op.1.weight`, or of torchvision's `ResNet`, e.g.
+`layer1.0.conv1.weight`; for every node of the graph of a network of cells the cell it belongs to
+and the name published files give it, which is the same without `cells.3.`.
 
 Positions such as `op.1` count the modules of a PyTorch Sequential, relu included.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ghn_jax.architectures import Architecture
+from ghn_jax.architectures import Architecture, ResNet
 from ghn_jax.targets.plan import Plan
 
 _CELL_CALL = re.compile(r"cell(?P<cell>\d+)_(?P<input>preprocess\d|op\d+)_?(?P<part>\w*)")
@@ -56,6 +57,10 @@ _INNER_MODULES = {
 }
 
 
+_BOTTLENECK_CALL = re.compile(r"stage(?P<stage>\d)_block(?P<block>\d+)_(?P<part>\w+)_(conv|norm)")
+_RESNET_MODULES = {"stem_conv": "conv1", "stem_norm": "bn1", "fc0": "fc"}
+
+
 class NodeName(NamedTuple):
     """What a published file says about a node.
 
@@ -69,10 +74,10 @@ class NodeName(NamedTuple):
 
 
 def torch_parameter_names(plan: Plan) -> tuple[str, ...]:
-    """Name every parameter tensor as the original network does.
+    """Name every parameter tensor as the PyTorch network does.
 
     Args:
-        plan: of an architecture of the DeepNets space.
+        plan: of an architecture of the DeepNets space, or of a ResNet.
 
     Returns:
         One name for each of `plan.tensors`, in that order.
@@ -80,6 +85,8 @@ def torch_parameter_names(plan: Plan) -> tuple[str, ...]:
     Raises:
         ValueError: if the plan is of another kind of network.
     """
+    if isinstance(plan.architecture, ResNet):
+        return tuple(_torchvision_name(tensor.path) for tensor in plan.tensors)
     _check_cells(plan)
     calls = frozenset(call.name for call in plan.calls)
     return tuple(_torch_name(tensor.path, calls) for tensor in plan.tensors)
@@ -122,6 +129,21 @@ def _check_cells(plan: Plan) -> Architecture:
             " networks of cells have names in DeepNets-1M"
         )
     return plan.architecture
+
+
+def _torchvision_name(path: tuple[str, ...]) -> str:
+    call = path[0]
+    suffix = "bias" if path[-1] == "bias" else "weight"
+    if call in _RESNET_MODULES:
+        return f"{_RESNET_MODULES[call]}.{suffix}"
+    match = _BOTTLENECK_CALL.fullmatch(call)
+    assert match is not None, path
+    module, is_norm = match["part"], call.endswith("_norm")
+    if module == "shortcut":
+        module = f"downsample.{int(is_norm)}"
+    elif is_norm:
+        module = module.replace("conv", "bn")
+    return f"layer{int(match['stage']) + 1}.{match['block']}.{module}.{suffix}"
 
 
 def _torch_name(path: tuple[str, ...], calls: frozenset[str]) -> str:

@@ -1,11 +1,10 @@
-"""Translate official GHN checkpoints (`.pt` files of facebookresearch/ppuda).
+"""Translate official GHN checkpoints (`.pt` files of facebookresearch/ppuda), both ways.
 
-In: a file with `state_dict`, `config` and `epoch`. Out: a `GHNConfig`, Flax variables and the
-epoch. PyTorch's layouts (out, in, kh, kw) become Flax's (kh, kw, in, out).
+A file with `state_dict`, `config` and `epoch` <-> a `GHNConfig`, Flax variables and the epoch.
+PyTorch's layouts (out, in, kh, kw) <-> Flax's (kh, kw, in, out).
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +12,16 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ghn_jax.architectures.validation import check_choice, check_keys
-from ghn_jax.graphs.primitives import PRIMITIVES
-from ghn_jax.hypernetworks import GHNConfig, parameter_shapes, shape_vocabulary
+from ghn_jax.hypernetworks import GHNConfig, parameter_shapes
 from ghn_jax.interop.torch_files import read_torch_file
+from ghn_jax.interop.torch_layouts import tensor_layouts
+from ghn_jax.interop.torch_writer import write_torch_file
+from ghn_jax.sampling import SpaceConfig
+from ghn_jax.training.config import DataConfig, ExperimentConfig
 
+_KEYS = ("state_dict", "config")
+# What the original's training needs to go on, which we do not take over, and an older spelling.
+_OPTIONAL_KEYS = ("epoch", "optimizer", "optimzer", "step")
 _CONFIG_KEYS = ("max_shape", "num_classes")
 _OPTIONAL_CONFIG_KEYS = (
     "hypernet",
@@ -27,6 +32,7 @@ _OPTIONAL_CONFIG_KEYS = (
     "hid",
     "debug_level",
 )
+_LARGEST_KERNEL = 16  # of networks for large images: their patch embedding
 _VIRTUAL_EDGES = 50  # `ve` is a flag in official files; the graphs were cut off at this distance
 
 
@@ -56,16 +62,41 @@ def load_torch_checkpoint(path: str | Path) -> TorchCheckpoint:
     Raises:
         ValueError: If the file is not such a checkpoint, names a global other than those of
             tensors, or lacks tensors, has unknown ones or ones of another shape than its config
-            implies.
+            implies; names the file and the tensors.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"path is {str(path)!r}, expected an official checkpoint: no such file")
     contents = read_torch_file(path)
-    check_keys(f"checkpoint {path}", contents, ("state_dict", "config"), ("epoch",))
-    config = convert_config(contents["config"])
-    state = contents["state_dict"]
-    if not isinstance(state, Mapping):
-        raise ValueError(f"state_dict of {path} is a {type(state).__name__}, expected a mapping")
-    variables = convert_state_dict(state, config)
-    return TorchCheckpoint(config, variables, int(contents.get("epoch", 0)))
+    check_keys(f"checkpoint {path}", contents, _KEYS, _OPTIONAL_KEYS)
+    epoch = contents.get("epoch", 0)
+    if type(epoch) is not int:
+        raise ValueError(f"checkpoint {path}: epoch is {epoch!r}, expected an int")
+    try:
+        config = convert_config(contents["config"])
+        variables = convert_state_dict(contents["state_dict"], config)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from error
+    return TorchCheckpoint(config, variables, epoch)
+
+
+def save_torch_checkpoint(path: str | Path, checkpoint: TorchCheckpoint) -> None:
+    """Write a GHN as an official checkpoint, which the original's `GHN.load` reads.
+
+    Args:
+        path: Of the new `.pt` file.
+        checkpoint: What it holds.
+
+    Raises:
+        ValueError: If the file exists, or the original has no such hypernetwork.
+    """
+    if Path(path).exists():
+        raise ValueError(f"{path} exists, expected a new file: remove it to write it again")
+    contents = {
+        "state_dict": to_state_dict(checkpoint.variables, checkpoint.config),
+        "epoch": checkpoint.epoch,
+        "config": to_official_config(checkpoint.config),
+    }
+    write_torch_file(path, contents)
 
 
 def convert_config(official: Mapping[str, Any]) -> GHNConfig:
@@ -95,6 +126,54 @@ def convert_config(official: Mapping[str, Any]) -> GHNConfig:
     )
 
 
+def official_experiment(config: GHNConfig) -> ExperimentConfig:
+    """Say for which images and architectures an official checkpoint was trained.
+
+    The file does not say it. The original has two settings: 224 px with kernels of up to 16x16
+    (ImageNet), and 32 px with kernels of up to 11x11 (CIFAR-10).
+
+    Args:
+        config: Of the checkpoint.
+
+    Returns:
+        The config of a run with the published hyperparameters where the two do not differ.
+    """
+    is_large = config.max_shape[2] >= _LARGEST_KERNEL
+    names = {10: "cifar10", 100: "cifar100"}
+    name = "imagenet2012" if is_large else names.get(config.num_classes, "cifar10")
+    space = SpaceConfig(image_size=224 if is_large else 32, num_classes=config.num_classes)
+    return ExperimentConfig(data=DataConfig(name=name), space=space, ghn=config)
+
+
+def to_official_config(config: GHNConfig) -> dict[str, Any]:
+    """Return the `config` of an official checkpoint: the inverse of `convert_config`.
+
+    Args:
+        config: Of a hypernetwork.
+
+    Returns:
+        Arguments of the original's constructor.
+
+    Raises:
+        ValueError: If the original has no such hypernetwork.
+    """
+    if config.virtual_edges not in (1, _VIRTUAL_EDGES):
+        raise ValueError(
+            f"virtual_edges is {config.virtual_edges}, expected 1 or {_VIRTUAL_EDGES}: official"
+            " checkpoints only say whether there are any"
+        )
+    return {
+        "max_shape": config.max_shape,
+        "num_classes": config.num_classes,
+        "hypernet": "gatedgnn" if config.message_passing == "gated_gnn" else "mlp",
+        "decoder": config.decoder,
+        "weight_norm": config.normalize_parameters,
+        "ve": config.virtual_edges > 1,
+        "layernorm": config.layer_norm,
+        "hid": config.hidden_size,
+    }
+
+
 def convert_state_dict(state: Mapping[str, np.ndarray], config: GHNConfig) -> dict[str, Any]:
     """Translate the tensors of an official checkpoint.
 
@@ -106,151 +185,61 @@ def convert_state_dict(state: Mapping[str, np.ndarray], config: GHNConfig) -> di
         {"params": ...} float32, as `initialize(config, key)` makes them.
 
     Raises:
-        ValueError: If tensors are missing or unknown, or one has the wrong shape.
+        ValueError: If tensors are missing, unknown or of the wrong shape; names all of them.
     """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state_dict is a {type(state).__name__}, expected a mapping")
     # DataParallel, with which the authors train on several GPUs, puts `module.` before every name.
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    recipes = _recipes(config)
-    expected = {recipe.name for recipe in recipes.values()}
-    missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
-    if missing or unknown:
-        raise ValueError(
-            f"state_dict lacks {missing or 'nothing'} and has the unknown {unknown or 'nothing'},"
-            f" expected the tensors of {config}"
-        )
-    params = parameter_shapes(config)["params"]
+    state = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    layouts = tensor_layouts(config)
+    _check_tensors(state, {layout.name: layout.shape for layout in layouts.values()}, config)
     converted = {}
-    for path, like in flatten_dict(params, sep="/").items():
-        name, shape, convert = recipes[path]
-        if state[name].shape != shape:
-            raise ValueError(f"{name} has shape {state[name].shape}, expected {shape}")
-        array = np.ascontiguousarray(convert(state[name]), np.float32)
+    for path, like in flatten_dict(parameter_shapes(config)["params"], sep="/").items():
+        layout = layouts[path]
+        array = np.ascontiguousarray(layout.to_flax(state[layout.name]), np.float32)
         assert array.shape == like.shape, (path, array.shape, like.shape)
         converted[path] = array
     return {"params": unflatten_dict(converted, sep="/")}
 
 
-class _Recipe(NamedTuple):
-    """The official tensor a parameter is made of."""
+def to_state_dict(variables: Mapping[str, Any], config: GHNConfig) -> dict[str, np.ndarray]:
+    """Return the tensors of an official checkpoint: the inverse of `convert_state_dict`.
 
-    name: str
-    shape: tuple[int, ...]
-    convert: Callable[[np.ndarray], np.ndarray]
+    Args:
+        variables: {"params": ...} of `Hypernetwork(config)`.
+        config: Of the same hypernetwork.
 
-
-def _recipes(config: GHNConfig) -> dict[str, _Recipe]:
-    # By path of our parameter.
-    size, channels = config.hidden_size, max(config.max_shape[:2])
-    vocabulary = shape_vocabulary(config.num_classes, config.max_shape[2])
-    num_channels, num_spatial = len(vocabulary.channels) + 1, len(vocabulary.spatial) + 1
-    embeddings = {
-        "primitive": ("embed", (len(PRIMITIVES), size)),
-        "channel": ("shape_enc.embed_channel", (num_channels, size // 4)),
-        "spatial": ("shape_enc.embed_spatial", (num_spatial, size // 4)),
-    }
-    recipes = {
-        f"embedding/{name}": _Recipe(f"{official}.weight", shape, _as_is)
-        for name, (official, shape) in embeddings.items()
-    }
-    if config.message_passing == "mlp":
-        recipes |= _linear("mlp/layer_1/", "gnn.fc.0", size, size)
-        recipes |= _linear("mlp/layer_2/", "gnn.fc.2", size, size)
-    else:
-        recipes |= _gated_gnn(config)
-    if config.layer_norm:
-        recipes["norm/scale"] = _Recipe("ln.weight", (size,), _as_is)
-        recipes["norm/bias"] = _Recipe("ln.bias", (size,), _as_is)
-    recipes |= _conv_decoder(config) if config.decoder == "conv" else _mlp_decoder(config)
-    recipes |= _linear("vectors/mlp/layer_1/", "decoder_1d.fc.0", size, 2 * size)
-    recipes |= _linear("vectors/mlp/layer_2/", "decoder_1d.fc.2", 2 * size, 2 * channels)
-    recipes |= _linear("vectors/classifier/", "bias_class.1", channels, config.num_classes)
-    return recipes
-
-
-def _gated_gnn(config: GHNConfig) -> dict[str, _Recipe]:
-    size, has_virtual = config.hidden_size, config.virtual_edges > 1
-    hidden_size = size // 2 if has_virtual else size
-    recipes: dict[str, _Recipe] = {}
-    for mlp, official in (("mlp", "mlp"), ("mlp_virtual", "mlp_ve"))[: 1 + has_virtual]:
-        for layer, index, sizes in ((1, 0, (size, hidden_size)), (2, 2, (hidden_size, size))):
-            linear = _linear("", f"gnn.{official}.fc.{index}", *sizes)
-            recipes |= {f"gnn/{mlp}_{part}_{layer}": recipe for part, recipe in linear.items()}
-    for side, suffix in (("message", "ih"), ("state", "hh")):
-        recipes |= {
-            f"gnn/gru_{side}_kernel": _Recipe(
-                f"gnn.gru.weight_{suffix}", (3 * size, size), np.transpose
-            ),
-            f"gnn/gru_{side}_bias": _Recipe(f"gnn.gru.bias_{suffix}", (3 * size,), _as_is),
-        }
-    return recipes
-
-
-def _conv_decoder(config: GHNConfig) -> dict[str, _Recipe]:
-    size, (num_out, num_in, spatial, _) = config.hidden_size, config.max_shape
-    first, pixels, tile = 4 * size, 4 * size * spatial**2, num_out * num_in
-
-    def per_pixel(x):  # channels are the slowest axis of the official outputs
-        return np.moveaxis(x.reshape(first, spatial, spatial, *x.shape[1:]), 0, 2)
-
-    def kernel_1(x):
-        return np.moveaxis(per_pixel(x), -1, 0)
-
-    def kernel_3(x):
-        return x.reshape(num_out, num_in, 2 * first).transpose(2, 1, 0)
-
+    Returns:
+        Tensors by their official names, PyTorch's layouts.
+    """
+    layouts = tensor_layouts(config)
+    flat = flatten_dict(variables["params"], sep="/")
     return {
-        "kernels/kernel_1": _Recipe("decoder.fc.0.weight", (pixels, size), kernel_1),
-        "kernels/bias_1": _Recipe("decoder.fc.0.bias", (pixels,), per_pixel),
-        "kernels/kernel_2": _Recipe(
-            "decoder.conv.0.weight", (2 * first, first, 1, 1), lambda x: x[:, :, 0, 0].T
-        ),
-        "kernels/bias_2": _Recipe("decoder.conv.0.bias", (2 * first,), _as_is),
-        "kernels/kernel_3": _Recipe("decoder.conv.2.weight", (tile, 2 * first, 1, 1), kernel_3),
-        "kernels/bias_3": _Recipe(
-            "decoder.conv.2.bias", (tile,), lambda x: x.reshape(num_out, num_in).T
-        ),
-        "kernels/classifier/kernel": _Recipe(
-            "decoder.class_layer_predictor.1.weight",
-            (config.num_classes, num_out, 1, 1),
-            lambda x: x[:, :, 0, 0].T,
-        ),
-        "kernels/classifier/bias": _Recipe(
-            "decoder.class_layer_predictor.1.bias", (config.num_classes,), _as_is
-        ),
+        layout.name: np.ascontiguousarray(layout.to_torch(np.asarray(flat[path], np.float32)))
+        for path, layout in layouts.items()
     }
 
 
-def _mlp_decoder(config: GHNConfig) -> dict[str, _Recipe]:
-    hidden_size, tile_shape = 2 * config.hidden_size, config.max_shape
-
-    def kernel_2(x):
-        return x.reshape(*tile_shape, hidden_size).transpose(4, 2, 3, 1, 0)
-
-    def bias_2(x):
-        return x.reshape(tile_shape).transpose(2, 3, 1, 0)
-
-    num_outputs = math.prod(tile_shape)
-    return {
-        **_linear("kernels/hidden/", "decoder.mlp.fc.0", config.hidden_size, hidden_size),
-        "kernels/kernel_2": _Recipe(
-            "decoder.mlp.fc.2.weight", (num_outputs, hidden_size), kernel_2
-        ),
-        "kernels/bias_2": _Recipe("decoder.mlp.fc.2.bias", (num_outputs,), bias_2),
-        **_linear(
-            "kernels/classifier/",
-            "decoder.class_layer_predictor.1",
-            hidden_size,
-            config.num_classes * tile_shape[0],
-        ),
-    }
-
-
-def _linear(prefix: str, official: str, fan_in: int, features: int) -> dict[str, _Recipe]:
-    return {
-        f"{prefix}kernel": _Recipe(f"{official}.weight", (features, fan_in), np.transpose),
-        f"{prefix}bias": _Recipe(f"{official}.bias", (features,), _as_is),
-    }
-
-
-def _as_is(x: np.ndarray) -> np.ndarray:
-    return x
+def _check_tensors(
+    state: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], config: GHNConfig
+) -> None:
+    problems = []
+    if missing := sorted(set(expected) - set(state)):
+        problems.append(f"lacks {', '.join(missing)}")
+    if unknown := sorted(set(state) - set(expected)):
+        problems.append(f"has the unknown {', '.join(unknown)}")
+    misshapen = []
+    for name, shape in expected.items():
+        tensor = state.get(name)
+        if isinstance(tensor, np.ndarray) and not np.issubdtype(tensor.dtype, np.floating):
+            misshapen.append(f"{name} of dtype {tensor.dtype}, expected a floating one")
+        elif isinstance(tensor, np.ndarray) and tensor.shape != shape:
+            misshapen.append(f"{name} of shape {tensor.shape}, expected {shape}")
+        elif name in state and not isinstance(tensor, np.ndarray):
+            misshapen.append(f"{name} of type {type(tensor).__name__}, expected a tensor")
+    if misshapen:
+        problems.append(f"has {'; '.join(misshapen)}")
+    if problems:
+        raise ValueError(
+            f"state_dict {' and '.join(problems)}; these are not the tensors of {config}"
+        )

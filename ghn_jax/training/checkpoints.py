@@ -195,23 +195,44 @@ def load_checkpoint(path: str | pathlib.Path) -> tuple[ExperimentConfig, PyTree]
     Raises:
         CheckpointError: if there is no finished checkpoint, or it cannot be read.
     """
+    path = _find_checkpoint(path)
+    items = _read(path, arrays=("ghn_params",))
+    return _build_config(items["run"]["config"], path), items["ghn_params"]
+
+
+def load_counters(path: str | pathlib.Path) -> dict[str, Any]:
+    """Read what the loop had counted when a checkpoint was saved.
+
+    Args:
+        path: as `load_checkpoint` takes.
+
+    Returns:
+        The counters.
+
+    Raises:
+        CheckpointError: if there is no finished checkpoint, or it cannot be read.
+    """
+    counters: dict[str, Any] = _read(_find_checkpoint(path), arrays=())["run"]["counters"]
+    return counters
+
+
+def _find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
         raise CheckpointError(
             f"path is {str(path)!r}, expected the folder of a run or of a checkpoint: there is no"
             " such folder"
         )
-    if not (path / "run").is_dir():
-        folder = path / _FOLDER if (path / _FOLDER).is_dir() else path
-        steps = _finished_steps(folder)
-        if not steps:
-            raise CheckpointError(
-                f"path is {str(path)!r}, expected the folder of a run or of a checkpoint: no"
-                f" finished checkpoint in {folder}"
-            )
-        path = folder / str(steps[-1])
-    items = _read(path, arrays=("ghn_params",))
-    return _build_config(items["run"]["config"], path), items["ghn_params"]
+    if (path / "run").is_dir():
+        return path
+    folder = path / _FOLDER if (path / _FOLDER).is_dir() else path
+    steps = _finished_steps(folder)
+    if not steps:
+        raise CheckpointError(
+            f"path is {str(path)!r}, expected the folder of a run or of a checkpoint: no"
+            f" finished checkpoint in {folder}"
+        )
+    return folder / str(steps[-1])
 
 
 def _build_config(values: Mapping[str, Any], path: pathlib.Path) -> ExperimentConfig:

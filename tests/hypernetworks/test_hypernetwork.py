@@ -97,7 +97,7 @@ def test_predicted_tensors_are_the_originals(name):
 
 def test_reference_holds_every_kind_of_tensor():
     # What the two tests above compare is not empty where only the copies in the repository are.
-    assert {path.name for path in LOCAL.glob("predict_*")} == {
+    assert {path.name for path in LOCAL.glob("predict_val_*")} == {
         f"predict_val_2_{ghn}.npz" for ghn in ("ghn1", "ghn2", "mlp")
     }
     tensors = load_prediction("val_2_ghn1", ghn1(max_shape=(16, 16, 11, 11))).tensors

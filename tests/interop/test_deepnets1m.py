@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pickle
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,11 @@ import pytest
 
 from ghn_jax.graphs import build_graph
 from ghn_jax.interop.deepnets1m import DeepNets1M
-from ghn_jax.interop.deepnets1m_writer import DeepNets1MWriter, make_record
+from ghn_jax.interop.deepnets1m_writer import (
+    DeepNets1MWriter,
+    make_record,
+    merge_evaluation_splits,
+)
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import lower
 
@@ -162,6 +167,28 @@ def test_names_of_older_files(tmp_path):
         DeepNets1M(tmp_path, "test")
 
 
+def test_evaluation_splits_are_merged_as_the_original_does(tmp_path):
+    written = {split: write(tmp_path, split, 2) for split in ("val", "deep")}
+    write(tmp_path, "train", 1)
+    path = merge_evaluation_splits(tmp_path)
+    assert path == tmp_path / "deepnets1m_eval.hdf5"
+    for split in written:
+        (tmp_path / f"deepnets1m_{split}.hdf5").unlink()
+    for split, architectures in written.items():
+        nets = DeepNets1M(tmp_path, split)
+        assert nets.path == path
+        assert [net.architecture for net in nets] == architectures
+    with h5py.File(path) as file:
+        assert set(file) == {"val", "deep"} and file.attrs["title"] == "DeepNets-1M"
+    with pytest.raises(ValueError, match="eval.hdf5 exists, expected a new file"):
+        merge_evaluation_splits(tmp_path)
+    path.unlink()
+    (tmp_path / "deepnets1m_eval_meta.json").unlink()
+    with pytest.raises(ValueError, match="has no evaluation split, expected some to merge"):
+        merge_evaluation_splits(tmp_path)
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_nothing_half_written_stays(tmp_path):
     with pytest.raises(KeyboardInterrupt), DeepNets1MWriter(tmp_path, "val") as writer:
         writer.write(make_record(sample_architecture(SpaceConfig(split="val"), 0, 0), "val"))
@@ -200,8 +227,91 @@ def read_first(nets):
     return nets[0].architecture.channels
 
 
+def read_sums(nets, indices):
+    """What two arrays of each network add up to."""
+    return [
+        (int(nets[i].adjacency.sum(dtype=int)), int(nets[i].nodes.sum(dtype=int))) for i in indices
+    ]
+
+
 def test_readers_travel_to_other_processes(tmp_path):
     nets = DeepNets1M(DATA, "test")
     assert read_first(nets) == 32  # opens the file here
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(read_first, (nets,)) == 32
+
+
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_several_processes_read_at_random_at_the_same_time(tmp_path, method):
+    write(tmp_path, "val", 12)
+    nets = DeepNets1M(tmp_path, "val")
+    expected = read_sums(nets, range(12))  # the file is open here when the others start
+    orders = [np.random.default_rng(seed).integers(0, 12, 200).tolist() for seed in range(2)]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        results = [pool.apply_async(read_sums, (nets, order)) for order in orders]
+        for order, result in zip(orders, results, strict=True):
+            assert result.get(timeout=60) == [expected[index] for index in order]
+    assert read_sums(nets, range(12)) == expected
+
+
+def test_opening_reads_no_graph_and_little_travels(tmp_path, monkeypatch):
+    write(tmp_path, "val", 12)
+    reads = []
+    monkeypatch.setattr(
+        h5py.Dataset, "__getitem__", lambda *arguments: reads.append(arguments), raising=True
+    )
+    nets = DeepNets1M(tmp_path, "val")
+    assert nets.entry(11)["n_cells"] >= 4 and not reads
+    # Positions of entries and tables of names, no entries: they are 500 bytes each and more.
+    assert len(pickle.dumps(nets)) < 4000 + 16 * 12
+    assert pickle.loads(pickle.dumps(nets)).entry(11) == nets.entry(11)
+
+
+def test_files_cut_short_are_refused(tmp_path):
+    write(tmp_path, "val", 3)
+    path = tmp_path / "deepnets1m_val.hdf5"
+    contents = path.read_bytes()
+    for length in (0, 100, len(contents) // 2, len(contents) - 1):
+        path.write_bytes(contents[:length])
+        with pytest.raises(ValueError, match=r"val\.hdf5 is no HDF5 file, or cut short: "):
+            DeepNets1M(tmp_path, "val")
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    for name, count, seed in (("a", 3, 0), ("b", 4, 0), ("c", 3, 1)):
+        write(tmp_path / name, "val", count, seed)
+    meta, graphs = "deepnets1m_val_meta.json", "deepnets1m_val.hdf5"
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(tmp_path / "a" / graphs, mixed)
+    shutil.copy(tmp_path / "b" / meta, mixed)
+    with pytest.raises(ValueError, match="the meta file has 4 networks in split 'val', the file 3"):
+        DeepNets1M(mixed, "val")
+    shutil.copy(tmp_path / "b" / graphs, mixed)
+    shutil.copy(tmp_path / "a" / meta, mixed)
+    with pytest.raises(ValueError, match="the meta file has 3 networks in split 'val', the file 4"):
+        DeepNets1M(mixed, "val")
+    shutil.copy(tmp_path / "c" / graphs, mixed)
+    with pytest.raises(ValueError, match="does not belong to its meta file: val/0 has adj"):
+        DeepNets1M(mixed, "val")[0]
+
+
+def test_unknown_ids_are_refused(tmp_path):
+    write(tmp_path, "val", 1)
+    with h5py.File(tmp_path / "deepnets1m_val.hdf5", "r+") as file:
+        file["val/0/nodes"][3, 2] = 60000
+    with pytest.raises(ValueError, match=r"val/0 has the id 60000 in column 2 of nodes, expected"):
+        DeepNets1M(tmp_path, "val")[0]
+    with h5py.File(tmp_path / "deepnets1m_val.hdf5", "r+") as file:
+        del file["val/0/adj"]
+    with pytest.raises(ValueError, match=r"hdf5 cannot be read at val/0: .*adj"):
+        DeepNets1M(tmp_path, "val")[0]
+
+
+@pytest.mark.parametrize("index", [-1, 2, 10**9])
+def test_indices_out_of_range_are_refused(index):
+    nets = DeepNets1M(DATA, "test")
+    for read in (nets.__getitem__, nets.entry, nets.architecture):
+        with pytest.raises(IndexError, match=rf"index is {index}, expected 0\.\.1 in .*eval.hdf5"):
+            read(index)

@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from ghn_jax.architectures import RESNET50, Architecture, Genotype
+from ghn_jax.architectures import RESNET50, Architecture, Genotype, ResNet
 from ghn_jax.interop.parameter_names import node_names, torch_parameter_names
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import lower
@@ -73,6 +73,20 @@ def test_names_tell_all_parameters_apart(split):
         assert [name.cell for name in nodes] == sorted(name.cell for name in nodes)
 
 
-def test_other_networks_have_no_such_names():
+def test_names_of_resnets_by_hand():
+    plan = lower(ResNet((1, 2, 1, 1)), 224, 10)
+    names = torch_parameter_names(plan)
+    assert len(names) == len(set(names)) == len(plan.tensors)
+    by_path = dict(zip(("/".join(t.path) for t in plan.tensors), names, strict=True))
+    assert by_path["stem_conv/kernel"] == "conv1.weight"
+    assert by_path["stem_norm/bias"] == "bn1.bias"
+    assert by_path["stage1_block1_conv3_conv/kernel"] == "layer2.1.conv3.weight"
+    assert by_path["stage3_block0_conv2_norm/scale"] == "layer4.0.bn2.weight"
+    assert by_path["stage0_block0_shortcut_conv/kernel"] == "layer1.0.downsample.0.weight"
+    assert by_path["stage0_block0_shortcut_norm/bias"] == "layer1.0.downsample.1.bias"
+    assert names[-2:] == ("fc.weight", "fc.bias")
+
+
+def test_only_networks_of_cells_have_names_of_nodes():
     with pytest.raises(ValueError, match="plan is of a ResNet, expected an Architecture"):
-        torch_parameter_names(lower(RESNET50, 32, 10))
+        node_names(lower(RESNET50, 32, 10))

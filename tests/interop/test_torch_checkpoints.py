@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from reference_predictions import LOCAL, find_reference
 
-from ghn_jax.hypernetworks import GHNConfig, ghn1, mlp, parameter_shapes
+from ghn_jax.hypernetworks import GHNConfig, ghn1, ghn2, mlp, parameter_shapes
 from ghn_jax.interop.torch_checkpoints import (
     convert_config,
     convert_state_dict,
     load_torch_checkpoint,
+    to_official_config,
+    to_state_dict,
 )
 from ghn_jax.interop.torch_files import read_torch_file
+from ghn_jax.interop.torch_writer import write_torch_file
 
 
 def test_official_file_gives_config_parameters_and_epoch():
@@ -86,22 +89,69 @@ def test_names_of_parallel_training_are_understood():
     jax.tree.map(np.testing.assert_array_equal, found, checkpoint.variables)
 
 
-def test_missing_and_unknown_tensors_are_named():
+def test_all_wrong_tensors_are_named():
     state = dict(read_torch_file(LOCAL / "ghn1.pt")["state_dict"])
     state["gnn.mlp_ve.fc.0.weight"] = state.pop("embed.weight")
-    config = ghn1(hidden_size=8, max_shape=(16, 16, 11, 11))
-    with pytest.raises(
-        ValueError, match=r"lacks \['embed.weight'\] .* unknown \['gnn.mlp_ve.fc.0.weight'\]"
-    ):
-        convert_state_dict(state, config)
-
-
-def test_wrong_shape_is_named():
-    state = dict(read_torch_file(LOCAL / "ghn1.pt")["state_dict"])
     state["gnn.gru.bias_ih"] = np.zeros(25, np.float32)
+    state["gnn.gru.bias_hh"] = np.zeros(24, np.int64)
+    state["decoder.fc.0.bias"] = [1.0]
     config = ghn1(hidden_size=8, max_shape=(16, 16, 11, 11))
-    with pytest.raises(ValueError, match=r"gnn.gru.bias_ih has shape \(25,\), expected \(24,\)"):
+    with pytest.raises(ValueError) as error:
         convert_state_dict(state, config)
+    for part in (
+        "state_dict lacks embed.weight and has the unknown gnn.mlp_ve.fc.0.weight and has ",
+        "gnn.gru.bias_ih of shape (25,), expected (24,)",
+        "gnn.gru.bias_hh of dtype int64, expected a floating one",
+        "decoder.fc.0.bias of type list, expected a tensor",
+        f"these are not the tensors of {config}",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match="state_dict is a list, expected a mapping"):
+        convert_state_dict([], config)
+
+
+def test_a_checkpoint_of_another_max_shape_is_refused(tmp_path):
+    contents = read_torch_file(LOCAL / "ghn1.pt")
+    contents["config"]["max_shape"] = (16, 16, 7, 7)
+    write_torch_file(tmp_path / "x.pt", contents)
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint .*x\.pt: state_dict has .*decoder\.fc\.0\.weight of shape \(3872, 8\),"
+        r" expected \(1568, 8\); .*max_shape=\(16, 16, 7, 7\)",
+    ):
+        load_torch_checkpoint(tmp_path / "x.pt")
+
+
+def test_what_the_originals_training_saves_is_read(tmp_path):
+    """Its files also hold the state of Adam, under a misspelt key."""
+    contents = read_torch_file(LOCAL / "ghn1.pt")
+    state = {0: {"step": np.array(7.0, np.float32), "exp_avg": np.zeros((15, 8), np.float32)}}
+    groups = [{"lr": 0.001, "betas": (0.9, 0.999), "amsgrad": False, "params": [0]}]
+    contents["optimzer"] = {"state": state, "param_groups": groups}
+    write_torch_file(tmp_path / "x.pt", contents)
+    found, expected = (load_torch_checkpoint(p) for p in (tmp_path / "x.pt", LOCAL / "ghn1.pt"))
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+
+
+def test_layouts_invert_each_other():
+    decoders = ({"decoder": "conv"}, {"decoder": "mlp", "max_shape": (6, 6, 5, 5)})
+    for make in (ghn1, ghn2, mlp):
+        for decoder in decoders:
+            config = make(**{"hidden_size": 8, "max_shape": (6, 4, 5, 5), **decoder})
+            variables = {"params": jax.tree.map(_count_up, parameter_shapes(config)["params"])}
+            state = to_state_dict(variables, config)
+            again = convert_state_dict(state, config)
+            jax.tree.map(np.testing.assert_array_equal, variables, again)
+            assert convert_config(to_official_config(config)) == config
+
+
+def _count_up(like):
+    return np.arange(like.size, dtype=np.float32).reshape(like.shape)
+
+
+def test_hypernetworks_the_original_has_not_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="virtual_edges is 20, expected 1 or 50"):
+        to_official_config(ghn2(virtual_edges=20))
 
 
 @pytest.mark.parametrize(

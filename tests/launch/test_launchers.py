@@ -156,6 +156,8 @@ def test_mistakes_give_one_line(trained, tmp_path, cache):
         ("train", ["--config FILE", "--workdir DIR", "--config.training.num_steps (default 1000)"]),
         ("evaluate", ["--ghn:", "--split: <train|val|test|", "--[no]random:", "--workdir:"]),
         ("generate", ["--split: <train|val|test|", "--output:", "--num_workers:"]),
+        ("predict", ["--ghn:", "--architecture:", "--deepnets:", "--images:", "--logits:"]),
+        ("convert", ["--ghn:", "--out:"]),
     ],
 )
 def test_help(program, some):

@@ -1,0 +1,135 @@
+"""Which network a command line means: the one place where `--architecture SPEC` is understood.
+
+In: `val/3` (split and index of a DeepNets-1M file), `resnet50`, `vit`, or `package.module:factory`.
+Out: a plan and its graph, at an image size and with a number of classes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from typing import Any, NamedTuple
+
+from ghn_jax.architectures import PREDEFINED, Architecture, ResNet
+from ghn_jax.architectures.validation import check_choice, suggest
+from ghn_jax.graphs import ArchGraph, build_graph
+from ghn_jax.interop.deepnets1m import DeepNets1M
+from ghn_jax.sampling import SPLITS
+from ghn_jax.targets.plan import Plan, lower
+
+_STORED = re.compile(r"(?P<split>[a-z0-9_]+)/(?P<index>-?\d+)")
+_FACTORY = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+)")
+_FORMS = f"SPLIT/INDEX (such as val/3), {', '.join(PREDEFINED)}, or package.module:factory"
+
+
+class Network(NamedTuple):
+    """A network whose parameters can be predicted.
+
+    Attributes:
+        plan: what it computes.
+        graph: what a GHN reads, its tensors in the order of `plan.tensors`.
+    """
+
+    plan: Plan
+    graph: ArchGraph
+
+
+def resolve_architecture(
+    spec: str,
+    image_size: int,
+    num_classes: int,
+    max_distance: int,
+    deepnets: str | os.PathLike[str] | None = None,
+) -> Network:
+    """Build the network that a SPEC means.
+
+    Args:
+        spec: `SPLIT/INDEX`, a predefined name, or `package.module:factory`, a function without
+            arguments that returns an `Architecture` or a `ResNet`.
+        image_size: height and width of its images, pixels; up to 64 is the small-image variant.
+        num_classes: width of its output.
+        max_distance: longest distance with an edge in its graph.
+        deepnets: folder of the file that `SPLIT/INDEX` refers to.
+
+    Returns:
+        The network. The graph of `SPLIT/INDEX` is the file's, as the original reads it.
+
+    Raises:
+        ValueError: if the SPEC has none of these forms, or what it names is not there.
+    """
+    if match := _STORED.fullmatch(spec):
+        check_choice("split", match["split"], tuple(SPLITS))
+        if deepnets is None:
+            raise ValueError(f"architecture is {spec!r}, expected --deepnets: the folder to read")
+        nets = DeepNets1M(deepnets, match["split"], image_size)
+        index = int(match["index"])
+        if not 0 <= index < len(nets):
+            raise ValueError(
+                f"architecture is {spec!r}, expected an index in 0..{len(nets) - 1}: {nets.path}"
+                f" has {len(nets)} networks in split {match['split']!r}"
+            )
+        return stored_network(nets, index, num_classes, max_distance)
+    if spec in PREDEFINED:
+        return built_network(PREDEFINED[spec], image_size, num_classes, max_distance)
+    if match := _FACTORY.fullmatch(spec):
+        made = _call_factory(spec, match["module"], match["name"])
+        # The one place where other kinds of networks, Flax modules for example, come in.
+        if not isinstance(made, (Architecture, ResNet)):
+            raise ValueError(
+                f"architecture {spec!r} makes a {type(made).__name__}, expected an Architecture or"
+                " a ResNet of ghn_jax.architectures"
+            )
+        return built_network(made, image_size, num_classes, max_distance)
+    raise ValueError(
+        f"architecture is {spec!r}{suggest(spec, tuple(PREDEFINED))}, expected {_FORMS}"
+    )
+
+
+def is_stored(spec: str) -> bool:
+    """Whether a SPEC means a network of a DeepNets-1M file."""
+    return _STORED.fullmatch(spec) is not None
+
+
+def stored_network(
+    nets: DeepNets1M, index: int, num_classes: int, max_distance: int, channels: int | None = None
+) -> Network:
+    """A network of a file, with the file's graph; `channels` replaces its width."""
+    architecture = nets.architecture(index)
+    if channels is not None:
+        architecture = Architecture.from_official(nets.entry(index), channels=channels)
+    plan = lower(architecture, nets.image_size, num_classes)
+    return Network(plan, nets.graph(index, num_classes, max_distance, architecture))
+
+
+def built_network(
+    architecture: Architecture | ResNet, image_size: int, num_classes: int, max_distance: int
+) -> Network:
+    """A network with the graph that our own code builds."""
+    plan = lower(architecture, image_size, num_classes)
+    return Network(plan, build_graph(plan, max_distance))
+
+
+def _call_factory(spec: str, module_name: str, name: str) -> Any:
+    # As `python -m` does: a user's module lies where the command is run.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"architecture {spec!r}: {module_name} cannot be imported: {error}"
+        ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        found = [key for key, value in vars(module).items() if callable(value)]
+        raise ValueError(
+            f"architecture {spec!r}: {module_name} has no function {name!r}{suggest(name, found)}"
+        )
+    try:
+        return factory()
+    except TypeError as error:
+        raise ValueError(
+            f"architecture {spec!r}: {name}() fails, expected a function without arguments: {error}"
+        ) from error

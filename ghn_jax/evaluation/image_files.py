@@ -1,0 +1,119 @@
+"""Images that are given as arrays: already normalised, (B, S, S, 3) float32.
+
+In: a `.npy` file of images, or a `.npz` file with `images` and `labels`. Out: checked arrays.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ghn_jax.data import ArraySplit, Dataset
+
+NUM_CHANNELS = 3
+
+
+def read_images(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read images for a forward pass.
+
+    Args:
+        path: a `.npy` file, (B, S, S, 3) float32, already normalised.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: if the file cannot be read, or its shape, dtype or order of axes is another.
+    """
+    images = _load(path)
+    if not isinstance(images, np.ndarray):
+        raise ValueError(f"{path} holds several arrays, expected a .npy file of one, the images")
+    return check_images(str(path), images)
+
+
+def read_labelled_images(
+    path: str | os.PathLike[str], image_size: int, num_classes: int
+) -> Dataset:
+    """Read images and labels for an evaluation.
+
+    Args:
+        path: a `.npz` file with `images`, (N, S, S, 3) float32, already normalised, and `labels`,
+            (N,) integers.
+        image_size: S.
+        num_classes: labels are less.
+
+    Returns:
+        A data set all of whose splits are these images.
+
+    Raises:
+        ValueError: if the file cannot be read or does not hold just that.
+    """
+    arrays = _load(path)
+    if not isinstance(arrays, dict) or set(arrays) != {"images", "labels"}:
+        found = ", ".join(arrays) if isinstance(arrays, dict) else "a single array"
+        raise ValueError(f"{path} holds {found}, expected a .npz file of 'images' and 'labels'")
+    images = check_images(f"{path}: images", arrays["images"], image_size)
+    labels = arrays["labels"]
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{path}: labels has shape {labels.shape} and dtype {labels.dtype}, expected"
+            f" {len(images)} integers, one per image"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"{path}: labels lie in {labels.min()}..{labels.max()}, expected 0..{num_classes - 1}:"
+            f" the GHN is for {num_classes} classes"
+        )
+    split = ArraySplit(images, labels.astype(np.int32))
+    return Dataset(
+        name=str(path),
+        num_classes=num_classes,
+        image_size=image_size,
+        num_channels=NUM_CHANNELS,
+        # The images are normalised already.
+        mean=(0.0,) * NUM_CHANNELS,
+        std=(1.0,) * NUM_CHANNELS,
+        train=split,
+        validation=split,
+        test=split,
+        train_transform=lambda images, generator: np.asarray(images),
+        eval_transform=np.asarray,
+    )
+
+
+def check_images(name: str, images: np.ndarray, image_size: int | None = None) -> np.ndarray:
+    """Return images that are (B, S, S, 3) float32, or raise ValueError saying what is wrong."""
+    described = f"{name} has shape {images.shape} and dtype {images.dtype}"
+    expected = "expected (images, height, width, 3) float32, already normalised"
+    if images.ndim != 4:
+        raise ValueError(f"{described}, {expected}")
+    if images.shape[3] != NUM_CHANNELS:
+        hint = ""
+        if images.shape[1] == NUM_CHANNELS:
+            hint = ": it looks like NCHW, use images.transpose(0, 2, 3, 1)"
+        raise ValueError(f"{described}, {expected}{hint}")
+    if images.dtype != np.float32:
+        raise ValueError(f"{described}, {expected}")
+    if images.shape[1] != images.shape[2] or not images.size:
+        raise ValueError(f"{described}, expected at least one image, as high as wide")
+    if image_size is not None and images.shape[1] != image_size:
+        raise ValueError(f"{described}, expected images of {image_size}x{image_size} pixels")
+    if not np.isfinite(images).all():
+        raise ValueError(f"{name} holds values that are not finite, expected numbers")
+    return images
+
+
+def _load(path: str | os.PathLike[str]) -> np.ndarray | dict[str, np.ndarray]:
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not there, expected a file of images")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return dict(loaded)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as plain numpy arrays: {error}") from error

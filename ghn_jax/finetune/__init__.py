@@ -1,0 +1,1 @@
+"""From predicted parameters to a trained network."""

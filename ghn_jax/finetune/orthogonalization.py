@@ -1,0 +1,34 @@
+"""Make a predicted kernel orthogonal (GHN-orth: Knyazev, ICML 2022 workshop, arXiv 2207.10049).
+
+A kernel in Flax's layout -> a kernel of the same shape, orthogonal as a matrix (out, rest): of QR,
+the Q whose R has a positive diagonal (spec section 4 'Fine-tuning').
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.jit
+def orthogonalize(kernel: jax.Array) -> jax.Array:
+    """Replace a kernel by the orthogonal factor of its QR decomposition.
+
+    Args:
+        kernel: (kh, kw, in, out), or (in, out) of a linear layer.
+
+    Returns:
+        The same shape. Its columns, one per output, are orthonormal where there are no more
+        outputs than inputs to each; otherwise its rows are.
+
+    Raises:
+        ValueError: if the kernel has fewer than two axes.
+    """
+    if kernel.ndim < 2:
+        raise ValueError(f"kernel has shape {kernel.shape}, expected (..., in, out)")
+    # (out, in, kh, kw): decomposing a tall matrix column by column depends on the order of columns,
+    # which is PyTorch's in the original.
+    by_output = jnp.moveaxis(kernel, (-1, -2), (0, 1))
+    matrix = by_output.reshape(by_output.shape[0], -1)  # (out, in kh kw)
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    q, r = jnp.linalg.qr(matrix.T if is_wide else matrix)
+    q = q * jnp.sign(jnp.diagonal(r))[None, :]
+    return jnp.moveaxis((q.T if is_wide else q).reshape(by_output.shape), (0, 1), (-1, -2))

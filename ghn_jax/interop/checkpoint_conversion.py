@@ -1,0 +1,72 @@
+"""Convert checkpoints: official `.pt` files to Orbax folders, and back.
+
+In: the path of either kind. Out: the other kind, with the same numbers: the round trip is exact.
+An Orbax folder holds a whole run. One made of an official file is a run at step 0, with a fresh
+optimizer, and remembers the epoch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+from ghn_jax.interop.torch_checkpoints import (
+    TorchCheckpoint,
+    load_torch_checkpoint,
+    official_experiment,
+    save_torch_checkpoint,
+)
+from ghn_jax.pretrained import resolve
+from ghn_jax.training.checkpoints import CheckpointStore, load_checkpoint, load_counters
+from ghn_jax.training.optimizers import create_optimizer
+from ghn_jax.training.skipping import SkipRule
+
+
+def convert_to_orbax(path: str | os.PathLike[str], workdir: str | os.PathLike[str]) -> None:
+    """Write an official checkpoint as the folder of a run, which `ghn_jax.load` reads.
+
+    Args:
+        path: of a `.pt` file.
+        workdir: of the new run.
+
+    Raises:
+        ValueError: if the file is no official checkpoint, or the folder has something in it.
+    """
+    folder = Path(workdir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists, expected a new or empty folder")
+    checkpoint = load_torch_checkpoint(Path(path))
+    config = official_experiment(checkpoint.config)
+    ghn_params = checkpoint.variables["params"]
+    training = config.training
+    skips = SkipRule(training.max_skipped_share, training.skip_window)
+    with CheckpointStore(folder) as store:
+        store.save(
+            0,
+            ghn_params=ghn_params,
+            opt_state=create_optimizer(config.optimizer, training.num_steps).init(ghn_params),
+            key=jax.random.key(training.seed),
+            counters={"next_architecture": 0, "skips": skips.state(), "epoch": checkpoint.epoch},
+            config=config,
+        )
+        store.wait()
+
+
+def convert_to_torch(path: str | os.PathLike[str], torch_path: str | os.PathLike[str]) -> None:
+    """Write a GHN as an official checkpoint, which the original's `GHN.load` reads.
+
+    Args:
+        path: work directory of training, a checkpoint in one, or the name of a packaged GHN.
+        torch_path: of the new `.pt` file. Its epoch is 0 unless the GHN came from such a file.
+
+    Raises:
+        ValueError: if there is no readable checkpoint, the file exists, or the original has no
+            such hypernetwork.
+    """
+    folder = resolve(Path(path))
+    config, ghn_params = load_checkpoint(folder)
+    epoch = load_counters(folder).get("epoch", 0)
+    checkpoint = TorchCheckpoint(config.ghn, {"params": ghn_params}, epoch)
+    save_torch_checkpoint(Path(torch_path), checkpoint)

@@ -1,0 +1,180 @@
+"""Read the meta file of DeepNets-1M graphs without holding it in memory.
+
+In: `deepnets1m_<split>_meta.json`, {"<split>": {"nets": [entry, ...], "meta": {...}}, ...}. Out:
+the tables of ids of one split, and where each entry lies in the file. A million entries are
+gigabytes once parsed and half a gigabyte as text, in every process that reads them; their positions
+are 16 megabytes.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_CHUNK_SIZE = 1 << 20  # bytes read at a time
+_LONGEST_VALUE = 1 << 24  # bytes; an entry has less than a thousand, a table some thousands
+
+
+class MetaFile:
+    """A split's part of a meta file.
+
+    `len(meta)` is the number of networks, `meta.entry(i)` what the file says about one.
+
+    Attributes:
+        path: of the file.
+        tables: "primitives_ext" and "unique_op_names", each from id to name.
+    """
+
+    def __init__(self, path: Path, split: str) -> None:
+        """Parse a file once from its start to its end.
+
+        Args:
+            path: of the file.
+            split: one that it has.
+
+        Raises:
+            ValueError: if there is no such file, it is not what a meta file is, or it lacks the
+                split.
+        """
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist, expected the meta file beside the graphs")
+        self.path = path
+        spans = array.array("q")
+        tables: dict[str, dict[str, str]] | None = None
+        splits = []
+        try:
+            with path.open("rb") as file:
+                stream = _JsonStream(file)
+                for name in stream.keys():
+                    splits.append(name)
+                    for key in stream.keys():
+                        if key == "nets":
+                            for span in stream.skip_items():
+                                if name == split:
+                                    spans.extend(span)
+                        elif name == split and key == "meta":
+                            tables = stream.value()
+                        else:
+                            stream.value()
+                stream.expect_end()
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no meta file of DeepNets-1M, or cut short: {error}"
+            ) from error
+        if split not in splits:
+            raise ValueError(f"{path} has no split {split!r}, expected one of {', '.join(splits)}")
+        self._spans = np.array(spans, np.int64).reshape(-1, 2)
+        self.tables = {name: _table(path, tables, name) for name in _TABLES}
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def entry(self, index: int) -> dict[str, Any]:
+        """Return the entry of a network, unchanged.
+
+        Args:
+            index: of the network.
+        """
+        start, stop = self._spans[index].tolist()
+        with self.path.open("rb") as file:
+            file.seek(start)
+            entry: dict[str, Any] = json.loads(file.read(stop - start))
+            return entry
+
+
+_TABLES = ("primitives_ext", "unique_op_names")
+
+
+def _table(path: Path, tables: Any, name: str) -> dict[int, str]:
+    if not isinstance(tables, dict) or not isinstance(tables.get(name), dict):
+        raise ValueError(f"{path} has no table {name!r} of ids, expected one under 'meta'")
+    return {int(key): value for key, value in tables[name].items()}
+
+
+class _JsonStream:
+    """Parses JSON piece by piece, holding a few chunks of the file at a time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._text = ""
+        self._position = 0  # in the text
+        self._offset = 0  # of the text in the file
+        self._decoder = json.JSONDecoder()
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of an object; each value is to be read before the next key."""
+        self._take("{")
+        if self._peek() == "}":
+            self._take("}")
+            return
+        while True:
+            key = self.value()
+            self._take(":")
+            yield key
+            if self._take(",}") == "}":
+                return
+
+    def skip_items(self) -> Iterator[tuple[int, int]]:
+        """Yield where in the file each item of an array lies: first byte and the one behind."""
+        self._take("[")
+        if self._peek() == "]":
+            self._take("]")
+            return
+        while True:
+            self._peek()
+            start = self._offset + self._position
+            self.value()
+            yield start, self._offset + self._position
+            if self._take(",]") == "]":
+                return
+
+    def value(self) -> Any:
+        """Read any value."""
+        self._peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._position)
+            except json.JSONDecodeError:
+                # Cut off by the chunk, perhaps: tables and entries are much shorter than this.
+                if len(self._text) - self._position > _LONGEST_VALUE or not self._read_on():
+                    raise
+            else:
+                self._position = end
+                return value
+
+    def expect_end(self) -> None:
+        """Raise ValueError unless only white space is left."""
+        if self._peek() != "":
+            raise ValueError(
+                f"byte {self._offset + self._position} is beyond the end of the object"
+            )
+
+    def _take(self, characters: str) -> str:
+        found = self._peek()
+        if not found or found not in characters:
+            raise ValueError(
+                f"byte {self._offset + self._position} is {found!r}, expected one of {characters!r}"
+            )
+        self._position += 1
+        return found
+
+    def _peek(self) -> str:
+        """Skip white space; the next character, or nothing at the end."""
+        while True:
+            while self._text[self._position : self._position + 1].isspace():
+                self._position += 1
+            if self._position < len(self._text) or not self._read_on():
+                return self._text[self._position : self._position + 1]
+
+    def _read_on(self) -> bool:
+        chunk = self._file.read(_CHUNK_SIZE)
+        self._offset += self._position
+        # One character per byte, so that positions in the text are positions in the file.
+        self._text = self._text[self._position :] + chunk.decode("latin-1")
+        self._position = 0
+        return bool(chunk)

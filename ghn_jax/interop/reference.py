@@ -1,0 +1,217 @@
+"""Numbers computed by the original implementation, as files hold them.
+
+In: a folder like the project's `shared/reference`, whose README says how its files were made; a
+part of it comes with the tests. Out: what the original was given and what came out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ghn_jax.evaluation.architecture_specs import Network, resolve_architecture, stored_network
+from ghn_jax.interop.deepnets1m import DeepNets1M
+from ghn_jax.interop.torch_checkpoints import TorchCheckpoint, load_torch_checkpoint
+
+SMALL_SIZE, LARGE_SIZE = 32, 224  # pixels of the images of the two settings
+
+
+class ReferenceTensor(NamedTuple):
+    """A parameter tensor that the original predicted, in PyTorch's layout.
+
+    Attributes:
+        shape: of the tensor.
+        mean: of all elements.
+        std: of all elements.
+        first: the first four elements.
+        values: all of them, where the file has them.
+    """
+
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+    first: np.ndarray
+    values: np.ndarray | None
+
+
+class ReferencePrediction(NamedTuple):
+    """A network and what a GHN of the original made of it.
+
+    Attributes:
+        name: such as "val_0_ghn2".
+        ghn_name: name of the checkpoint's file without ".pt".
+        network: plan and graph, the file's where the network is one of a file.
+        primitive: (N,) of the nodes as the original read them.
+        edges: (E, 3) rows (from, to, distance), as the original read them.
+        embeddings: (N, D), what the decoders read.
+        tensors: by name.
+        logits: (B, K) float32, with batch norm on the statistics of the batch.
+        logits_float64: the same parameters, evaluated in double precision.
+        images: (B, S, S, 3) float32, what the logits are for; None where the folder lacks them.
+    """
+
+    name: str
+    ghn_name: str
+    network: Network
+    primitive: np.ndarray
+    edges: np.ndarray
+    embeddings: np.ndarray
+    tensors: dict[str, ReferenceTensor]
+    logits: np.ndarray
+    logits_float64: np.ndarray
+    images: np.ndarray | None
+
+
+class TrainingStep(NamedTuple):
+    """One training step of the original.
+
+    Attributes:
+        ghn_name: name of the checkpoint's file without ".pt".
+        networks: plans and the file's graphs.
+        images: (B, S, S, 3), of the step's precision.
+        labels: (B,) int32.
+        losses: per network.
+        grad_norm: of all parameters of the GHN.
+        grads: of some of them, by official name.
+    """
+
+    ghn_name: str
+    networks: list[Network]
+    images: np.ndarray
+    labels: np.ndarray
+    losses: np.ndarray
+    grad_norm: float
+    grads: dict[str, np.ndarray]
+
+
+class Reference:
+    """A folder of reference files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder.
+
+        Args:
+            folder: with `index.json`, `.pt` files, and `predict_*.npz` and others, as many as
+                there are.
+
+        Raises:
+            ValueError: if there is no index.
+        """
+        self.folder = folder
+        path = folder / "index.json"
+        if not path.is_file():
+            raise ValueError(f"reference is {str(folder)!r}, expected a folder with index.json")
+        self._ghns: dict[str, TorchCheckpoint] = {}
+        self._index = {entry["name"]: entry for entry in json.loads(path.read_text("utf-8"))}
+
+    def prediction_names(self) -> list[str]:
+        """Names of all predictions with their arrays and their GHN in the folder."""
+        return [
+            name
+            for name, entry in self._index.items()
+            if self._has(f"predict_{name}.npz", f"{entry['ghn']}.pt")
+        ]
+
+    def training_step_names(self) -> list[str]:
+        """Names of all training steps in the folder, such as "ghn2_float64"."""
+        paths = sorted(self.folder.glob("train_step_*.npz"))
+        return [path.stem.removeprefix("train_step_") for path in paths]
+
+    def ghn(self, name: str) -> TorchCheckpoint:
+        """Read a checkpoint of the folder, once."""
+        if name not in self._ghns:
+            self._ghns[name] = load_torch_checkpoint(self.folder / f"{name}.pt")
+        return self._ghns[name]
+
+    def prediction(self, name: str) -> ReferencePrediction:
+        """Read a prediction.
+
+        Args:
+            name: one of `prediction_names`.
+        """
+        entry = self._index[name]
+        config = self.ghn(entry["ghn"]).config
+        large = entry["ghn"].endswith("imagenet")
+        arrays = self._arrays(f"predict_{name}.npz")
+        split, _, index = name.partition("_")
+        spec = f"{split}/{index.partition('_')[0]}" if index[0].isdigit() else split
+        network = resolve_architecture(
+            spec,
+            LARGE_SIZE if large else SMALL_SIZE,
+            config.num_classes,
+            config.virtual_edges,
+            self.folder,
+        )
+        tensors = {
+            tensor["name"]: ReferenceTensor(
+                tuple(tensor["shape"]),
+                tensor["mean"],
+                tensor["std"],
+                np.array(tensor["first"], np.float32),
+                arrays.get(f"param/{tensor['name']}"),
+            )
+            for tensor in entry["tensors"]
+        }
+        fields = ("primitive", "edges", "embeddings", "logits", "logits_float64")
+        return ReferencePrediction(
+            name=name,
+            ghn_name=entry["ghn"],
+            network=network,
+            tensors=tensors,
+            images=self._images(large),
+            **{field: arrays[field] for field in fields},
+        )
+
+    def training_step(self, name: str) -> TrainingStep:
+        """Read a training step.
+
+        Args:
+            name: one of `training_step_names`.
+        """
+        ghn_name, dtype = name.rsplit("_", 1)
+        config = self.ghn(ghn_name).config
+        arrays = self._arrays(f"train_step_{name}.npz")
+        nets = DeepNets1M(self.folder, "train")
+        channels = int(arrays["C"])
+        data = self._arrays("images.npz")
+        return TrainingStep(
+            ghn_name=ghn_name,
+            networks=[
+                stored_network(nets, int(index), config.num_classes, config.virtual_edges, channels)
+                for index in arrays["architectures"]
+            ],
+            images=data["images"].astype(dtype),
+            labels=data["labels"].astype(np.int32),
+            losses=arrays["losses"],
+            grad_norm=float(arrays["grad_norm"]),
+            grads={
+                key.removeprefix("grad/"): value
+                for key, value in arrays.items()
+                if key.startswith("grad/")
+            },
+        )
+
+    def orthogonalizations(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Read pairs of a kernel in PyTorch's layout and what its post-processing makes of it."""
+        if not self._has("orthogonalize.npz"):
+            return []
+        arrays = self._arrays("orthogonalize.npz")
+        return [(arrays[f"w{k}"], arrays[f"orth{k}"]) for k in range(len(arrays) // 2)]
+
+    def _images(self, large: bool) -> np.ndarray | None:
+        if not large:
+            return self._arrays("images.npz")["images"]
+        if not self._has("image224.npy"):
+            return None
+        image = np.load(self.folder / "image224.npy")
+        return np.concatenate([image, image[:, :, ::-1]])  # the image and its reflection
+
+    def _has(self, *names: str) -> bool:
+        return all((self.folder / name).is_file() for name in names)
+
+    def _arrays(self, name: str) -> dict[str, Any]:
+        with np.load(self.folder / name) as file:
+            return dict(file)

@@ -1,0 +1,171 @@
+"""Predicted parameters as files: `.safetensors` for PyTorch, `.npz` for everything else.
+
+In: a plan and the arrays of its tensors. Out: a file with PyTorch's names and layouts, which
+torchvision's `ResNet` or the original's `Network` loads, or with our own paths and layouts. The
+way there and back is exact: axes change places, numbers stay.
+
+PyTorch's state dicts also hold running statistics of batch norms. Nothing predicts those, so they
+are not written: load with `strict=False`, and let the norms use the statistics of the batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ghn_jax.interop.parameter_names import torch_parameter_names
+from ghn_jax.targets.plan import Plan
+from ghn_jax.targets.tracing import ParameterTensor
+
+SUFFIXES = (".npz", ".safetensors")
+
+
+def to_torch_layout(array: np.ndarray, tensor: ParameterTensor) -> np.ndarray:
+    """Reorder the axes of a parameter: (kh, kw, in, out) -> (out, in, kh, kw).
+
+    Args:
+        array: in our layout.
+        tensor: what it is.
+
+    Returns:
+        A view in PyTorch's layout.
+    """
+    return np.transpose(array, _torch_axes(tensor))
+
+
+def from_torch_layout(array: np.ndarray, tensor: ParameterTensor) -> np.ndarray:
+    """The inverse of `to_torch_layout`."""
+    return np.transpose(array, np.argsort(_torch_axes(tensor)))
+
+
+def to_target_state_dict(plan: Plan, arrays: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Name a network's parameters as PyTorch does.
+
+    Args:
+        plan: of an architecture of the DeepNets space, or of a ResNet.
+        arrays: in the order and shapes of `plan.tensors`.
+
+    Returns:
+        Contiguous arrays in PyTorch's layouts, by the names of a `state_dict`.
+
+    Raises:
+        ValueError: if the plan is of another kind of network, which has no such names.
+    """
+    names = torch_parameter_names(plan)
+    return {
+        name: np.ascontiguousarray(to_torch_layout(np.asarray(array), tensor))
+        for name, tensor, array in zip(names, plan.tensors, arrays, strict=True)
+    }
+
+
+def from_target_state_dict(plan: Plan, state: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The inverse of `to_target_state_dict`.
+
+    Args:
+        plan: of the same network.
+        state: PyTorch's tensors by name; running statistics are ignored.
+
+    Returns:
+        Arrays in the order, shapes and layouts of `plan.tensors`.
+
+    Raises:
+        ValueError: if tensors are missing, unknown or of the wrong shape; names all of them.
+    """
+    names = torch_parameter_names(plan)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    given = {name for name in state if not name.endswith(statistics)}
+    problems = [f"lacks {name}" for name in names if name not in given]
+    problems += [f"has the unknown {name}" for name in sorted(given - set(names))]
+    for name, tensor in zip(names, plan.tensors, strict=True):
+        expected = tuple(tensor.shape[axis] for axis in _torch_axes(tensor))
+        if name in given and state[name].shape != expected:
+            problems.append(f"has {name} of shape {state[name].shape}, expected {expected}")
+    if problems:
+        raise ValueError(f"state {'; '.join(problems)}")
+    return [
+        np.ascontiguousarray(from_torch_layout(state[name], tensor))
+        for name, tensor in zip(names, plan.tensors, strict=True)
+    ]
+
+
+def save_target_params(path: str | os.PathLike[str], plan: Plan, arrays: Sequence[Any]) -> None:
+    """Write a network's parameters; a reader never sees half a file.
+
+    Args:
+        path: `.safetensors`: PyTorch's names and layouts; `.npz`: our paths, joined with "/", and
+            layouts. A file that exists is replaced.
+        plan: of the network.
+        arrays: in the order and shapes of `plan.tensors`.
+
+    Raises:
+        ValueError: if the suffix is another, or the network has no names in PyTorch.
+    """
+    path = check_target_path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        if path.suffix == ".npz":
+            by_path = {"/".join(t.path): a for t, a in zip(plan.tensors, arrays, strict=True)}
+            with temporary.open("wb") as file:
+                np.savez(file, **by_path)  # type: ignore[arg-type]
+        else:
+            from safetensors.numpy import save_file  # here, since all others need no safetensors
+
+            save_file(to_target_state_dict(plan, arrays), temporary, metadata={"format": "pt"})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_target_params(path: str | os.PathLike[str], plan: Plan) -> list[np.ndarray]:
+    """Read what `save_target_params` wrote, or what PyTorch users saved.
+
+    Args:
+        path: of a `.safetensors` or `.npz` file.
+        plan: of the same network.
+
+    Returns:
+        Arrays in the order, shapes and layouts of `plan.tensors`.
+
+    Raises:
+        ValueError: if tensors are missing, unknown or of the wrong shape.
+    """
+    path = check_target_path(path)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return from_target_state_dict(plan, load_file(path))
+    with np.load(path) as file:
+        state = dict(file)
+    expected = {"/".join(tensor.path): tensor.shape for tensor in plan.tensors}
+    if {name: array.shape for name, array in state.items()} != expected:
+        wrong = sorted(
+            name
+            for name in set(expected) | set(state)
+            if name not in state or state[name].shape != expected.get(name)
+        )
+        raise ValueError(
+            f"{path} is of another network: {', '.join(wrong)} missing, unknown or of another shape"
+        )
+    return [state[name] for name in expected]
+
+
+def check_target_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path, or raise ValueError where the suffix says no format."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{str(path)!r} ends in {path.suffix!r}, expected {' or '.join(SUFFIXES)}")
+    if path.parent != Path() and not path.parent.is_dir():
+        raise ValueError(f"{str(path)!r} is in {str(path.parent)!r}, expected a folder that exists")
+    return path
+
+
+def _torch_axes(tensor: ParameterTensor) -> tuple[int, ...]:
+    """For each axis in PyTorch's layout, the axis in ours."""
+    if tensor.role == "position":
+        return (0, 3, 1, 2)
+    num_axes = len(tensor.shape)
+    return tuple(range(num_axes))[::-1][:2] + tuple(range(num_axes - 2)) if num_axes > 1 else (0,)

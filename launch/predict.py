@@ -1,0 +1,128 @@
+"""Predict all parameters of one network, and run it.
+
+    python launch/predict.py --ghn digits --architecture resnet50 --out resnet50.safetensors
+    python launch/predict.py --ghn ghn2_cifar10.pt --architecture val/3 --deepnets data
+    python launch/predict.py --ghn digits --architecture vit --images x.npy --logits y.npy
+
+Prints the network's nodes, edges, tensors and parameters, and the seconds for its graph, the
+prediction and the forward pass. `.safetensors` have PyTorch's names and layouts, `.npz` our own.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `launch` itself, from anywhere
+
+import numpy as np  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+import ghn_jax  # noqa: E402
+from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
+from ghn_jax.evaluation.architecture_specs import is_stored, resolve_architecture  # noqa: E402
+from ghn_jax.evaluation.image_files import check_images, read_images  # noqa: E402
+from ghn_jax.interop.target_files import check_target_path, save_target_params  # noqa: E402
+from ghn_jax.pretrained import GHN  # noqa: E402
+from ghn_jax.targets.network import flatten_params  # noqa: E402
+from ghn_jax.targets.plan import Plan  # noqa: E402
+from launch.command_line import errors_in_one_line, parse_flags  # noqa: E402
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "ghn",
+    None,
+    "Work directory of training, the name of a packaged GHN (digits), or an official .pt file.",
+)
+flags.DEFINE_string(
+    "architecture",
+    None,
+    "Network: SPLIT/INDEX of a DeepNets-1M file (val/3), resnet50, vit, or package.module:factory.",
+)
+flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+flags.DEFINE_string(
+    "images",
+    None,
+    "File .npy of images, (B, S, S, 3) float32, already normalised; S also decides the network's"
+    " variant, else the GHN does.",
+)
+flags.DEFINE_string("logits", None, "File .npy for the logits of the images.")
+flags.DEFINE_string("out", None, "File .npz or .safetensors for the predicted parameters.")
+flags.mark_flags_as_required(["ghn", "architecture"])
+
+
+def main(argv: list[str]) -> None:
+    """Predict what the flags name."""
+    del argv  # nothing but the program's name
+    with errors_in_one_line():
+        predict()
+
+
+def predict() -> None:
+    """As `main`, with errors raised."""
+    if (FLAGS.images is None) != (FLAGS.logits is None):
+        raise ValueError(
+            f"--images is {FLAGS.images} and --logits is {FLAGS.logits}, expected both or none"
+        )
+    if FLAGS.out is not None:
+        check_target_path(FLAGS.out)
+    ghn = ghn_jax.load(FLAGS.ghn)
+    images = None if FLAGS.images is None else _read_images(ghn)
+    image_size = ghn.experiment.space.image_size if images is None else images.shape[1]
+    config = ghn.config
+
+    start = time.perf_counter()
+    plan, graph = resolve_architecture(
+        FLAGS.architecture, image_size, config.num_classes, config.virtual_edges, FLAGS.deepnets
+    )
+    seconds = time.perf_counter() - start
+    num_own = int((graph.distance == 1).sum())
+    _report("nodes", graph.num_nodes)
+    _report("edges", f"{len(graph.distance)} ({num_own} of the network, the others virtual)")
+    _report("tensors", len(plan.tensors))
+    _report("parameters", plan.num_parameters)
+    _report("graph", f"{seconds:.3f} s")
+
+    start = time.perf_counter()
+    ghn.predict_plan(plan, graph)  # compiles
+    compiled = time.perf_counter()
+    prediction = ghn.predict_plan(plan, graph)
+    seconds = time.perf_counter() - compiled
+    compilation = max(compiled - start - seconds, 0.0)
+    _report("prediction", f"{seconds:.3f} s, after {compilation:.3f} s of compilation")
+    params = flatten_params(plan, prediction.variables["params"])
+    if images is None:
+        _report("forward pass", "not run, for want of --images")
+    else:
+        _run(plan, params, images)
+    if FLAGS.out is not None:
+        save_target_params(FLAGS.out, plan, params)
+        _report("wrote", FLAGS.out)
+
+
+def _read_images(ghn: GHN) -> np.ndarray:
+    images = read_images(FLAGS.images)
+    if is_stored(FLAGS.architecture):
+        # Networks of a file are for the images of a data set, and so is the GHN.
+        check_images(FLAGS.images, images, ghn.experiment.space.image_size)
+    return images
+
+
+def _run(plan: Plan, params: list[np.ndarray], images: np.ndarray) -> None:
+    engine = BlockwiseEngine()
+    start = time.perf_counter()
+    engine.compile_ahead([plan], images.shape[0], images.dtype, with_gradients=False)
+    compiled = time.perf_counter()
+    logits = np.asarray(engine.logits(plan, params, images))
+    seconds = time.perf_counter() - compiled
+    _report("forward pass", f"{seconds:.3f} s, after {compiled - start:.3f} s of compilation")
+    with Path(FLAGS.logits).open("wb") as file:
+        np.save(file, logits)
+    _report("wrote", FLAGS.logits)
+
+
+def _report(name: str, value: object) -> None:
+    print(f"{name:<12}  {value}", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
