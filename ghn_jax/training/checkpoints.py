@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -184,9 +186,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: if one could not be written.
         """
-        try:
-            self.wait()
-        finally:
+        with self._naming_failures():
             self._manager.close()
 
     @contextlib.contextmanager
@@ -196,12 +196,16 @@ class CheckpointStore:
             yield
         # Orbax and TensorStore have many types for what the system refuses.
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            reason = str(error).strip() or repr(error)
+            # What the system said stands far behind in TensorStore's text.
+            is_full = os.strerror(errno.ENOSPC) in reason
+            reason = os.strerror(errno.ENOSPC) if is_full else reason.splitlines()[0][:300]
             steps = _finished_steps(self.folder)
             kept = f"the one of step {steps[-1]} is whole" if steps else "there is no other yet"
+            advice = "make room, then start the same command again" if is_full else "try again"
             raise CheckpointError(
                 f"a checkpoint could not be written to {self.folder} ({type(error).__name__}:"
-                f" {reason[:300]}); {kept}: make room, then start the same command again"
+                f" {reason}); {kept}: {advice}"
             ) from error
 
     def __enter__(self) -> CheckpointStore:
