@@ -19,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from ghn_jax.compilation import ProgramCache  # noqa: E402
 from ghn_jax.evaluation.report import evaluate_splits  # noqa: E402
 from ghn_jax.hypernetworks import GHNConfig, ghn1, ghn2, mlp  # noqa: E402
 from ghn_jax.training.config import ExperimentConfig  # noqa: E402
-from ghn_jax.training.loop import Trainer, train  # noqa: E402
+from ghn_jax.training.loop import train  # noqa: E402
+from ghn_jax.training.trainer import Programs, Trainer  # noqa: E402
 from launch.config_flags import build_config  # noqa: E402
 
 VARIANTS = {"ghn2": ghn2, "ghn1": ghn1, "mlp": mlp}
@@ -39,10 +41,9 @@ def variant_config(base: ExperimentConfig, name: str, seed: int, threads: int) -
     return dataclasses.replace(base, ghn=ghn, training=training, evaluation=evaluation)
 
 
-def run_variant(config: ExperimentConfig, workdir: Path, engine) -> Trainer:
-    """Train and evaluate one variant on the programs of the one before."""
-    trainer = Trainer(config)
-    trainer.engine = engine or trainer.engine
+def run_variant(config: ExperimentConfig, workdir: Path, targets: ProgramCache) -> None:
+    """Train and evaluate one variant; its targets run on the programs of the ones before."""
+    trainer = Trainer(config, programs=Programs(ProgramCache(), targets))
     start = time.perf_counter()
     trainer, state = train(config, workdir, trainer=trainer)
     print(f"{workdir.name}: {time.perf_counter() - start:.0f} s of training", flush=True)
@@ -50,13 +51,12 @@ def run_variant(config: ExperimentConfig, workdir: Path, engine) -> Trainer:
         trainer.predictor,
         trainer.engine,
         trainer.dataset,
-        state.ghn_params,
+        trainer.local_params(state),
         config,
         splits=config.evaluation.splits,
         image_split="test",
         folder=workdir / "evaluation",
     )
-    return trainer
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
     table.add_column("seed")
     for name in VARIANTS:
         table.add_column(name, justify="right")
-    engine = None
+    targets = ProgramCache()
     for seed in arguments.seeds:
         cells = []
         for name in VARIANTS:
@@ -81,7 +81,7 @@ def main() -> None:
             result = folder / "evaluation" / "test.json"
             if not result.exists():
                 config = variant_config(base, name, seed, arguments.num_threads)
-                engine = run_variant(config, folder, engine).engine
+                run_variant(config, folder, targets)
             values = json.loads(result.read_text(encoding="utf-8"))
             mean, error = values["top1_mean"], values["top1_standard_error"]
             cells.append(f"{100 * mean:.1f} +- {100 * error:.1f}")

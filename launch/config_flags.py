@@ -36,11 +36,11 @@ def default_config() -> ml_collections.ConfigDict:
     """
     config = ml_collections.ConfigDict()
     for field in iterate_fields(ExperimentConfig):
-        section, name = field.name.split(".")
-        if section not in config:
+        section, _, name = field.name.rpartition(".")
+        if section and section not in config:
             config[section] = ml_collections.ConfigDict()
         value = placeholder(_value_type(field.hint)) if field.default is None else field.default
-        config[section][name] = value
+        (config[section] if section else config)[name] = value
     return config.lock()
 
 

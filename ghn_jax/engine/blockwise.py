@@ -20,6 +20,7 @@ import optax
 from flax.traverse_util import unflatten_dict
 
 from ghn_jax.compilation import ProgramCache, VjpPrograms, build_vjp, compile_lowered
+from ghn_jax.relocation import ProgramsOnDevice
 from ghn_jax.targets import blocks
 from ghn_jax.targets.plan import BlockCall, Plan
 
@@ -48,15 +49,20 @@ class BlockwiseEngine:
         label_smoothing: Share of the target distribution spread over all classes.
         num_threads: How many architectures run at the same time.
         num_compile_threads: How many programs compile at the same time.
+        programs: Compiled programs, shared with engines on other devices; None makes a new cache.
     """
 
     def __init__(
-        self, label_smoothing: float = 0.0, num_threads: int = 1, num_compile_threads: int = 2
+        self,
+        label_smoothing: float = 0.0,
+        num_threads: int = 1,
+        num_compile_threads: int = 2,
+        programs: ProgramCache | ProgramsOnDevice | None = None,
     ) -> None:
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 <= value < 1")
         self._label_smoothing = label_smoothing
-        self._programs = ProgramCache(num_compile_threads)
+        self._programs = programs or ProgramCache(num_compile_threads)
         self._threads = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
 
     @property

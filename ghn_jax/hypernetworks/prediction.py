@@ -27,6 +27,7 @@ from ghn_jax.hypernetworks.tiling import (
     tile_slices,
     untile_gradient,
 )
+from ghn_jax.relocation import ProgramsOnDevice
 
 PyTree = Any
 _SMALLEST_NUM_NODES = 128  # padded sizes are powers of two from here
@@ -65,12 +66,19 @@ class Predictor:
     Args:
         config: Of the hypernetwork.
         num_compile_threads: How many programs compile at the same time.
+        programs: Compiled programs, shared with predictors on other devices; None makes a new
+            cache.
     """
 
-    def __init__(self, config: GHNConfig, num_compile_threads: int = 2) -> None:
+    def __init__(
+        self,
+        config: GHNConfig,
+        num_compile_threads: int = 2,
+        programs: ProgramCache | ProgramsOnDevice | None = None,
+    ) -> None:
         self.config = config
         self._network = Hypernetwork(config)
-        self._programs = ProgramCache(num_compile_threads)
+        self._programs = programs or ProgramCache(num_compile_threads)
 
     @property
     def num_compilations(self) -> int:

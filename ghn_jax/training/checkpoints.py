@@ -8,11 +8,14 @@ memory and come back as numpy arrays: a checkpoint written on one kind of device
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -134,7 +137,8 @@ class CheckpointStore:
         }
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items["run"] = ocp.args.JsonSave(run)
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with self._naming_failures():
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, opt_state_template: PyTree, step: int | None = None) -> Checkpoint:
         """Read a checkpoint back.
@@ -168,12 +172,41 @@ class CheckpointStore:
         )
 
     def wait(self) -> None:
-        """Wait until pending saves are on disk; raises what went wrong in one."""
-        self._manager.wait_until_finished()
+        """Wait until pending saves are on disk.
+
+        Raises:
+            CheckpointError: if one could not be written.
+        """
+        with self._naming_failures():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish pending saves and release the background threads."""
-        self._manager.close()
+        """Finish pending saves and release the background threads.
+
+        Raises:
+            CheckpointError: if one could not be written.
+        """
+        with self._naming_failures():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        """Say which checkpoint is whole when one could not be written, the disk being full."""
+        try:
+            yield
+        # Orbax and TensorStore have many types for what the system refuses.
+        except Exception as error:
+            reason = str(error).strip() or repr(error)
+            # What the system said stands far behind in TensorStore's text.
+            is_full = os.strerror(errno.ENOSPC) in reason
+            reason = os.strerror(errno.ENOSPC) if is_full else reason.splitlines()[0][:300]
+            steps = _finished_steps(self.folder)
+            kept = f"the one of step {steps[-1]} is whole" if steps else "there is no other yet"
+            advice = "make room, then start the same command again" if is_full else "try again"
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self.folder} ({type(error).__name__}:"
+                f" {reason}); {kept}: {advice}"
+            ) from error
 
     def __enter__(self) -> CheckpointStore:
         return self

@@ -123,7 +123,10 @@ class TrainingConfig:
         skip_window: number of most recent steps over which that share is taken.
         compilation_cache_dir: folder of compiled programs kept between runs; None keeps none.
         num_compile_threads: number of threads that compile ahead of need.
-        num_threads: number of architectures whose networks run at the same time.
+        num_threads: number of architectures whose networks run at the same time on each device.
+        num_devices: number of devices of each process that train; None is all of them.
+        num_workers: number of processes that draw architectures, and as many that prepare images,
+            ahead of need; 0 does both in threads.
     """
 
     num_steps: int = 1000
@@ -141,6 +144,8 @@ class TrainingConfig:
     compilation_cache_dir: str | None = None
     num_compile_threads: int = 2
     num_threads: int = 2
+    num_devices: int | None = None
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         for name in (
@@ -154,10 +159,11 @@ class TrainingConfig:
             "num_threads",
         ):
             check_positive_int(name, getattr(self, name))
-        for name in ("max_nodes", "evaluate_every"):
+        for name in ("max_nodes", "evaluate_every", "num_devices"):
             if getattr(self, name) is not None:
                 check_positive_int(name, getattr(self, name))
-        _check_count("seed", self.seed)
+        for name in ("seed", "num_workers"):
+            _check_count(name, getattr(self, name))
         _check_number("label_smoothing", self.label_smoothing, least=0, below=1)
         _check_number("max_skipped_share", self.max_skipped_share, least=0, most=1)
 
@@ -215,6 +221,8 @@ class ExperimentConfig:
         optimizer: the update rule.
         training: the loop.
         evaluation: the evaluations during and after training.
+        architectures: folder of published or generated files (DeepNets-1M) whose architectures are
+            trained on; None draws from the space.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -223,6 +231,7 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    architectures: str | None = None
 
     def __post_init__(self) -> None:
         if self.ghn.num_classes != self.space.num_classes:

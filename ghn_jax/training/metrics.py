@@ -1,12 +1,14 @@
 """What a run reports while it goes: metrics on disk, and progress on the terminal.
 
 In: scalars by name, at a step. Out: TensorBoard event files and `metrics.jsonl` in the run's folder
-(one object per line: step, wall_time in seconds since 1970, then the scalars), and a progress bar,
-or one line of text every few seconds where the output is not a terminal.
+(one object per line: step, wall_time in seconds since 1970, then the scalars), `skipped.jsonl` with
+a line for each architecture that was skipped, and a progress bar, or one line of text every few
+seconds where the output is not a terminal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,6 +21,7 @@ import rich.progress
 import tensorboardX
 
 _FILE = "metrics.jsonl"
+_SKIPPED_FILE = "skipped.jsonl"
 
 
 class MetricWriter:
@@ -35,7 +38,9 @@ class MetricWriter:
         folder = pathlib.Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / _FILE
-        _truncate(self.path, resume_step)
+        self._skipped_path = folder / _SKIPPED_FILE
+        for path in (self.path, self._skipped_path):
+            _truncate(path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
         first_step = 0 if resume_step is None else resume_step + 1
         self._tensorboard = tensorboardX.SummaryWriter(
@@ -70,6 +75,18 @@ class MetricWriter:
         self._file.flush()
         self._tensorboard.flush()
 
+    def write_skipped(self, step: int, index: int, seed: int) -> None:
+        """Note that an architecture was skipped.
+
+        Args:
+            step: of the update that it took no part in.
+            index: of the architecture in its stream.
+            seed: of the stream.
+        """
+        record = {"step": step, "index": index, "seed": seed}
+        with self._skipped_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
     def close(self) -> None:
         """Close the files."""
         self._file.close()
@@ -80,6 +97,19 @@ class MetricWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class NoMetrics(contextlib.nullcontext):
+    """What all processes of a run but the first write: nothing."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def write_skipped(self, step: int, index: int, seed: int) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> NoMetrics:
+        return self
 
 
 class TrainingProgress:
@@ -93,6 +123,7 @@ class TrainingProgress:
         console: rich.console.Console | None = None,
         seconds_between_lines: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        quiet: bool = False,
     ) -> None:
         """Set up; nothing shows before the context is entered.
 
@@ -102,10 +133,11 @@ class TrainingProgress:
             console: where to write; the standard output by default.
             seconds_between_lines: least time between plain lines.
             clock: seconds from any origin.
+            quiet: whether nothing is shown: of several processes one reports.
         """
         self._num_steps = num_steps
         self._first_step = first_step
-        self._console = console or rich.console.Console()
+        self._console = console or rich.console.Console(quiet=quiet)
         self._seconds_between_lines = seconds_between_lines
         self._clock = clock
         self._start = clock()

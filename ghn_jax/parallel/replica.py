@@ -1,0 +1,145 @@
+"""What one device does in a step: predict, run its target networks, pull gradients back.
+
+In: the GHN's parameters on the device, architectures, images. Out: the sum over the architectures
+of the gradients of the GHN's parameters, on the device, and a loss for each.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.graphs import ArchGraph
+from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.parallel.clock import Clock
+from ghn_jax.targets.plan import Plan
+
+_LOGGER = logging.getLogger(__name__)
+PyTree = Any
+
+
+class Work(NamedTuple):
+    """The architectures of one device in a step.
+
+    Attributes:
+        positions: Of the architectures in the meta batch, ascending.
+        plans: Lowered architectures.
+        graphs: Their graphs.
+        capacity: Number of graphs that programs are padded to.
+    """
+
+    positions: tuple[int, ...]
+    plans: tuple[Plan, ...]
+    graphs: tuple[ArchGraph, ...]
+    capacity: int
+
+
+class ReplicaResult(NamedTuple):
+    """Of one device in a step.
+
+    Attributes:
+        grads: Sum over finite architectures of the gradients of the GHN's parameters, on the
+            device; None if there is none.
+        losses: A loss for each architecture, float32, in the order of `Work.positions`.
+        finite: Whether its loss and gradient are finite.
+        seconds: Where the time went.
+    """
+
+    grads: PyTree | None
+    losses: np.ndarray
+    finite: np.ndarray
+    seconds: dict[str, float]
+
+
+class Replica:
+    """A device with its predictor and its engine.
+
+    Args:
+        device: Where it works.
+        predictor: Of the hypernetwork, with programs on the device.
+        engine: Runs target networks, with programs on the device.
+    """
+
+    def __init__(self, device: jax.Device, predictor: Predictor, engine: BlockwiseEngine) -> None:
+        self.device = device
+        self.predictor = predictor
+        self.engine = engine
+
+    def run(
+        self,
+        ghn_params: PyTree,
+        work: Work,
+        images: np.ndarray,
+        labels: np.ndarray,
+        dropout_keys: Sequence[jax.Array] | None = None,
+    ) -> ReplicaResult:
+        """Compute losses and the gradients' sum; in halves where memory does not suffice.
+
+        Args:
+            ghn_params: On the device.
+            work: At least one architecture.
+            images: (B, S, S, 3), normalised.
+            labels: (B,) int32.
+            dropout_keys: One per architecture; None is without dropout.
+
+        Returns:
+            The result.
+
+        Raises:
+            jax.errors.JaxRuntimeError: If a single architecture needs more memory than there is.
+        """
+        try:
+            return self._run(ghn_params, work, images, labels, dropout_keys)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error) or len(work.plans) == 1:
+                raise
+        # Outside the handler: its traceback would keep the arrays that did not fit.
+        half = len(work.plans) // 2
+        _LOGGER.warning(
+            "out of memory on %s with %d architectures; going on with %d and %d",
+            *(self.device, len(work.plans), half, len(work.plans) - half),
+        )
+        results = []
+        for part in (slice(half), slice(half, None)):
+            keys = None if dropout_keys is None else dropout_keys[part]
+            capacity = -(-work.capacity // 2)
+            parts = Work(work.positions[part], work.plans[part], work.graphs[part], capacity)
+            results.append(self.run(ghn_params, parts, images, labels, keys))
+        return _join(*results)
+
+    def _run(self, ghn_params, work, images, labels, dropout_keys) -> ReplicaResult:
+        clock = Clock()
+        prepared = self.predictor.prepare(work.graphs, work.capacity)
+        target_params, pull_back = self.predictor.predict_with_pull_back(ghn_params, prepared)
+        clock.lap("ghn_forward")
+        images, labels = jax.device_put((images, labels), self.device)
+        results = self.engine.loss_and_grads(
+            work.plans, target_params, images, labels, dropout_keys
+        )
+        losses = np.array([float(result.loss) for result in results], np.float32)
+        finite = np.isfinite(losses)
+        for index in np.flatnonzero(finite):
+            finite[index] = all(np.isfinite(np.asarray(g)).all() for g in results[index].grads)
+        clock.lap("targets")
+        grads = None
+        if finite.any():
+            kept = [r.grads if ok else None for r, ok in zip(results, finite, strict=True)]
+            grads = jax.block_until_ready(pull_back(kept))
+        clock.lap("ghn_backward")
+        return ReplicaResult(grads, losses, finite, clock.seconds)
+
+
+def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a device had too little memory: the status code begins the text, JAX has no class."""
+    return str(error).startswith("RESOURCE_EXHAUSTED")
+
+
+def _join(one: ReplicaResult, other: ReplicaResult) -> ReplicaResult:
+    grads = [result.grads for result in (one, other) if result.grads is not None]
+    total = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *grads) if grads else None
+    seconds = {name: one.seconds[name] + other.seconds[name] for name in one.seconds}
+    losses, finite = (np.concatenate(pair) for pair in zip(one[1:3], other[1:3], strict=True))
+    return ReplicaResult(total, losses, finite, seconds)

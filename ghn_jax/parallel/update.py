@@ -1,0 +1,132 @@
+"""Average the gradients of all replicas and update the GHN's parameters, in one program.
+
+Data parallelism over a mesh (`jax.shard_map`): parameters and optimizer state are replicated, every
+replica brings the sum of the gradients of its own architectures, and all make the same update.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from ghn_jax.compilation import compile_lowered
+from ghn_jax.parallel.processes import REPLICA_AXIS, local_devices, stack_replicas
+from ghn_jax.parallel.replica import ReplicaResult
+
+PyTree = Any
+
+
+class Totals(NamedTuple):
+    """What every process knows after an update.
+
+    Attributes:
+        losses: (M,) float32, of all architectures of the meta batch; 0 beyond the last.
+        finite: (M,) bool, whether an architecture took part.
+        norm: Of the mean gradient; where it is not finite, the update was discarded.
+        stop: Whether a process was asked to stop.
+    """
+
+    losses: np.ndarray
+    finite: np.ndarray
+    norm: float
+    stop: bool
+
+
+class Update:
+    """The compiled update of a mesh.
+
+    Args:
+        optimizer: The rule.
+        mesh: Of `replica_mesh`.
+        meta_batch_size: M, most architectures of a step.
+    """
+
+    def __init__(
+        self, optimizer: optax.GradientTransformation, mesh: Mesh, meta_batch_size: int
+    ) -> None:
+        self._optimizer = optimizer
+        self._mesh = mesh
+        self._size = meta_batch_size
+        self._program: jax.stages.Compiled | None = None
+
+    def __call__(
+        self,
+        ghn_params: PyTree,
+        opt_state: PyTree,
+        results: Sequence[tuple[Sequence[int], ReplicaResult | None]],
+        stop: bool = False,
+    ) -> tuple[PyTree, PyTree, Totals]:
+        """Make one update, together with the other processes.
+
+        Args:
+            ghn_params: Replicated.
+            opt_state: Replicated.
+            results: For each local device of the mesh, positions in the meta batch and the result;
+                None for one without work.
+            stop: Whether this process was asked to stop.
+
+        Returns:
+            Parameters and state after the update, replicated, and the totals. Without a finite
+            architecture, or with a mean gradient that is not finite, they are as before.
+        """
+        devices = local_devices(self._mesh)
+        grads, columns = [], []
+        for device, (positions, result) in zip(devices, results, strict=True):
+            column = np.zeros(
+                (self._size + 1, 2), np.float32
+            )  # loss, finite; last the wish to stop
+            column[-1] = stop
+            if result is not None:
+                column[list(positions), 0] = result.losses
+                column[list(positions), 1] = result.finite
+            columns.append(jax.device_put(column, device))
+            has_grads = result is not None and result.grads is not None
+            grads.append(result.grads if has_grads else _zeros(ghn_params, device))
+        arguments = (
+            ghn_params,
+            opt_state,
+            stack_replicas(grads, self._mesh),
+            stack_replicas(columns, self._mesh),
+        )
+        if self._program is None:
+            self._program = compile_lowered(jax.jit(self._sharded()).lower(*arguments))
+        ghn_params, opt_state, table, norm = self._program(*arguments)
+        table, norm = np.asarray(table), float(norm)
+        losses, finite = table[:-1, 0], table[:-1, 1] > 0
+        if not np.isfinite(norm):
+            finite = np.zeros_like(finite)
+        return ghn_params, opt_state, Totals(losses, finite, norm, bool(table[-1, 0] > 0))
+
+    def _sharded(self):
+        replicated, cut = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
+
+        def update(ghn_params, opt_state, grads, column):
+            grads, table = jax.lax.psum((grads, column), REPLICA_AXIS)
+            count = jnp.sum(table[:-1, 1])
+            grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1).astype(g.dtype), grads)
+            updates, new_state = self._optimizer.update(grads, opt_state, ghn_params)
+            new_params = optax.apply_updates(ghn_params, updates)
+            norm = optax.global_norm(grads)
+            keep = (count > 0) & jnp.isfinite(norm)
+
+            def choose(new, old):
+                return jnp.where(keep, new, old)
+
+            new_params = jax.tree.map(choose, new_params, ghn_params)
+            new_state = jax.tree.map(choose, new_state, opt_state)
+            return new_params, new_state, table, norm
+
+        return jax.shard_map(
+            update,
+            mesh=self._mesh,
+            in_specs=(replicated, replicated, cut, cut),
+            out_specs=(replicated,) * 4,
+        )
+
+
+def _zeros(tree: PyTree, device: jax.Device) -> PyTree:
+    return jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), device), tree)

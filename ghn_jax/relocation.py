@@ -1,0 +1,114 @@
+"""Programs compiled once, loaded onto every local device.
+
+An XLA executable belongs to the device it was compiled for. Compiling thousands of programs again
+for each of eight devices would take eight times as long; a copy loads in milliseconds.
+"""
+
+import dataclasses
+import io
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import compiler  # what a loaded executable is told has no public constructor
+from jax.experimental import serialize_executable
+
+from ghn_jax.compilation import ProgramCache, VjpPrograms
+
+
+def relocate(program: Any, device: jax.Device) -> Any:
+    """Load a compiled program onto another device of the same backend.
+
+    Args:
+        program: A `jax.stages.Compiled` for one device, or `VjpPrograms`.
+        device: Where the copy runs.
+
+    Returns:
+        The copy; of `VjpPrograms` the forward program only, since backward ones are lowered from
+        the original.
+    """
+    if isinstance(program, VjpPrograms):
+        return dataclasses.replace(program, forward=relocate(program.forward, device))
+    data, in_tree, out_tree = serialize_executable.serialize(program)
+    unloaded, arguments, no_kwargs = _Loader(io.BytesIO(data), device).load()
+    return jax.stages.Compiled(
+        unloaded.load(), [], in_tree.unflatten(arguments), out_tree, no_kwargs=no_kwargs
+    )
+
+
+class _AnyDevice(dict):
+    """Every device id stands for the one device that is loaded onto."""
+
+    def __init__(self, device: jax.Device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __missing__(self, key: int) -> jax.Device:
+        return self._device
+
+
+class _Loader(serialize_executable._JaxPjrtUnpickler):
+    """JAX's own loader keeps the device that the program was compiled for; this one replaces it."""
+
+    def __init__(self, file: io.BytesIO, device: jax.Device) -> None:
+        super().__init__(file, device.client, [device])
+        self._device = device
+        self.devices_by_id = _AnyDevice(device)
+
+    def persistent_load(self, reference: Any) -> Any:
+        if reference[0] != "exec":
+            return super().persistent_load(reference)
+        options = compiler.get_compile_options(
+            num_replicas=1, num_partitions=1, device_assignment=np.array([[self._device.id]])
+        )
+        return self.backend.deserialize_executable(
+            reference[1], executable_devices=self.execution_devices, compile_options=options
+        )
+
+
+class ProgramsOnDevice:
+    """A `ProgramCache` as seen from one device: what it holds, loaded there on first use.
+
+    Args:
+        cache: Compiles for the default device.
+        device: Where `get` loads programs.
+    """
+
+    def __init__(self, cache: ProgramCache, device: jax.Device) -> None:
+        self._cache = cache
+        self._device = device
+        self._loaded: dict[Hashable, Any] = {}
+
+    @property
+    def num_compilations(self) -> int:
+        """Programs compiled so far, for all devices together."""
+        return self._cache.num_compilations
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._cache
+
+    def get(self, key: Hashable, build: Callable[[], Any]) -> Any:
+        """Return the program of `key` on the device."""
+        program = self._loaded.get(key)
+        if program is None:
+            program = self._loaded[key] = relocate(self._cache.get(key, build), self._device)
+        return program
+
+    def build_here(self, key: Hashable, build: Callable[[], Any]) -> Any:
+        """As the cache does: the original, from which another program is lowered."""
+        return self._cache.build_here(key, build)
+
+    def submit(self, key: Hashable, build: Callable[[], Any]) -> Future:
+        """As the cache does."""
+        return self._cache.submit(key, build)
+
+    def wait(self, keys: Iterable[Hashable]) -> None:
+        """As the cache does."""
+        self._cache.wait(keys)
+
+
+def programs_on(cache: ProgramCache, device: jax.Device) -> ProgramCache | ProgramsOnDevice:
+    """The cache itself for the device it compiles for, else a view of it."""
+    return cache if device == jax.local_devices()[0] else ProgramsOnDevice(cache, device)

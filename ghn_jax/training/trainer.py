@@ -1,0 +1,242 @@
+"""The parts of a training run, and its step.
+
+In: a state and a meta batch. Out: the state after one update. The loss is the mean over the
+architectures of cross-entropy on the same batch of images (spec section 4); every device works on
+its own architectures (`ghn_jax.parallel`).
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ghn_jax.compilation import ProgramCache, enable_compilation_cache
+from ghn_jax.data import Dataset, TrainBatches, load_dataset
+from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.parallel.processes import local_copy, local_devices, replica_mesh, replicate
+from ghn_jax.parallel.replica import Replica, ReplicaResult, Work
+from ghn_jax.parallel.update import Update
+from ghn_jax.relocation import programs_on
+from ghn_jax.training.architecture_sources import create_source
+from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.meta_batches import MetaBatch, MetaBatchRules, iterate_meta_batches
+from ghn_jax.training.optimizers import create_optimizer
+from ghn_jax.training.workers import Workers
+
+PyTree = Any
+Images = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass
+class TrainState:
+    """What changes from step to step, all of it in the checkpoint.
+
+    Attributes:
+        step: Number of updates made.
+        ghn_params: Parameters of the hypernetwork, replicated over the devices of the run.
+        opt_state: State of the optimizer, replicated too.
+        key: Random key from which every step's keys are derived.
+        next_architecture: Index in the source of the first architecture not yet used.
+    """
+
+    step: int
+    ghn_params: PyTree
+    opt_state: PyTree
+    key: jax.Array
+    next_architecture: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """Of one step.
+
+    Attributes:
+        losses: Of all architectures, in the order of the meta batch.
+        finite: Which of them took part in the update.
+        seconds: Where the time went; of parts that devices do at the same time, the longest.
+        balance: Mean over local devices of the time they worked, divided by the longest.
+        stop: Whether a process of the run was asked to stop.
+    """
+
+    losses: np.ndarray
+    finite: np.ndarray
+    seconds: dict[str, float]
+    balance: float
+    stop: bool
+
+
+class Programs(NamedTuple):
+    """Compiled programs, which trainers of the same GHN config and loss can share."""
+
+    ghn: ProgramCache
+    targets: ProgramCache
+
+
+class Trainer:
+    """The parts of a training run and its step.
+
+    Args:
+        config: Of the run.
+        dataset: Images; None loads what the config names.
+        programs: Of an earlier trainer, to compile less; None starts without any.
+
+    Attributes:
+        mesh: Of all devices of the run.
+        replicas: One for each local device.
+
+    Raises:
+        ValueError: If the data set does not fit the space of architectures.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        dataset: Dataset | None = None,
+        programs: Programs | None = None,
+    ) -> None:
+        training = config.training
+        if training.compilation_cache_dir:
+            enable_compilation_cache(training.compilation_cache_dir)
+        self.config = config
+        self.dataset = dataset or load_dataset(config.data.name, config.data.data_dir)
+        check_dataset(config, self.dataset)
+        self.mesh = replica_mesh(training.num_devices)
+        threads = training.num_compile_threads
+        self.programs = programs or Programs(ProgramCache(threads), ProgramCache(threads))
+        devices = local_devices(self.mesh)
+        self.replicas = [self._create_replica(device) for device in devices]
+        self._threads = ThreadPoolExecutor(len(devices), thread_name_prefix="replica")
+        self.batches = TrainBatches(self.dataset, config.data.batch_size, training.seed)
+        self.source = create_source(config.architectures, config.space, training.seed, config.ghn)
+        self.rules = MetaBatchRules(
+            training.meta_batch_size,
+            training.max_nodes,
+            config.data.batch_size,
+            len(devices),
+            jax.process_count(),
+            jax.process_index(),
+        )
+        self.optimizer = create_optimizer(config.optimizer, training.num_steps)
+        self._update = Update(self.optimizer, self.mesh, training.meta_batch_size)
+
+    def _create_replica(self, device: jax.Device) -> Replica:
+        training = self.config.training
+        predictor = Predictor(self.config.ghn, programs=programs_on(self.programs.ghn, device))
+        engine = BlockwiseEngine(
+            training.label_smoothing,
+            training.num_threads,
+            programs=programs_on(self.programs.targets, device),
+        )
+        return Replica(device, predictor, engine)
+
+    @property
+    def predictor(self) -> Predictor:
+        """The predictor of the first local device."""
+        return self.replicas[0].predictor
+
+    @property
+    def engine(self) -> BlockwiseEngine:
+        """The engine of the first local device."""
+        return self.replicas[0].engine
+
+    @property
+    def num_compilations(self) -> int:
+        """Programs compiled so far, of the hypernetwork and of the targets."""
+        return sum(cache.num_compilations for cache in self.programs)
+
+    def init_state(self) -> TrainState:
+        """The state before the first step."""
+        init_key, key = jax.random.split(jax.random.key(self.config.training.seed))
+        ghn_params = self.predictor.init(init_key)
+        opt_state = jax.jit(self.optimizer.init)(ghn_params)
+        return TrainState(
+            0, replicate(ghn_params, self.mesh), replicate(opt_state, self.mesh), key, 0
+        )
+
+    def local_params(self, state: TrainState) -> PyTree:
+        """The GHN's parameters on the first local device."""
+        return local_copy(state.ghn_params, self.replicas[0].device)
+
+    def meta_batches(self, state: TrainState) -> Iterator[MetaBatch]:
+        """The meta batches from a state on, without end, prepared ahead."""
+        num_workers = self.config.training.num_workers
+        return iterate_meta_batches(self.source, self.rules, state.next_architecture, num_workers)
+
+    def image_batches(self, state: TrainState):
+        """The batches of images from a state on, without end, prepared ahead: a context manager."""
+        num_workers = self.config.training.num_workers
+        if num_workers == 0:
+            return self.batches.prefetch(state.step)
+        return Workers(self.batches.batch, state.step, num_workers, 2 * num_workers, "images")
+
+    def step(
+        self, state: TrainState, meta_batch: MetaBatch, batch: Images, stop: bool = False
+    ) -> tuple[TrainState, StepResult]:
+        """Make one update.
+
+        Architectures whose loss or gradient is not finite do not take part in it; without any left
+        the parameters stay as they are.
+
+        Args:
+            state: Before the step.
+            meta_batch: The architectures.
+            batch: Images (B, S, S, 3) and labels (B,).
+            stop: Whether this process was asked to stop.
+
+        Returns:
+            The state after the step, and what happened.
+        """
+        keys = self._dropout_keys(state, len(meta_batch.indices))
+
+        def run(replica: Replica, work: Work | None) -> ReplicaResult | None:
+            if work is None:
+                return None
+            ghn_params = local_copy(state.ghn_params, replica.device)
+            own_keys = None if keys is None else [keys[i] for i in work.positions]
+            return replica.run(ghn_params, work, *batch, own_keys)
+
+        results = list(self._threads.map(run, self.replicas, meta_batch.work))
+        start = time.perf_counter()
+        positions = [work.positions if work else () for work in meta_batch.work]
+        ghn_params, opt_state, totals = self._update(
+            state.ghn_params,
+            state.opt_state,
+            list(zip(positions, results, strict=True)),
+            stop,
+        )
+        seconds, balance = _summarize([r.seconds for r in results if r is not None])
+        seconds["update"] = time.perf_counter() - start
+        num = len(meta_batch.indices)
+        state = TrainState(state.step + 1, ghn_params, opt_state, state.key, meta_batch.next_index)
+        return state, StepResult(
+            totals.losses[:num], totals.finite[:num], seconds, balance, totals.stop
+        )
+
+    def _dropout_keys(self, state: TrainState, num: int) -> Sequence[jax.Array] | None:
+        if not self.config.training.target_dropout:
+            return None
+        return list(jax.random.split(jax.random.fold_in(state.key, state.step), num))
+
+
+def _summarize(seconds: list[dict[str, float]]) -> tuple[dict[str, float], float]:
+    """The longest time of each part, and how evenly the whole was shared out."""
+    if not seconds:
+        return {}, 1.0
+    totals = [sum(parts.values()) for parts in seconds]
+    longest = {name: max(parts[name] for parts in seconds) for name in seconds[0]}
+    return longest, sum(totals) / len(totals) / max(totals)
+
+
+def check_dataset(config: ExperimentConfig, dataset: Dataset) -> None:
+    """Raise ValueError unless the space of architectures is for such images and classes."""
+    for name in ("image_size", "num_classes"):
+        wanted, found = getattr(config.space, name), getattr(dataset, name)
+        if wanted != found:
+            raise ValueError(
+                f"space.{name} is {wanted}, expected {found} for the data set {dataset.name!r}"
+            )

@@ -1,0 +1,139 @@
+"""Run a function of 0, 1, 2, ... ahead of need in other processes, results in order.
+
+In: a function that can be sent to other processes. Out: an iterator. A worker that dies (killed, or
+out of memory) is replaced and what it was doing is done again, a few times; then the iterator
+raises. Nothing waits for a worker that is not there.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+_LOGGER = logging.getLogger(__name__)
+MAX_RESTARTS = 3
+"""How often in a run dead workers are replaced: one that cannot live would come back for ever."""
+
+
+class WorkerError(RuntimeError):
+    """Workers died again and again."""
+
+
+class Workers(Generic[T]):
+    """An iterator over fn(start), fn(start + 1), ..., computed ahead in processes.
+
+    Args:
+        fn: Pickled once for each worker. What it raises, the iterator raises.
+        start: First argument.
+        num_workers: Number of processes; they start at once.
+        num_ahead: Most results computed or being computed ahead: what bounds memory.
+        name: Of what is computed, for messages.
+    """
+
+    def __init__(
+        self, fn: Callable[[int], T], start: int, num_workers: int, num_ahead: int, name: str
+    ) -> None:
+        self._fn = fn
+        self._num_workers = num_workers
+        self._name = name
+        self._restarts = 0
+        self._arguments = itertools.count(start)
+        self._pending: collections.deque[tuple[int, concurrent.futures.Future[T]]]
+        self._pending = collections.deque()
+        self._pool = self._start_pool()
+        for _ in range(num_ahead):
+            self._submit(next(self._arguments))
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        while True:
+            argument, future = self._pending.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool as error:
+                self._pending.appendleft((argument, future))
+                self._restart(error)
+                continue
+            self._submit(next(self._arguments))
+            return result
+
+    def pids(self) -> list[int]:
+        """The processes at work now."""
+        return list(self._pool._processes or ())
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pending.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Workers[T]:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _start_pool(self) -> concurrent.futures.ProcessPoolExecutor:
+        # JAX has threads, which a forked process would lack.
+        return concurrent.futures.ProcessPoolExecutor(
+            self._num_workers,
+            multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(self._fn,),
+        )
+
+    def _submit(self, argument: int) -> None:
+        try:
+            future = self._pool.submit(_call, argument)
+        except BrokenProcessPool as error:
+            future = concurrent.futures.Future()
+            future.set_exception(error)
+        self._pending.append((argument, future))
+
+    def _restart(self, error: BrokenProcessPool) -> None:
+        if self._restarts == MAX_RESTARTS:
+            raise WorkerError(
+                f"processes that prepare {self._name} died {self._restarts + 1} times ({error}):"
+                " they are killed from outside, or memory does not suffice for num_workers ="
+                f" {self._num_workers}"
+            ) from error
+        self._restarts += 1
+        _LOGGER.warning(
+            "a process that prepares %s died; starting anew (%d of %d)",
+            *(self._name, self._restarts, MAX_RESTARTS),
+        )
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        arguments = [argument for argument, _ in self._pending]
+        self._pending.clear()
+        self._pool = self._start_pool()
+        for argument in arguments:
+            self._submit(argument)
+
+
+_fn: Callable[[int], Any] | None = None  # of this worker
+
+
+def _start_worker(fn: Callable[[int], Any]) -> None:
+    global _fn
+    _fn = fn
+    # A worker computes with numpy; should anything ask JAX, no accelerator is taken for it.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # Of a trainer that was killed, no worker stays.
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _call(argument: int) -> Any:
+    assert _fn is not None
+    return _fn(argument)
