@@ -13,6 +13,8 @@ import itertools
 import logging
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -126,8 +128,13 @@ _fn: Callable[[int], Any] | None = None  # of this worker
 def _start_worker(fn: Callable[[int], Any]) -> None:
     global _fn
     _fn = fn
-    # A worker computes with numpy; should anything ask JAX, no accelerator is taken for it.
+    # Ctrl-C reaches every process of the terminal. The trainer saves; until then it needs workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker computes with numpy; should anything ask JAX, no accelerator is taken for it. JAX
+    # reads the variable when it is imported, which unpickling `fn` may have done already.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
     parent = multiprocessing.parent_process()
     assert parent is not None
     # Of a trainer that was killed, no worker stays.
