@@ -9,8 +9,11 @@ In: plans, their parameters in the order of `plan.tensors`, images and labels. O
 gradients of those parameters per architecture.
 """
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -40,6 +43,13 @@ class _Signature(NamedTuple):
     needs_input_grads: bool
     drops: bool
 
+    def describe(self) -> str:
+        fields = dataclasses.asdict(self.block)
+        fields = {k: v for k, v in fields.items() if k not in ("name", "parent")}
+        settings = ",".join(f"{k}={v}" for k, v in fields.items())
+        shapes = " ".join("x".join(map(str, shape)) for shape in self.input_shapes)
+        return f"{type(self.block).__name__} ({settings}) {shapes}"
+
 
 class BlockwiseEngine:
     """Runs plans block by block on shared compiled programs.
@@ -58,6 +68,20 @@ class BlockwiseEngine:
         self._label_smoothing = label_smoothing
         self._programs = ProgramCache(num_compile_threads)
         self._threads = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+        self._observe: Callable[[str, str, float], None] | None = None
+
+    @contextlib.contextmanager
+    def observed(self, observe: Callable[[str, str, float], None]) -> Iterator[None]:
+        """Wait for every program, and report its time: `observe(program, signature, seconds)`.
+
+        Args:
+            observe: Receives "forward" or "backward", a description of the signature, and seconds.
+        """
+        self._observe = observe
+        try:
+            yield
+        finally:
+            self._observe = None
 
     @property
     def num_compilations(self) -> int:
@@ -155,7 +179,8 @@ class BlockwiseEngine:
             else:
                 signature, arguments, residuals = tape[index - 1]
                 backward = self._backward(signature, call)
-                grads[index - 1], *rest = backward(arguments, residuals, dy)
+                arguments = (arguments, residuals, dy)
+                grads[index - 1], *rest = self._run("backward", signature, backward, arguments)
                 d_inputs = rest[0] if rest else ()
             tape[index - 1] = None
             values[index] = None
@@ -174,10 +199,19 @@ class BlockwiseEngine:
                 call, [x.shape for x in inputs], images.dtype, key is not None
             )
             arguments = (call_params, inputs, key) if signature.drops else (call_params, inputs)
-            output, residuals = self._block_programs(signature, call).forward(*arguments)
+            forward = self._block_programs(signature, call).forward
+            output, residuals = self._run("forward", signature, forward, arguments)
             values.append(output)
             tape.append((signature, arguments, residuals))
         return values, tape
+
+    def _run(self, name, signature, program, arguments):
+        if self._observe is None:
+            return program(*arguments)
+        start = time.perf_counter()
+        outputs = jax.block_until_ready(program(*arguments))
+        self._observe(name, signature.describe(), time.perf_counter() - start)
+        return outputs
 
     def _signature(self, call: BlockCall, input_shapes, dtype, drops) -> _Signature:
         needs_input_grads = any(call.inputs)  # value 0 is the image
