@@ -22,7 +22,13 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import unflatten_dict
 
-from ghn_jax.compilation import ProgramCache, VjpPrograms, build_vjp, compile_lowered
+from ghn_jax.compilation import (
+    ProgramCache,
+    VjpPrograms,
+    build_vjp,
+    compile_lowered,
+    keep_freed_memory,
+)
 from ghn_jax.targets import blocks
 from ghn_jax.targets.plan import BlockCall, Plan
 
@@ -65,6 +71,8 @@ class BlockwiseEngine:
     ) -> None:
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 <= value < 1")
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
         self._label_smoothing = label_smoothing
         self._programs = ProgramCache(num_compile_threads)
         self._threads = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
