@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 # Blocks spend their time in convolutions and matrix products, which LLVM does not optimise. With
 # less optimisation, and without the newer pipeline for fusions, they compile in half the time and
@@ -74,11 +75,12 @@ class VjpPrograms:
     Attributes:
         forward: From the arguments to (output, residuals).
         lower_backward: Lowers the program from (arguments, residuals, cotangent of the output) to
-            the cotangents of the differentiated arguments.
+            the cotangents of the differentiated arguments; with `accumulates`, the program takes
+            such cotangents as a fourth argument, whose memory it may use, and adds to them.
     """
 
     forward: jax.stages.Compiled
-    lower_backward: Callable[[], jax.stages.Lowered]
+    lower_backward: Callable[..., jax.stages.Lowered]
 
 
 def build_vjp(fn: Callable, arguments: tuple, num_differentiated: int) -> VjpPrograms:
@@ -117,9 +119,15 @@ def build_vjp(fn: Callable, arguments: tuple, num_differentiated: int) -> VjpPro
     lowered = jax.jit(forward).lower(*shapes)
     output, residuals = lowered.out_info
 
-    def lower_backward():
+    def add_backward(args, residuals, cotangent, totals):
+        return jax.tree.map(jnp.add, totals, backward(args, residuals, cotangent))
+
+    def lower_backward(accumulates: bool = False):
         # Arguments that only the forward program reads stay in the signature: calls look the same.
-        return jax.jit(backward, keep_unused=True).lower(shapes, residuals, output)
+        if not accumulates:
+            return jax.jit(backward, keep_unused=True).lower(shapes, residuals, output)
+        jitted = jax.jit(add_backward, keep_unused=True, donate_argnums=3)
+        return jitted.lower(shapes, residuals, output, shapes[:num_differentiated])
 
     return VjpPrograms(compile_lowered(lowered), lower_backward)
 

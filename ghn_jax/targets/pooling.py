@@ -55,10 +55,9 @@ def _neighbours(x, axis, stride):
     size = x.shape[axis]
     num = (size - 1) // stride + 1
     widths = [(0, 0)] * x.ndim
-    widths[axis] = (1, stride * (num + 1) - size - 1)
+    widths[axis] = (1, 1 if stride == 1 else stride * (num + 1) - size - 1)
     padded = jnp.pad(x, widths, constant_values=-jnp.inf)
     if stride == 1:
-        padded = jnp.pad(padded, [(0, 1 if a == axis else 0) for a in range(x.ndim)])
         return [lax.slice_in_dim(padded, tap, tap + num, axis=axis) for tap in range(3)]
     # (num + 1) pairs: XLA reads slices of an axis of its own faster than strided ones.
     shape = (*x.shape[:axis], num + 1, 2, *x.shape[axis + 1 :])
