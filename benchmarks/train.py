@@ -238,7 +238,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64, help="Images per batch.")
     parser.add_argument("--channels", type=int, default=32, help="Width C of the networks.")
     parser.add_argument("--fc_size", type=int, default=128, help="Width of their hidden layers.")
-    parser.add_argument("--num_threads", type=int, default=1, help="Architectures at a time.")
+    parser.add_argument("--num_threads", type=int, default=2, help="Architectures at a time.")
     parser.add_argument("--num_rounds", type=int, default=3, help="Over all architectures.")
     parser.add_argument("--compilation_cache_dir", help="Folder of compiled programs.")
     parser.add_argument("--profile", action="store_true", help="Print the time of each block.")

@@ -111,10 +111,14 @@ class LayerNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
+        dtype = x.dtype
+        x = x.astype(jnp.float32) if jnp.finfo(dtype).bits < 32 else x
+        scale, bias = scale.astype(x.dtype), bias.astype(x.dtype)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         var = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         normal = x * jax.lax.rsqrt(var + self.epsilon)
-        return normal * operations.as_row(scale, x.ndim) + operations.as_row(bias, x.ndim)
+        y = normal * operations.as_row(scale, x.ndim) + operations.as_row(bias, x.ndim)
+        return y.astype(dtype)
 
 
 class FactorizedReduce(Block):
