@@ -77,7 +77,7 @@ def time_ghn_backward(ghn, graphs, nets, images, labels):
     predicted = [p for p in predicted if isinstance(p, torch.Tensor)]
     loss = mean_loss(nets, images, labels)
     grads = torch.autograd.grad(loss, predicted, retain_graph=True, allow_unused=True)
-    used = [(p, g) for p, g in zip(predicted, grads) if g is not None]
+    used = [(p, g) for p, g in zip(predicted, grads, strict=True) if g is not None]
     start = time.perf_counter()
     torch.autograd.backward([p for p, _ in used], [g for _, g in used])
     return time.perf_counter() - start

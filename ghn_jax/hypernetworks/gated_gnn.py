@@ -160,9 +160,7 @@ def _sweep_bwd(residuals, dh):
         index = end - 1 - (step - first)
         h_node, m_node, x_node = (array[index] for array in nodes)
         # What the receivers of this node's messages send back.
-        d_sent = {
-            name: jnp.einsum("bn,bnd->bd", w[index], dm) for name, w in from_nodes.items()
-        }
+        d_sent = {name: jnp.einsum("bn,bnd->bd", w[index], dm) for name, w in from_nodes.items()}
         (from_receivers,) = jax.vjp(lambda h: _messages(params, h), h_node)[1](d_sent)
         dh_node = d_states[0][index] + from_receivers
         dm_node, dx_node = jax.vjp(lambda m, x: _gru(gru, m, x), m_node, x_node)[1](dh_node)

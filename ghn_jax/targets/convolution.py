@@ -5,8 +5,8 @@ Which one is fast was measured (`benchmarks/ops.py`; 2 cores, batch 64, 32 pixel
 - 1x1: the product of two matrices. Its gradient is fast only if the pixels are one axis.
 - k x k: XLA's convolution and its own gradients, 70 to 110 GFLOP/s; patches and products of shifted
   images are up to twice as slow. Exception: the gradient of the input at stride 2, which XLA
-  computes on an image with zeros between pixels, and generically at that, up to 35 times slower than
-  one dense convolution for each parity of the output's rows and columns.
+  computes on an image with zeros between pixels, up to 35 times slower than one dense convolution
+  for each parity of the input's rows and columns.
 - Kernels about as large as the image: one product with the dense matrix of the linear map.
 - Depthwise: the sum of products of shifted images, 60 times faster than `feature_group_count`.
 
