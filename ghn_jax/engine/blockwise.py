@@ -9,8 +9,12 @@ In: plans, their parameters in the order of `plan.tensors`, images and labels. O
 gradients of those parameters per architecture.
 """
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,12 +23,22 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import unflatten_dict
 
-from ghn_jax.compilation import ProgramCache, VjpPrograms, build_vjp, compile_lowered
+from ghn_jax.compilation import (
+    ProgramCache,
+    VjpPrograms,
+    build_vjp,
+    compile_lowered,
+    keep_freed_memory,
+    lower_shapes,
+)
 from ghn_jax.relocation import ProgramsOnDevice
 from ghn_jax.targets import blocks
 from ghn_jax.targets.plan import BlockCall, Plan
 
 Array = Any  # a numpy or JAX array
+
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class LossAndGrads(NamedTuple):
@@ -41,6 +55,13 @@ class _Signature(NamedTuple):
     needs_input_grads: bool
     drops: bool
 
+    def describe(self) -> str:
+        fields = dataclasses.asdict(self.block)
+        fields = {k: v for k, v in fields.items() if k not in ("name", "parent")}
+        settings = ",".join(f"{k}={v}" for k, v in fields.items())
+        shapes = " ".join("x".join(map(str, shape)) for shape in self.input_shapes)
+        return f"{type(self.block).__name__} ({settings}) {shapes}"
+
 
 class BlockwiseEngine:
     """Runs plans block by block on shared compiled programs.
@@ -49,6 +70,9 @@ class BlockwiseEngine:
         label_smoothing: Share of the target distribution spread over all classes.
         num_threads: How many architectures run at the same time.
         num_compile_threads: How many programs compile at the same time.
+        compute_dtype: "float32" or "bfloat16": what activations and the kernels that meet them
+            are computed in; None is the type of the images. Parameters, their gradients, batch
+            statistics and losses have the type of the parameters whichever it is.
         programs: Compiled programs, shared with engines on other devices; None makes a new cache.
     """
 
@@ -57,13 +81,35 @@ class BlockwiseEngine:
         label_smoothing: float = 0.0,
         num_threads: int = 1,
         num_compile_threads: int = 2,
+        compute_dtype: str | None = None,
         programs: ProgramCache | ProgramsOnDevice | None = None,
     ) -> None:
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 <= value < 1")
+        if compute_dtype not in (None, *COMPUTE_DTYPES):
+            raise ValueError(
+                f"compute_dtype is {compute_dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}"
+            )
+        self._compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
         self._label_smoothing = label_smoothing
         self._programs = programs or ProgramCache(num_compile_threads)
         self._threads = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+        self._observe: Callable[[str, str, float], None] | None = None
+
+    @contextlib.contextmanager
+    def observed(self, observe: Callable[[str, str, float], None]) -> Iterator[None]:
+        """Wait for every program, and report its time: `observe(program, signature, seconds)`.
+
+        Args:
+            observe: Receives "forward" or "backward", a description of the signature, and seconds.
+        """
+        self._observe = observe
+        try:
+            yield
+        finally:
+            self._observe = None
 
     @property
     def num_compilations(self) -> int:
@@ -90,7 +136,7 @@ class BlockwiseEngine:
         Returns:
             One `LossAndGrads` per architecture, in order; values may still be under way.
         """
-        images, labels = jnp.asarray(images), jnp.asarray(labels)
+        images, labels = self._cast(images), jnp.asarray(labels)
         self.compile_ahead(plans, images.shape[0], images.dtype, dropout_keys is not None)
         keys = dropout_keys if dropout_keys is not None else [None] * len(plans)
 
@@ -111,7 +157,7 @@ class BlockwiseEngine:
         Returns:
             (B, num_classes) logits.
         """
-        images = jnp.asarray(images)
+        images = self._cast(images)
         self.compile_ahead([plan], images.shape[0], images.dtype, with_gradients=False)
         return self._forward(plan, target_params, images, None)[0][-1]
 
@@ -132,18 +178,72 @@ class BlockwiseEngine:
             drops: Whether heads drop features.
             with_gradients: Whether the backward programs are needed, too.
         """
-        pending = []
+        keys = []
+        for key, build in self._requests(plans, batch_size, dtype, drops, with_gradients):
+            if key not in self._programs:
+                self._programs.submit(key, build)
+                keys.append(key)
+        self._programs.wait(keys)
+
+    def warm_up(
+        self,
+        plans: Sequence[Plan],
+        batch_size: int,
+        dtype=jnp.float32,
+        drops: bool = False,
+        coverage: float = 0.99,
+        progress: Callable[[Iterable, int], Iterable] = lambda keys, total: keys,
+    ) -> int:
+        """Compile the most frequent programs of a sample of architectures, in parallel threads.
+
+        Compilation runs outside Python's lock, tracing within it: on few cores threads keep all of
+        them busy, and programs need not be traced again, as they would be after having been
+        compiled in another process.
+
+        Args:
+            plans: The sample.
+            batch_size: Number of images in a batch.
+            dtype: Of images and parameters.
+            drops: Whether heads drop features.
+            coverage: Share of all calls whose programs are compiled, 0..1.
+            progress: Wraps the programs while they are waited for, given their number.
+
+        Returns:
+            How many programs that was.
+        """
+        if not 0.0 <= coverage <= 1.0:
+            raise ValueError(f"coverage is {coverage}, expected 0 <= value <= 1")
+        dtype = self._compute_dtype or dtype
+        counts: Counter = Counter()
+        builds = {}
+        for key, build in self._requests(plans, batch_size, dtype, drops):
+            counts[key] += 1
+            builds[key] = build
+        wanted, covered = [], 0
+        for key, count in counts.most_common():
+            if covered >= coverage * counts.total():
+                break
+            covered += count
+            wanted.append(key)
+            self._programs.submit(key, builds[key])
+        for key in progress(wanted, len(wanted)):
+            self._programs.wait([key])
+        return len(wanted)
+
+    def _requests(self, plans, batch_size, dtype, drops, with_gradients=True):
+        """For every call of the plans, the key of its last program and what builds that."""
         for plan in plans:
             shapes = _value_shapes(plan, batch_size)
             for call in plan.calls:
                 signature = self._signature(call, [shapes[i] for i in call.inputs], dtype, drops)
                 backward = with_gradients and not isinstance(call.block, blocks.Sum)
+                build = self._build_backward if backward else _build_forward
                 key = ("backward" if backward else "forward", signature)
-                if key not in self._programs:
-                    build = self._build_backward if backward else _build_forward
-                    self._programs.submit(key, functools.partial(build, signature, call))
-                    pending.append(key)
-        self._programs.wait(pending)
+                yield key, functools.partial(build, signature, call)
+
+    def _cast(self, images: Array) -> jax.Array:
+        images = jnp.asarray(images)
+        return images if self._compute_dtype is None else images.astype(self._compute_dtype)
 
     def _loss_and_grads(self, plan, params, images, labels, key) -> LossAndGrads:
         values, tape = self._forward(plan, params, images, key)
@@ -161,7 +261,8 @@ class BlockwiseEngine:
             else:
                 signature, arguments, residuals = tape[index - 1]
                 backward = self._backward(signature, call)
-                grads[index - 1], *rest = backward(arguments, residuals, dy)
+                arguments = (arguments, residuals, dy)
+                grads[index - 1], *rest = self._run("backward", signature, backward, arguments)
                 d_inputs = rest[0] if rest else ()
             tape[index - 1] = None
             values[index] = None
@@ -180,10 +281,19 @@ class BlockwiseEngine:
                 call, [x.shape for x in inputs], images.dtype, key is not None
             )
             arguments = (call_params, inputs, key) if signature.drops else (call_params, inputs)
-            output, residuals = self._block_programs(signature, call).forward(*arguments)
+            forward = self._block_programs(signature, call).forward
+            output, residuals = self._run("forward", signature, forward, arguments)
             values.append(output)
             tape.append((signature, arguments, residuals))
         return values, tape
+
+    def _run(self, name, signature, program, arguments):
+        if self._observe is None:
+            return program(*arguments)
+        start = time.perf_counter()
+        outputs = jax.block_until_ready(program(*arguments))
+        self._observe(name, signature.describe(), time.perf_counter() - start)
+        return outputs
 
     def _signature(self, call: BlockCall, input_shapes, dtype, drops) -> _Signature:
         needs_input_grads = any(call.inputs)  # value 0 is the image
@@ -209,16 +319,16 @@ class BlockwiseEngine:
             return cotangents[0]
         first = cotangents[0]
         key = ("add", len(cotangents), first.shape, first.dtype)
-        build = lambda: compile_lowered(jax.jit(_add_all).lower(cotangents))  # noqa: E731
+        build = lambda: compile_lowered(lower_shapes(_add_all, cotangents))  # noqa: E731
         return self._programs.get(key, build)(cotangents)
 
     def _loss(self, logits, labels):
         def build():
             smoothing = self._label_smoothing
             grad_fn = jax.value_and_grad(
-                lambda logits, labels: cross_entropy(logits, labels, smoothing)
+                lambda logits, labels: cross_entropy(_at_least_float32(logits), labels, smoothing)
             )
-            return compile_lowered(jax.jit(grad_fn).lower(logits, labels))
+            return compile_lowered(lower_shapes(grad_fn, logits, labels))
 
         return self._programs.get(("loss", logits.shape, logits.dtype), build)(logits, labels)
 
@@ -240,6 +350,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     return jnp.mean(optax.softmax_cross_entropy(logits, targets))
 
 
+def _at_least_float32(array):
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
+
+
 def _add_all(arrays):
     total = arrays[0]
     for array in arrays[1:]:
@@ -258,10 +372,13 @@ def _build_forward(signature: _Signature, call: BlockCall) -> VjpPrograms:
     paths = [tensor.path[1:] for tensor in call.tensors]
 
     def apply(params, inputs, *key):
+        if not isinstance(block, blocks.BatchNorm):  # whose statistics are not rounded
+            params = [param.astype(dtype) for param in params]
         variables = {"params": unflatten_dict(dict(zip(paths, params, strict=True)))}
         return block.apply(variables, *inputs, rngs={"dropout": key[0]} if key else None)
 
-    params = tuple(jax.ShapeDtypeStruct(tensor.shape, dtype) for tensor in call.tensors)
+    param_dtype = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+    params = tuple(jax.ShapeDtypeStruct(tensor.shape, param_dtype) for tensor in call.tensors)
     inputs = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in signature.input_shapes)
     key = (jax.eval_shape(lambda: jax.random.key(0)),) if signature.drops else ()
     num_differentiated = 2 if signature.needs_input_grads else 1

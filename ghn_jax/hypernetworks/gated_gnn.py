@@ -30,15 +30,19 @@ class GatedGNN(nn.Module):
     virtual_edges: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, distance: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, distance: jax.Array, num_visited: jax.Array | int | None = None
+    ) -> jax.Array:
         """Update node states.
 
         Args:
             x: (B, N, D) states, nodes in topological order.
             distance: (B, N, N) uint8 [receiver, sender], 0 where there is no edge.
+            num_visited: () int32, how many of the first nodes are visited, the others being
+                padding: time follows this number, not N. None visits all.
 
         Returns:
-            (B, N, D).
+            (B, N, D); padding keeps its state.
         """
         size = x.shape[-1]
         has_virtual = self.virtual_edges > 1
@@ -59,10 +63,15 @@ class GatedGNN(nn.Module):
                 "state_bias": (3 * size,),
             }.items()
         }
-        x = _sweep(params, gru, x, weights)
-        # Backward in topological order: every array is flipped, and edges point the other way.
+        num_nodes = x.shape[1]
+        num_visited = jnp.asarray(num_nodes if num_visited is None else num_visited, jnp.int32)
+        zero, end = jnp.zeros((), jnp.int32), jnp.full((), num_nodes, jnp.int32)
+        x = _sweep(params, gru, x, weights, (zero, num_visited))
+        # Backward in topological order: every array is flipped, edges point the other way, and
+        # padding comes first.
         flipped = {name: jnp.flip(w, (1, 2)).swapaxes(1, 2) for name, w in weights.items()}
-        return jnp.flip(_sweep(params, gru, jnp.flip(x, 1), flipped), 1)
+        x = _sweep(params, gru, jnp.flip(x, 1), flipped, (end - num_visited, end))
+        return jnp.flip(x, 1)
 
     def _mlp(self, name: str, size: int, hidden_size: int) -> dict[str, jax.Array]:
         first, second = uniform_by_fan_in(size), uniform_by_fan_in(hidden_size)
@@ -114,54 +123,64 @@ def _gather(weights, messages):
 
 
 @jax.custom_vjp
-def _sweep(params, gru, x, weights):
-    """Visit nodes in order; each gathers what earlier ones send: (B, N, D) -> (B, N, D)."""
-    return _sweep_fwd(params, gru, x, weights)[0]
+def _sweep(params, gru, x, weights, span):
+    """Visit the nodes of span = (first, end) in order; each gathers what earlier ones send."""
+    return _sweep_fwd(params, gru, x, weights, span)[0]
 
 
-def _sweep_fwd(params, gru, x, weights):
-    def visit(sent, node):
-        index, state, to_node = node  # (), (B, D), {(B, N)}
-        m = _gather(to_node, sent)
-        h = _gru(gru, m, state)
-        new = _messages(params, h)
+def _sweep_fwd(params, gru, x, weights, span):
+    states = _nodes_first(x)  # (N, B, D)
+    to_nodes = jax.tree.map(_nodes_first, weights)  # (N, B, N) by receiver
+
+    def visit(index, carry):
+        sent, h, m = carry
+        message = _gather({name: w[index] for name, w in to_nodes.items()}, sent)
+        state = _gru(gru, message, states[index])
+        new = _messages(params, state)
         sent = {
             name: lax.dynamic_update_slice_in_dim(sent[name], new[name][:, None], index, 1)
             for name in sent
         }
-        return sent, (h, m)
+        return sent, h.at[index].set(state), m.at[index].set(message)
 
     sent = {name: jnp.zeros_like(x) for name in params}
-    to_nodes = jax.tree.map(_nodes_first, weights)  # (N, B, N)
-    _, (h, m) = lax.scan(visit, sent, (jnp.arange(x.shape[1]), _nodes_first(x), to_nodes))
+    _, h, m = lax.fori_loop(*span, visit, (sent, states, jnp.zeros_like(states)))
     h, m = _nodes_first(h), _nodes_first(m)  # (B, N, D)
-    return h, (params, gru, x, weights, h, m)
+    return h, (params, gru, x, weights, span, h, m)
 
 
 def _sweep_bwd(residuals, dh):
-    params, gru, x, weights, h, m = residuals
+    params, gru, x, weights, (first, end), h, m = residuals
+    from_nodes = jax.tree.map(lambda w: jnp.moveaxis(w, 2, 0), weights)  # (N, B, N) by sender
+    nodes = [_nodes_first(array) for array in (h, m, x)]
 
-    def visit(dm, node):
-        index, dh_node, h_node, m_node, x_node, from_node = node
+    def visit(step, carry):
+        # Of padding, d_states is the cotangent itself and the others are zero.
+        dm, d_states, d_sent_all = carry
+        index = end - 1 - (step - first)
+        h_node, m_node, x_node = (array[index] for array in nodes)
         # What the receivers of this node's messages send back.
-        d_sent = {name: jnp.einsum("bn,bnd->bd", w, dm) for name, w in from_node.items()}
+        d_sent = {name: jnp.einsum("bn,bnd->bd", w[index], dm) for name, w in from_nodes.items()}
         (from_receivers,) = jax.vjp(lambda h: _messages(params, h), h_node)[1](d_sent)
-        dh_node = dh_node + from_receivers
+        dh_node = d_states[0][index] + from_receivers
         dm_node, dx_node = jax.vjp(lambda m, x: _gru(gru, m, x), m_node, x_node)[1](dh_node)
         dm = lax.dynamic_update_slice_in_dim(dm, dm_node[:, None], index, 1)
-        return dm, (dh_node, dx_node, d_sent)
+        d_states = (d_states[0].at[index].set(dh_node), d_states[1].at[index].set(dx_node))
+        d_sent_all = {name: d_sent_all[name].at[index].set(d_sent[name]) for name in d_sent}
+        return dm, d_states, d_sent_all
 
-    nodes = (
-        jnp.arange(x.shape[1]),
-        *(_nodes_first(array) for array in (dh, h, m, x)),
-        jax.tree.map(lambda w: jnp.moveaxis(w, 2, 0), weights),  # (N, B, N) by sender
-    )
-    _, outputs = lax.scan(visit, jnp.zeros_like(x), nodes, reverse=True)
-    dh, dx, d_sent = jax.tree.map(_nodes_first, outputs)
-    # Gradients of the parameters, all nodes at once.
+    dh = _nodes_first(dh)  # (N, B, D)
+    zeros = jnp.zeros_like(dh)
+    carry = (jnp.zeros_like(x), (dh, dh), dict.fromkeys(params, zeros))
+    _, (dh, dx), d_sent = lax.fori_loop(first, end, visit, carry)
+    # Gradients of the parameters, all visited nodes at once.
+    index = jnp.arange(dh.shape[0], dtype=jnp.int32)
+    visited = ((index >= first) & (index < end)).reshape(-1, 1, 1)
+    dh = jnp.where(visited, dh, zeros)
+    h, m, states = nodes
     (d_params,) = jax.vjp(lambda params: _messages(params, h), params)[1](d_sent)
-    (d_gru,) = jax.vjp(lambda gru: _gru(gru, m, x), gru)[1](dh)
-    return d_params, d_gru, dx, jax.tree.map(jnp.zeros_like, weights)
+    (d_gru,) = jax.vjp(lambda gru: _gru(gru, m, states), gru)[1](dh)
+    return d_params, d_gru, _nodes_first(dx), None, None
 
 
 _sweep.defvjp(_sweep_fwd, _sweep_bwd)

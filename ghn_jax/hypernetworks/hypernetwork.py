@@ -53,7 +53,8 @@ class Hypernetwork(nn.Module):
         """
         x = self.embedding(batch.primitive, batch.shape_index)
         if self.config.message_passing == "gated_gnn":
-            x = self.gnn(x, batch.distance)
+            num_visited = jnp.max(jnp.sum(batch.node_mask, axis=1, dtype=jnp.int32))
+            x = self.gnn(x, batch.distance, num_visited)
         else:
             x = self.mlp(x)
         return self.norm(x) if self.config.layer_norm else x

@@ -30,6 +30,8 @@ from ghn_jax.hypernetworks.tiling import (
 from ghn_jax.relocation import ProgramsOnDevice
 
 PyTree = Any
+Array = Any  # numpy or JAX
+_DECODERS = ("kernels", "vectors")  # submodules of the hypernetwork
 _SMALLEST_NUM_NODES = 128  # padded sizes are powers of two from here
 _SMALLEST_NUM_TILES = 4
 # Embeddings are padded to this many nodes per graph, so that decoders see one size for most
@@ -114,7 +116,7 @@ class Predictor:
         for index, graph in enumerate(graphs):
             graph_sources = []
             for tensor in graph.tensors:
-                key = request_key(tensor)
+                key = request_key(tensor, self.config.max_shape)
                 nodes = rows.setdefault(key, {})
                 node = index * num_nodes + tensor.node
                 row = nodes.setdefault(node, len(nodes))
@@ -187,29 +189,30 @@ class Predictor:
                 used = untile_gradient(np.asarray(grad), tile.shape, tensor.role, source.factor, np)
                 part = tile[tile_slices(tile.shape, tensor.shape, tensor.role)]
                 part += used.reshape(part.shape)
-        d_params: dict[str, PyTree] = {}
-        d_embeddings = None
+        d_decoders, d_embeddings = self._zeros(ghn_params, embeddings)
         for key, nodes in prepared.requests.items():
             decoder = _decoder(key)
             arguments = (ghn_params[decoder], embeddings, nodes)
             backward = self._decode_backward(ghn_params, key, embeddings, nodes)
-            d_decoder, d_rows = backward(arguments, residuals[key], d_tiles[key])
-            d_params[decoder] = self._add(d_params.get(decoder), d_decoder)
-            d_embeddings = self._add(d_embeddings, d_rows)
+            totals = (d_decoders[decoder], d_embeddings)
+            totals = backward(arguments, residuals[key], d_tiles[key], totals)
+            d_decoders[decoder], d_embeddings = totals
         batch = prepared.batch
         backward = self._programs.get(
             ("embed backward", batch.primitive.shape),
             lambda: self._build_embed_backward(ghn_params, batch),
         )
-        (d_others,) = backward((ghn_params, batch), embed_residuals, d_embeddings)
-        return {name: self._add(d_others[name], d_params.get(name)) for name in d_others}
+        # The decoders have no part in the embeddings, nor the others in decoding.
+        (d_params,) = backward((ghn_params, batch), embed_residuals, d_embeddings)
+        return {**d_params, **d_decoders}
 
-    def _add(self, total, new):
-        if total is None or new is None:
-            return new if total is None else total
-        key = ("add", jax.tree.structure(total), tuple(x.shape for x in jax.tree.leaves(total)))
-        build = lambda: compile_lowered(jax.jit(_tree_add, donate_argnums=0).lower(total, new))  # noqa: E731
-        return self._programs.get(key, build)(total, new)
+    def _zeros(self, ghn_params, embeddings) -> tuple[dict[str, PyTree], Array]:
+        """New arrays in which gradients are summed: of the decoders, and of the embeddings."""
+        shapes = ({name: ghn_params[name] for name in _DECODERS}, embeddings)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # noqa: E731
+        build = lambda: compile_lowered(jax.jit(zeros).lower())  # noqa: E731
+        return self._programs.get(("zeros", embeddings.shape), build)()
 
     def _embed_programs(self, ghn_params, batch) -> VjpPrograms:
         build = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
@@ -238,7 +241,7 @@ class Predictor:
             program_key = ("decode", key, embeddings.shape, nodes.shape)
             build_forward = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
             programs = self._programs.build_here(program_key, build_forward)
-            return compile_lowered(programs.lower_backward())
+            return compile_lowered(programs.lower_backward(accumulates=True))
 
         return self._programs.get(("decode backward", key, embeddings.shape, nodes.shape), build)
 
@@ -273,7 +276,3 @@ def _pad(nodes: list[int]) -> np.ndarray:
     """Indices padded to a power of two with the first one, whose tile is not read again."""
     size = _next_size(len(nodes), _SMALLEST_NUM_TILES)
     return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
-
-
-def _tree_add(total, new):
-    return jax.tree.map(jnp.add, total, new)

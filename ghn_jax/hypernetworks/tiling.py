@@ -14,6 +14,7 @@ from ghn_jax.targets.tracing import ROLES, ParameterTensor
 Array = Any  # numpy or JAX
 
 
+_SMALLEST_BOUNDED = 32  # channels
 KINDS = ("kernel", "depthwise", "position", "vector", "classifier_kernel", "classifier_bias")
 
 
@@ -46,7 +47,8 @@ def request_key(
         tensor: Of a target network.
         max_shape: (O, I, S, S) of the hypernetwork, to decode of narrow kernels the part in use
             only. Channels are bounded by a sixteenth (an image's three channels) or a half of the
-            tile, so that keys stay few: programs are compiled for each. None decodes whole tiles.
+            tile, so that keys stay few: programs are compiled for each. Tiles of fewer than 32
+            channels are decoded whole: compiling more would cost more. None decodes whole tiles.
 
     Returns:
         The key.
@@ -144,6 +146,8 @@ def tile_slices(tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str) 
 
 
 def _channel_bound(needed: int, size: int) -> int:
+    if size < _SMALLEST_BOUNDED:
+        return 0
     return next((bound for bound in (size // 16, size // 2) if needed <= bound), 0)
 
 

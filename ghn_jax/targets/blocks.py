@@ -37,9 +37,9 @@ class Conv(Block):
 
     @nn.compact
     def __call__(self, x):
-        x = jax.nn.relu(x) if self.activate else x
         shape = (*self.kernel, x.shape[-1], self.features)
-        return operations.convolve(x, self.param("kernel", _kernel_init, shape), self.stride)
+        kernel = self.param("kernel", _kernel_init, shape)
+        return operations.convolve(x, kernel, self.stride, self.activate)
 
     @nn.nowrap
     def trace(self, tracer, x):
@@ -56,7 +56,7 @@ class DepthwiseConv(Block):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", _kernel_init, (self.kernel, self.kernel, 1, x.shape[-1]))
-        return operations.convolve_depthwise(jax.nn.relu(x), kernel, self.stride, self.dilation)
+        return operations.convolve_depthwise(x, kernel, self.stride, self.dilation, activate=True)
 
     @nn.nowrap
     def trace(self, tracer, x):
@@ -84,19 +84,18 @@ class BatchNorm(Block):
             running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
             running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if use_running_average:
-            mean, var = running_mean.value, running_var.value
-        else:
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(x, axis=axes)
-            var = jnp.mean(jnp.square(x - _as_row(mean, x.ndim)), axis=axes)
-            if tracks and not self.is_initializing():
-                count = x.size // channels
-                unbiased = var * (count / max(count - 1, 1))
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return x * _as_row(factor, x.ndim) + _as_row(bias - mean * factor, x.ndim)
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            shift = bias - running_mean.value * factor
+            y = x * operations.as_row(factor, x.ndim) + operations.as_row(shift, x.ndim)
+            return y.astype(x.dtype)
+        if tracks and not self.is_initializing():
+            mean, var = operations.moments(x)
+            count = x.size // channels
+            unbiased = var * (count / max(count - 1, 1))
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        return operations.batch_norm(x, scale, bias, self.epsilon)
 
     @nn.nowrap
     def trace(self, tracer, x):
@@ -112,15 +111,14 @@ class LayerNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
+        dtype = x.dtype
+        x = x.astype(jnp.float32) if jnp.finfo(dtype).bits < 32 else x
+        scale, bias = scale.astype(x.dtype), bias.astype(x.dtype)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         var = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return x * jax.lax.rsqrt(var + self.epsilon) * _as_row(scale, x.ndim) + _as_row(
-            bias, x.ndim
-        )
-
-
-def _as_row(vector, ndim):
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
+        normal = x * jax.lax.rsqrt(var + self.epsilon)
+        y = normal * operations.as_row(scale, x.ndim) + operations.as_row(bias, x.ndim)
+        return y.astype(dtype)
 
 
 class FactorizedReduce(Block):
@@ -134,15 +132,14 @@ class FactorizedReduce(Block):
 
     @nn.compact
     def __call__(self, x):
-        x = jax.nn.relu(x)
         odd_h, odd_w = x.shape[1] % 2, x.shape[2] % 2
         shifted = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, odd_h), (0, odd_w), (0, 0)))
         shape = (1, 1, x.shape[-1], self.features // 2)
         first = self.param("kernel_1", _kernel_init, shape)
         second = self.param("kernel_2", _kernel_init, shape)
         halves = [
-            operations.convolve(x, first, (2, 2)),
-            operations.convolve(shifted, second, (2, 2)),
+            operations.convolve(x, first, (2, 2), activate=True),
+            operations.convolve(shifted, second, (2, 2), activate=True),
         ]
         return jnp.concatenate(halves, axis=-1)
 
@@ -241,16 +238,12 @@ class Attention(Block):
     @nn.compact
     def __call__(self, x):
         batch, height, width, channels = x.shape
-        head_size = channels // self.num_heads
-        x = x.reshape(batch, height * width, channels)
+        inner = self.num_heads * (channels // self.num_heads)
+        x = x.reshape(-1, channels)  # all tokens of all images: products of matrices
         y = LayerNorm(name="norm_1")(x)
-        inner = 3 * self.num_heads * head_size
-        qkv = nn.Dense(inner, use_bias=False, kernel_init=_kernel_init, name="qkv")(y)
-        qkv = qkv.reshape(batch, height * width, 3, self.num_heads, head_size)
-        query, key, value = jnp.moveaxis(qkv, 2, 0)  # (B, tokens, heads, C / heads) each
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * head_size**-0.5
-        y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), value)
-        y = y.reshape(batch, height * width, self.num_heads * head_size)
+        qkv = nn.Dense(3 * inner, use_bias=False, kernel_init=_kernel_init, name="qkv")(y)
+        y = operations.attend(qkv.reshape(batch, height * width, -1), self.num_heads)
+        y = y.reshape(-1, inner)
         x = x + nn.Dense(channels, kernel_init=_kernel_init, name="proj")(y)
         y = LayerNorm(name="norm_2")(x)
         y = nn.Dense(channels, kernel_init=_kernel_init, name="mlp_1")(y)

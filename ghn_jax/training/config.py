@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("constant", "step", "cosine")
 PREDEFINED_SPLIT = "predefined"
 """The split that holds ResNet-50 and the ViT; it is listed, not drawn."""
@@ -112,6 +113,8 @@ class TrainingConfig:
         meta_batch_size: number of architectures in each step.
         max_nodes: largest number of nodes of a step's architectures together; None is no limit.
         label_smoothing: share of the target probability spread evenly over all classes.
+        compute_dtype: what target networks compute in, float32 or bfloat16; parameters, gradients and
+            losses are float32 either way.
         target_dropout: whether target networks apply their dropout while the GHN trains.
         seed: seed of initial parameters, architectures, image order and augmentation.
         checkpoint_every: number of steps between checkpoints.
@@ -133,6 +136,7 @@ class TrainingConfig:
     meta_batch_size: int = 8
     max_nodes: int | None = 2200
     label_smoothing: float = 0.0
+    compute_dtype: str = "float32"
     target_dropout: bool = True
     seed: int = 0
     checkpoint_every: int = 1000
@@ -162,6 +166,7 @@ class TrainingConfig:
         for name in ("max_nodes", "evaluate_every", "num_devices"):
             if getattr(self, name) is not None:
                 check_positive_int(name, getattr(self, name))
+        check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         for name in ("seed", "num_workers"):
             _check_count(name, getattr(self, name))
         _check_number("label_smoothing", self.label_smoothing, least=0, below=1)

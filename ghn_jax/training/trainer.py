@@ -130,6 +130,7 @@ class Trainer:
         engine = BlockwiseEngine(
             training.label_smoothing,
             training.num_threads,
+            compute_dtype=training.compute_dtype,
             programs=programs_on(self.programs.targets, device),
         )
         return Replica(device, predictor, engine)

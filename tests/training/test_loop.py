@@ -216,7 +216,11 @@ def assert_same_end(one, other):
     assert_same_bits(jax.random.key_data(state.key), jax.random.key_data(expected.key))
     assert (state.step, state.next_architecture) == (expected.step, expected.next_architecture)
     rows, expected_rows = (
-        [(row["step"], row["loss"], row["skipped"]) for row in read_metrics(folder) if "loss" in row]
+        [
+            (row["step"], row["loss"], row["skipped"])
+            for row in read_metrics(folder)
+            if "loss" in row
+        ]
         for folder in (workdir, expected_workdir)
     )
     assert rows == expected_rows

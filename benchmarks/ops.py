@@ -1,0 +1,173 @@
+"""Time each implementation of an operation, forward and gradient, by shape.
+
+    python benchmarks/ops.py [--batch_size 64] [--match 32x32]
+
+`ghn_jax.targets` chooses between them by this table. Rows are ratios to the native operation of the
+same run: below 1 is faster. "ours" is what the engine runs.
+"""
+
+import argparse
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax import lax  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from ghn_jax.compilation import build_vjp, compile_lowered, keep_freed_memory  # noqa: E402
+from ghn_jax.targets import convolution, operations  # noqa: E402
+
+# (image size, channels in, channels out, kernel, stride); depthwise where channels out is 0.
+CONVOLUTIONS = [
+    (size, channels, channels, kernel, stride)
+    for size, channels in ((8, 16), (4, 32), (2, 64), (16, 32), (8, 128), (32, 32))
+    for kernel in (1, 3, 5, 7)
+    for stride in (1, 2)
+]
+DEPTHWISE = [(8, 16, 0, 3, 1), (8, 16, 0, 5, 1), (16, 32, 0, 5, 1), (32, 32, 0, 5, 2)]
+
+
+def native(stride: int, groups: int) -> Callable:
+    """A relu and XLA's convolution."""
+
+    def convolve(x, kernel):
+        padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
+        return lax.conv_general_dilated(
+            jax.nn.relu(x),
+            kernel,
+            (stride, stride),
+            padding,
+            dimension_numbers=convolution.IMAGE_LAYOUT,
+            feature_group_count=groups,
+        )
+
+    return convolve
+
+
+def by_patches(stride: int) -> Callable:
+    """One product with all windows of the image."""
+
+    def convolve(x, kernel):
+        windows = convolution.shifted_windows(jax.nn.relu(x), kernel.shape[:2], (stride, stride))
+        patches = jnp.concatenate(windows, axis=-1)
+        return convolution.multiply_pixels(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+    return convolve
+
+
+def convolution_cases(batch_size: int):
+    """Convolutions: name, implementations, arguments."""
+    for shape in CONVOLUTIONS + DEPTHWISE:
+        size, channels, channels_out, kernel, stride = shape
+        kind = "" if channels_out else " depthwise"
+        name = f"{size}x{size}x{channels} {kernel}x{kernel}/{stride}{kind}"
+        yield name, *convolutions(batch_size, *shape)
+
+
+def convolutions(batch_size, size, channels, channels_out, kernel, stride):
+    """All implementations that make sense for a shape, the native one first; their arguments."""
+    x = jnp.ones((batch_size, size, size, channels))
+    if channels_out == 0:
+        weights = jnp.ones((kernel, kernel, 1, channels))
+        ours = functools.partial(operations.convolve_depthwise, stride=stride, activate=True)
+        return {"native": native(stride, channels), "ours": ours}, (x, weights)
+    weights = jnp.ones((kernel, kernel, channels, channels_out))
+    strides = (stride, stride)
+    found = {
+        "native": native(stride, 1),
+        "ours": functools.partial(operations.convolve, stride=strides, activate=True),
+    }
+    if kernel > 1:
+        found["patches"] = by_patches(stride)
+        if size <= 8 and channels <= 64:
+            dense = convolution.convolve_by_dense_matrix
+            found["dense matrix"] = lambda x, w: dense(jax.nn.relu(x), w, strides)
+    return found, (x, weights)
+
+
+def others(batch_size: int):
+    """Pools, norms and attention: name, implementations, arguments."""
+    for size, channels, stride in ((16, 32, 1), (11, 128, 1), (32, 96, 2)):
+        pools = {
+            "native": functools.partial(
+                operations._pool, init=-jnp.inf, reduce_fn=lax.max, stride=stride
+            ),
+            "ours": functools.partial(operations.max_pool, stride=stride),
+        }
+        x = jax.random.normal(jax.random.key(0), (batch_size, size, size, channels))
+        yield f"{size}x{size}x{channels} max pool/{stride}", pools, (x,)
+    for size, channels in ((16, 32), (32, 96)):
+        norms = {"native": derived_norm, "ours": lambda *a: operations.batch_norm(*a, 1e-5)}
+        x = jax.random.normal(jax.random.key(0), (batch_size, size, size, channels))
+        ones = jnp.ones(channels)
+        yield f"{size}x{size}x{channels} batch norm", norms, (x, ones, ones)
+    for channels in (32, 128):
+        attentions = {"native": derived_attention, "ours": lambda x: operations.attend(x, 8)}
+        x = jax.random.normal(jax.random.key(0), (batch_size, 121, 3 * channels))
+        yield f"121 tokens, {channels} channels attention", attentions, (x,)
+
+
+def derived_norm(x, scale, bias):
+    """Batch norm with the gradient that JAX derives."""
+    mean, var = operations.moments(x)
+    factor = scale * lax.rsqrt(var + 1e-5)
+    return x * operations.as_row(factor, 4) + operations.as_row(bias - mean * factor, 4)
+
+
+def derived_attention(qkv, num_heads=8):
+    """Attention with the gradient that JAX derives."""
+    batch, tokens, width = qkv.shape
+    query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, num_heads, -1), 2, 0)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+    y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), value)
+    return y.reshape(batch, tokens, width // 3)
+
+
+def time_vjp(fn: Callable, arguments: tuple, repeats: int = 7) -> tuple[float, float]:
+    """Median seconds of forward plus gradient, and seconds of compilation."""
+    start = time.perf_counter()
+    programs = build_vjp(fn, arguments, len(arguments))
+    backward = compile_lowered(programs.lower_backward())
+    compilation = time.perf_counter() - start
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        output, residuals = programs.forward(*arguments)
+        jax.block_until_ready(backward(arguments, residuals, output))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times), compilation
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch_size", type=int, default=64, help="Images per batch.")
+    parser.add_argument("--match", default="", help="Only shapes whose description has this.")
+    flags = parser.parse_args()
+    keep_freed_memory()
+    table = Table(title=f"forward + gradient, batch {flags.batch_size}, {jax.default_backend()}")
+    for column in ("operation", "implementation", "ms", "of native", "compilation, s"):
+        table.add_column(column, justify="left" if column == "operation" else "right")
+    cases = [*convolution_cases(flags.batch_size), *others(flags.batch_size)]
+    for name, implementations, arguments in cases:
+        if flags.match not in name:
+            continue
+        base = None
+        for label, fn in implementations.items():
+            seconds, compilation = time_vjp(fn, arguments)
+            base = base or seconds
+            ratio = f"{seconds / base:.2f}"
+            table.add_row(name, label, f"{1e3 * seconds:.2f}", ratio, f"{compilation:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

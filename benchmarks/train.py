@@ -1,0 +1,251 @@
+"""Time training steps of a GHN-2 on architectures of an official file, against the original.
+
+    python benchmarks/train.py [--directory ../shared/reference] [--profile] [--json]
+
+Forward and backward of the GHN and of its target networks; drawing architectures, augmenting
+images and the optimizer's update are left out. Where PPUDA names a checkout of
+facebookresearch/ppuda and TORCH_PYTHON a Python that has torch (the default is this one), the
+original runs on exactly the same architectures, its rounds between ours, each alone on the machine.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from ghn_jax.compilation import enable_compilation_cache  # noqa: E402
+from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
+from ghn_jax.hypernetworks import ghn2  # noqa: E402
+from ghn_jax.hypernetworks.prediction import Predictor  # noqa: E402
+from ghn_jax.interop.deepnets1m import DeepNets1M  # noqa: E402
+from ghn_jax.targets.plan import lower  # noqa: E402
+
+IMAGE_SIZE, NUM_CLASSES = 32, 10
+PHASES = ("ghn_forward", "targets", "ghn_backward")
+
+
+class Steps:
+    """The architectures of the file, the parts that train on them, and the clock.
+
+    Args:
+        arguments: Of the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        config = ghn2(num_classes=NUM_CLASSES)
+        self.predictor = Predictor(config)
+        self.engine = BlockwiseEngine(num_threads=arguments.num_threads)
+        self.ghn_params = self.predictor.init(jax.random.key(0))
+        rng = np.random.default_rng(0)
+        shape = (arguments.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3)
+        self.images = rng.standard_normal(shape, dtype=np.float32)
+        self.labels = rng.integers(0, NUM_CLASSES, arguments.batch_size).astype(np.int32)
+        nets = DeepNets1M(arguments.directory, "train", IMAGE_SIZE)
+        pairs = [self._read(nets, i, arguments) for i in range(arguments.num_architectures)]
+        size = arguments.meta_batch_size
+        self.meta_batches = []
+        for first in range(0, len(pairs), size):
+            plans, graphs = zip(*pairs[first : first + size], strict=True)
+            self.meta_batches.append((plans, self.predictor.prepare(graphs, size)))
+        self.num_architectures = len(pairs)
+
+    @property
+    def num_compilations(self) -> int:
+        """Programs compiled so far."""
+        return self.predictor.num_compilations + self.engine.num_compilations
+
+    def round(self) -> dict[str, float]:
+        """Seconds per architecture of each phase, over all architectures."""
+        seconds = dict.fromkeys(PHASES, 0.0)
+        for plans, prepared in self.meta_batches:
+            times = [time.perf_counter()]
+            params, pull_back = self.predictor.predict_with_pull_back(self.ghn_params, prepared)
+            times.append(time.perf_counter())
+            results = self.engine.loss_and_grads(plans, params, self.images, self.labels)
+            jax.block_until_ready(results)
+            times.append(time.perf_counter())
+            jax.block_until_ready(pull_back([result.grads for result in results]))
+            times.append(time.perf_counter())
+            for phase, seconds_taken in zip(PHASES, np.diff(times), strict=True):
+                seconds[phase] += seconds_taken / self.num_architectures
+        return {**seconds, "step": sum(seconds.values())}
+
+    def profile(self) -> dict[tuple[str, str], tuple[float, int]]:
+        """Seconds and number of calls by signature and program, over all architectures."""
+        total: dict[tuple[str, str], tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+
+        def observe(program, signature, seconds):
+            so_far, count = total[program, signature]
+            total[program, signature] = so_far + seconds, count + 1
+
+        with self.engine.observed(observe):
+            for plans, prepared in self.meta_batches:
+                params = self.predictor.predict(self.ghn_params, prepared)
+                self.engine.loss_and_grads(plans, params, self.images, self.labels)
+        return total
+
+    def _read(self, nets: DeepNets1M, index: int, arguments: argparse.Namespace):
+        sizes = {"channels": arguments.channels, "fc_size": arguments.fc_size}
+        architecture = type(nets.architecture(index)).from_official(nets.entry(index), **sizes)
+        graph = nets.graph(index, NUM_CLASSES, architecture=architecture)
+        return lower(architecture, IMAGE_SIZE, NUM_CLASSES), graph
+
+
+class Original:
+    """The original implementation in a process of its own, which waits between rounds."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        python = os.environ.get("TORCH_PYTHON", sys.executable)
+        script = Path(__file__).with_name("original.py")
+        command = [python, str(script), f"--directory={arguments.directory}"]
+        for name in (
+            *("num_architectures", "meta_batch_size", "batch_size"),
+            *("channels", "fc_size"),
+        ):
+            command.append(f"--{name}={getattr(arguments, name)}")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.available = self._process.stdout.readline().strip() == "ready"
+
+    def round(self, split: bool = False) -> dict[str, float]:
+        """Seconds per architecture of a round."""
+        self._process.stdin.write("split\n" if split else "round\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def main() -> None:
+    """Print the tables, and one JSON object where asked."""
+    arguments = parse_arguments()
+    if arguments.compilation_cache_dir:
+        enable_compilation_cache(arguments.compilation_cache_dir)
+    console = Console(stderr=arguments.json)
+    steps = Steps(arguments)
+    start = time.perf_counter()
+    steps.round()
+    first = {"seconds": time.perf_counter() - start, "compilations": steps.num_compilations}
+    original = Original(arguments) if os.environ.get("PPUDA") else None
+    with contextlib.ExitStack() as stack:
+        rounds, original_rounds = [], []
+        if original is not None:
+            stack.callback(original.close)
+            if original.available:
+                original.round()
+            else:
+                console.print("[yellow]the original did not start; no ratio[/yellow]")
+        for index in range(arguments.num_rounds):
+            rounds.append(steps.round())
+            if original is not None and original.available:
+                original_rounds.append(original.round(split=index == 0))
+    summary = summarize(steps, first, rounds, original_rounds)
+    print_summary(console, summary)
+    if arguments.profile:
+        print_profile(console, steps, arguments.num_rows)
+    if arguments.json:
+        print(json.dumps(summary))
+
+
+def summarize(steps, first, rounds, original_rounds) -> dict:
+    """Medians over the rounds, with the names the project's measurements use."""
+    medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    summary = {
+        "seconds_per_architecture": medians["step"],
+        **{f"seconds_{name}": medians[name] for name in PHASES},
+        "ghn_share": 1 - medians["targets"] / medians["step"],
+        "compilations_first": first["compilations"],
+        "compilations_steady": steps.num_compilations - first["compilations"],
+        "first_round_seconds": first["seconds"],
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+    if original_rounds:
+        step = statistics.median(r["step"] for r in original_rounds)
+        ghn = original_rounds[0]["ghn_forward"] + original_rounds[0]["ghn_backward"]
+        ours = medians["ghn_forward"] + medians["ghn_backward"]
+        summary |= {
+            "original_seconds_per_architecture": step,
+            "ratio_to_original": medians["step"] / step,
+            "original_seconds_ghn": ghn,
+            "ghn_ratio_to_original": ours / ghn,
+        }
+    return summary
+
+
+def print_summary(console: Console, summary: dict) -> None:
+    """One row per number."""
+    table = Table(title=f"{os.cpu_count()} cores, {jax.default_backend()}, JAX {jax.__version__}")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in summary.items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+def print_profile(console: Console, steps: Steps, num_rows: int) -> None:
+    """Seconds per architecture by kind of block, and the costliest signatures."""
+    total = steps.profile()
+    by_kind: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for (program, signature), (seconds, count) in total.items():
+        kind = signature.split(" ")[0]
+        by_kind[kind][program] += seconds / steps.num_architectures
+        by_kind[kind]["calls"] += count / 2 / steps.num_architectures
+    table = Table(title="ms per architecture by block")
+    for column in ("block", "calls", "forward", "backward", "both"):
+        table.add_column(column, justify="left" if column == "block" else "right")
+    both = lambda kind: by_kind[kind]["forward"] + by_kind[kind]["backward"]  # noqa: E731
+    for kind in sorted(by_kind, key=both, reverse=True):
+        row = by_kind[kind]
+        times = (row["forward"], row["backward"], both(kind))
+        table.add_row(kind, f"{row['calls']:.1f}", *(f"{1e3 * seconds:.1f}" for seconds in times))
+    console.print(table)
+    table = Table(title="costliest programs")
+    for column in ("signature", "program", "calls", "ms each", "ms per architecture"):
+        table.add_column(column, justify="left" if column == "signature" else "right")
+    for (program, signature), (seconds, count) in sorted(
+        total.items(), key=lambda item: item[1][0], reverse=True
+    )[:num_rows]:
+        per = 1e3 * seconds / steps.num_architectures
+        table.add_row(signature, program, str(count), f"{1e3 * seconds / count:.2f}", f"{per:.1f}")
+    console.print(table)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = Path(__file__).resolve().parents[2] / "shared" / "reference"
+    parser.add_argument("--directory", default=str(default), help="Holds deepnets1m_train.hdf5.")
+    parser.add_argument("--num_architectures", type=int, default=24, help="The first so many.")
+    parser.add_argument("--meta_batch_size", type=int, default=4, help="Architectures per step.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images per batch.")
+    parser.add_argument("--channels", type=int, default=32, help="Width C of the networks.")
+    parser.add_argument("--fc_size", type=int, default=128, help="Width of their hidden layers.")
+    parser.add_argument("--num_threads", type=int, default=2, help="Architectures at a time.")
+    parser.add_argument("--num_rounds", type=int, default=3, help="Over all architectures.")
+    parser.add_argument("--compilation_cache_dir", help="Folder of compiled programs.")
+    parser.add_argument("--profile", action="store_true", help="Print the time of each block.")
+    parser.add_argument("--num_rows", type=int, default=40, help="Programs in the profile.")
+    parser.add_argument("--json", action="store_true", help="Last line: one JSON object.")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Convolutions and their gradients in the way XLA's CPU backend is fast at.
+
+Which one is fast was measured (`benchmarks/ops.py`; 2 cores, batch 64, 32 pixels and less):
+
+- 1x1: the product of two matrices. Its gradient is fast only if the pixels are one axis.
+- k x k: XLA's convolution and its own gradients, 70 to 110 GFLOP/s; patches and products of shifted
+  images are up to twice as slow. Exception: the gradient of the input at stride 2, which XLA
+  computes on an image with zeros between pixels, up to 35 times slower than one dense convolution
+  for each parity of the input's rows and columns.
+- Kernels about as large as the image: one product with the dense matrix of the linear map.
+- Depthwise: the sum of products of shifted images, 60 times faster than `feature_group_count`.
+
+A relu before a convolution is part of its gradient here, so that only the operation's input is kept
+for the backward pass. Images are (B, H, W, C), kernels (H, W, I, O).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+IMAGE_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def output_size(size: int, stride: int) -> int:
+    """Number of output pixels of a "same"-padded operation with an odd kernel along one axis."""
+    return (size - 1) // stride + 1
+
+
+def convolve_natively(x: jax.Array, kernel: jax.Array, stride: tuple[int, int]) -> jax.Array:
+    """XLA's convolution, padded by half the kernel."""
+    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=IMAGE_LAYOUT)
+
+
+def multiply_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(..., I) and (I, O) -> (..., O), with all pixels as one axis, also in the gradients."""
+    product = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve_on_cpu(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int], activate: bool
+) -> jax.Array:
+    """Convolve x, or relu(x) where `activate`; see the module's docstring."""
+    x = jax.nn.relu(x) if activate else x
+    return _choose(x.shape, kernel.shape, stride)(x, kernel, stride)
+
+
+def _convolve_fwd(x, kernel, stride, activate):
+    return convolve_on_cpu(x, kernel, stride, activate), (x, kernel)
+
+
+def _convolve_bwd(stride, activate, residuals, dy):
+    x, kernel = residuals
+    active = jax.nn.relu(x) if activate else x
+    convolve = _choose(x.shape, kernel.shape, stride)
+    _, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), active, kernel)
+    dx, d_kernel = pull_back(dy)
+    if convolve is convolve_natively and max(stride) > 1:
+        dx = input_gradient_by_parity(dy, kernel, stride, x.shape)
+    return _mask(dx, x, activate), d_kernel
+
+
+convolve_on_cpu.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _mask(dx, x, activate):
+    return jnp.where(x > 0, dx, jnp.zeros_like(dx)) if activate else dx
+
+
+def _choose(image_shape, kernel_shape, stride):
+    if kernel_shape[:2] == (1, 1):
+        return convolve_pixels
+    pixels, kernel_size = image_shape[1] * image_shape[2], max(kernel_shape[:2])
+    if pixels <= 16 and (kernel_size >= 5 or max(stride) > 1):
+        return convolve_by_dense_matrix
+    return convolve_natively
+
+
+def convolve_pixels(x, kernel, stride):
+    """Convolve with a 1x1 kernel."""
+    return multiply_pixels(x[:, :: stride[0], :: stride[1]], kernel[0, 0])
+
+
+def convolve_by_dense_matrix(x, kernel, stride):
+    """Convolve by one product with the (H W I, H' W' O) matrix of the whole linear map."""
+    batch, height, width, channels = x.shape
+    rows = _tap_indicator(kernel.shape[0], height, stride[0], x.dtype)
+    columns = _tap_indicator(kernel.shape[1], width, stride[1], x.dtype)
+    matrix = jnp.einsum("khp,klio->lhpio", rows, kernel)
+    matrix = jnp.einsum("lwq,lhpio->hwipqo", columns, matrix)
+    out_shape = (batch, rows.shape[2], columns.shape[2], kernel.shape[3])
+    matrix = matrix.reshape(height * width * channels, -1)
+    return jnp.matmul(x.reshape(batch, -1), matrix).reshape(out_shape)
+
+
+def _tap_indicator(kernel_size: int, size: int, stride: int, dtype) -> np.ndarray:
+    """(k, size, output size): 1 where tap k of the output pixel reads the input pixel."""
+    indicator = np.zeros((kernel_size, size, output_size(size, stride)), dtype)
+    for tap in range(kernel_size):
+        for out in range(indicator.shape[2]):
+            source = out * stride + tap - kernel_size // 2
+            if 0 <= source < size:
+                indicator[tap, source, out] = 1
+    return indicator
+
+
+def input_gradient_by_parity(
+    dy: jax.Array, kernel: jax.Array, stride: tuple[int, int], image_shape: tuple[int, ...]
+) -> jax.Array:
+    """The gradient of a strided convolution's input.
+
+    Input pixel h receives dy[o] through tap t where h + k // 2 = stride * o + t: pixels of one
+    remainder modulo the stride see the same taps, and each remainder is one dense convolution.
+
+    Args:
+        dy: (B, H', W', O) cotangent of the output.
+        kernel: (kh, kw, I, O).
+        stride: Strides of height and width.
+        image_shape: (B, H, W, I).
+
+    Returns:
+        (B, H, W, I).
+    """
+    rows = [_taps(kernel.shape[0], stride[0], r, image_shape[1]) for r in range(stride[0])]
+    columns = [_taps(kernel.shape[1], stride[1], r, image_shape[2]) for r in range(stride[1])]
+    parts = [[_parity_part(dy, kernel, row, column) for column in columns] for row in rows]
+    whole = [_interleave(row, 2, image_shape[2]) for row in parts]
+    return _interleave(whole, 1, image_shape[1])
+
+
+def _taps(kernel_size, stride, remainder, size):
+    """Of the pixels with this remainder: their number, their taps, and which dy each tap reads."""
+    num_pixels = len(range(remainder, size, stride))
+    taps = [t for t in range(kernel_size) if (remainder + kernel_size // 2 - t) % stride == 0]
+    return num_pixels, taps, [(remainder + kernel_size // 2 - t) // stride for t in taps]
+
+
+def _parity_part(dy, kernel, row, column):
+    (height, row_taps, row_offsets), (width, column_taps, column_offsets) = row, column
+    if not (height and width and row_taps and column_taps):
+        return jnp.zeros((dy.shape[0], height, width, kernel.shape[2]), dy.dtype)
+    # Offsets fall as taps rise, so the kernel is flipped for a convolution.
+    taps = kernel[np.array(row_taps[::-1])][:, np.array(column_taps[::-1])].swapaxes(2, 3)
+    padding = [
+        (-min(offsets), size - 1 + max(offsets) - (have - 1))
+        for size, offsets, have in (
+            (height, row_offsets, dy.shape[1]),
+            (width, column_offsets, dy.shape[2]),
+        )
+    ]
+    return lax.conv_general_dilated(dy, taps, (1, 1), padding, dimension_numbers=IMAGE_LAYOUT)
+
+
+def _interleave(parts, axis, size):
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.shape[axis] for part in parts)
+    widths = [[(0, 0)] * 4 for _ in parts]
+    for part, width in zip(parts, widths, strict=True):
+        width[axis] = (0, longest - part.shape[axis])
+    padded = [jnp.pad(part, width) for part, width in zip(parts, widths, strict=True)]
+    shape = list(padded[0].shape)
+    shape[axis] = longest * len(parts)
+    stacked = jnp.stack(padded, axis + 1).reshape(shape)
+    return lax.slice_in_dim(stacked, 0, size, axis=axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolve_depthwise_on_cpu(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, activate: bool
+) -> jax.Array:
+    """Convolve each channel of x, or of relu(x), with its own kernel (kh, kw, 1, C)."""
+    x = jax.nn.relu(x) if activate else x
+    return _sum_shifted_products(x, kernel, stride, dilation)
+
+
+def _depthwise_fwd(x, kernel, stride, dilation, activate):
+    return convolve_depthwise_on_cpu(x, kernel, stride, dilation, activate), (x, kernel)
+
+
+def _depthwise_bwd(stride, dilation, activate, residuals, dy):
+    x, kernel = residuals
+    active = jax.nn.relu(x) if activate else x
+    _, pull_back = jax.vjp(lambda x: _sum_shifted_products(x, kernel, stride, dilation), active)
+    (dx,) = pull_back(dy)
+    d_kernel = _depthwise_kernel_gradient(active, dy, kernel.shape, stride, dilation)
+    return _mask(dx, x, activate), d_kernel.reshape(kernel.shape)
+
+
+convolve_depthwise_on_cpu.defvjp(_depthwise_fwd, _depthwise_bwd)
+
+
+def _sum_shifted_products(x, kernel, stride, dilation):
+    taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])  # (kh kw, 1, 1, 1, C)
+    windows = shifted_windows(x, kernel.shape[:2], (stride, stride), dilation)
+    return functools.reduce(jnp.add, (w * tap for w, tap in zip(windows, taps, strict=True)))
+
+
+def _depthwise_kernel_gradient(x, dy, kernel_shape, stride, dilation):
+    """(kh kw, C)."""
+
+    def reduce(x, dy):
+        windows = shifted_windows(x, kernel_shape[:2], (stride, stride), dilation)
+        # The batch first: sums over the outermost axis are vectorised over the inner ones.
+        return jnp.stack([jnp.sum(jnp.sum(w * dy, axis=0), axis=(0, 1)) for w in windows])
+
+    if dy.shape[1] * dy.shape[2] <= 128:
+        return reduce(x, dy)
+
+    # One image at a time: its windows stay in cache while all taps are reduced.
+    def add_image(total, image_and_dy):
+        image, dy_image = image_and_dy
+        return total + reduce(image[None], dy_image[None]), None
+
+    zero = jnp.zeros((kernel_shape[0] * kernel_shape[1], kernel_shape[3]), dy.dtype)
+    return lax.scan(add_image, zero, (x, dy))[0]
+
+
+def shifted_windows(
+    x: jax.Array, size: tuple[int, int], stride: tuple[int, int], dilation: int = 1
+) -> list[jax.Array]:
+    """The strided views of a padded image under each tap of a kernel, row by row.
+
+    Args:
+        x: (B, H, W, C).
+        size: Kernel height and width, odd.
+        stride: Strides of height and width.
+        dilation: Distance between taps.
+
+    Returns:
+        kh * kw arrays of shape (B, ceil(H / stride), ceil(W / stride), C).
+    """
+    batch, height, width, channels = x.shape
+    pad_h, pad_w = dilation * (size[0] // 2), dilation * (size[1] // 2)
+    padded = jnp.pad(x, ((0, 0), (pad_h, pad_h), (pad_w, pad_w), (0, 0)))
+    span_h = (output_size(height, stride[0]) - 1) * stride[0] + 1
+    span_w = (output_size(width, stride[1]) - 1) * stride[1] + 1
+    return [
+        lax.slice(
+            padded,
+            (0, top, left, 0),
+            (batch, top + span_h, left + span_w, channels),
+            (1, *stride, 1),
+        )
+        for top in range(0, dilation * size[0], dilation)
+        for left in range(0, dilation * size[1], dilation)
+    ]
