@@ -25,7 +25,7 @@ from ghn_jax.evaluation.report import evaluate_splits  # noqa: E402
 from ghn_jax.pretrained import CHECKPOINTS, resolve  # noqa: E402
 from ghn_jax.sampling import SPLITS  # noqa: E402
 from ghn_jax.training.config import PREDEFINED_SPLIT  # noqa: E402
-from ghn_jax.training.loop import check_dataset  # noqa: E402
+from ghn_jax.training.trainer import check_dataset  # noqa: E402
 from launch.command_line import errors_in_one_line, parse_flags  # noqa: E402
 
 # In distribution, then out of it.

@@ -84,8 +84,8 @@ class Update:
                 column[list(positions), 0] = result.losses
                 column[list(positions), 1] = result.finite
             columns.append(jax.device_put(column, device))
-            has_grads = result is not None and result.grads is not None
-            grads.append(result.grads if has_grads else _zeros(ghn_params, device))
+            own = None if result is None else result.grads
+            grads.append(_zeros(ghn_params, device) if own is None else own)
         arguments = (
             ghn_params,
             opt_state,

@@ -113,8 +113,8 @@ class TrainingConfig:
         meta_batch_size: number of architectures in each step.
         max_nodes: largest number of nodes of a step's architectures together; None is no limit.
         label_smoothing: share of the target probability spread evenly over all classes.
-        compute_dtype: what target networks compute in, float32 or bfloat16; parameters, gradients and
-            losses are float32 either way.
+        compute_dtype: what target networks compute in, float32 or bfloat16; parameters, gradients
+            and losses are float32 either way.
         target_dropout: whether target networks apply their dropout while the GHN trains.
         seed: seed of initial parameters, architectures, image order and augmentation.
         checkpoint_every: number of steps between checkpoints.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -74,12 +74,12 @@ class Drawn(NamedTuple):
     """An architecture of a source.
 
     Attributes:
-        index: In the source.
+        number: Index in the source.
         plan: Lowered.
         graph: Its graph; None where another process works on it.
     """
 
-    index: int
+    number: int
     plan: Plan
     graph: ArchGraph | None
 
@@ -104,7 +104,7 @@ class _DrawElsewhere:
 
 def iterate_drawn(
     source: ArchitectureSource, rules: MetaBatchRules, first_index: int, num_workers: int
-) -> Iterator[Drawn]:
+) -> Generator[Drawn]:
     """Yield architectures in order, without end.
 
     Args:
@@ -123,7 +123,7 @@ def iterate_drawn(
             yield Drawn(index, source.lower(architecture), graph)
 
 
-def cut_meta_batches(drawn: Iterator[Drawn], rules: MetaBatchRules) -> Iterator[MetaBatch]:
+def cut_meta_batches(drawn: Iterator[Drawn], rules: MetaBatchRules) -> Generator[MetaBatch]:
     """Cut a sequence of architectures into meta batches and share them out.
 
     Args:
@@ -156,13 +156,13 @@ def _share_out(members: list[Drawn], rules: MetaBatchRules) -> MetaBatch:
         plans = tuple(members[i].plan for i in positions)
         graphs = tuple(g for i in positions if (g := members[i].graph) is not None)
         work.append(Work(positions, plans, graphs, rules.capacity) if positions else None)
-    indices = tuple(item.index for item in members)
+    indices = tuple(item.number for item in members)
     return MetaBatch(indices, tuple(work), indices[-1] + 1)
 
 
 def iterate_meta_batches(
     source: ArchitectureSource, rules: MetaBatchRules, first_index: int, num_workers: int = 0
-) -> Iterator[MetaBatch]:
+) -> Generator[MetaBatch]:
     """Yield meta batches from an architecture on, without end, the next one drawn meanwhile.
 
     Args:
@@ -180,7 +180,7 @@ def iterate_meta_batches(
         drawn.close()
 
 
-def one_ahead(fn: Callable[[], T], name: str) -> Iterator[T]:
+def one_ahead(fn: Callable[[], T], name: str) -> Generator[T]:
     """Yield fn() without end, the next one being computed in a thread meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix=name) as pool:
         future = pool.submit(fn)

@@ -7,7 +7,7 @@ its own architectures (`ghn_jax.parallel`).
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -163,7 +163,7 @@ class Trainer:
         """The GHN's parameters on the first local device."""
         return local_copy(state.ghn_params, self.replicas[0].device)
 
-    def meta_batches(self, state: TrainState) -> Iterator[MetaBatch]:
+    def meta_batches(self, state: TrainState) -> Generator[MetaBatch]:
         """The meta batches from a state on, without end, prepared ahead."""
         num_workers = self.config.training.num_workers
         return iterate_meta_batches(self.source, self.rules, state.next_architecture, num_workers)

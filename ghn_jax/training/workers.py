@@ -135,10 +135,15 @@ def _start_worker(fn: Callable[[int], Any]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Of a trainer that was killed, no worker stays.
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # Of a trainer that was killed, no worker stays.
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    parent.join()
+    os._exit(1)
 
 
 def _call(argument: int) -> Any:
