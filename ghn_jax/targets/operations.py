@@ -8,7 +8,10 @@ a 4x4 image 15 times the product with its dense matrix. `convolve` and `convolve
 by backend and shape.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,21 @@ import numpy as np
 from jax import lax
 
 _IMAGE_LAYOUT = ("NHWC", "HWIO", "NHWC")
+_NATIVE = contextvars.ContextVar("native", default=False)
+
+
+@contextlib.contextmanager
+def native_operations() -> Iterator[None]:
+    """Spell every convolution as one, whatever the backend: for who reads the computation."""
+    token = _NATIVE.set(True)
+    try:
+        yield
+    finally:
+        _NATIVE.reset(token)
+
+
+def _spells_for_cpu() -> bool:
+    return jax.default_backend() == "cpu" and not _NATIVE.get()
 
 
 def output_size(size: int, stride: int) -> int:
@@ -37,9 +55,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: tuple[int, int] = (1, 1)) 
     height, width = kernel.shape[:2]
     if (height, width) == (1, 1):
         return jnp.matmul(x[:, :: stride[0], :: stride[1]], kernel[0, 0])
-    if jax.default_backend() == "cpu" and _prefers_dense_matrix(x.shape, kernel.shape, stride):
+    if _spells_for_cpu() and _prefers_dense_matrix(x.shape, kernel.shape, stride):
         return _convolve_by_dense_matrix(x, kernel, stride)
-    if jax.default_backend() == "cpu" and max(stride) > 1 and x.shape[1] * x.shape[2] > 64:
+    if _spells_for_cpu() and max(stride) > 1 and x.shape[1] * x.shape[2] > 64:
         return _convolve_by_patches(x, kernel, stride)
     padding = [(height // 2, height // 2), (width // 2, width // 2)]
     return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=_IMAGE_LAYOUT)
@@ -67,7 +85,7 @@ def convolve_depthwise(
     Returns:
         (B, ceil(H / stride), ceil(W / stride), C).
     """
-    if jax.default_backend() == "cpu":
+    if _spells_for_cpu():
         return _sum_shifted_products(x, kernel, stride, dilation)
     height, width, _, channels = kernel.shape
     padding = [(dilation * (height // 2),) * 2, (dilation * (width // 2),) * 2]
