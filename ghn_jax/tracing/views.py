@@ -33,10 +33,10 @@ class View:
         return math.prod(self.shape)
 
     @property
-    def region(self) -> tuple:
+    def region(self) -> tuple[int, str]:
         """What the view holds, whatever the order: equal for equal parts of one parameter."""
         slices = [i for i, (kind, _, _) in enumerate(self.steps) if kind == "slice"]
-        return (self.parameter, self.steps[: slices[-1] + 1] if slices else ())
+        return (self.parameter, str(self.steps[: slices[-1] + 1]) if slices else "")
 
     def reshape(self, shape: tuple[int, ...]) -> "View":
         """Elements in the same order, in another shape of the same size."""

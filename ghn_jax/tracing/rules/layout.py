@@ -60,6 +60,20 @@ def _broadcast(builder, eqn, inputs):
     return _follow(value, map(broadcast, value.views))
 
 
+@register_rule("tile")
+def _tile(builder, eqn, inputs):
+    (value,) = inputs
+    if not isinstance(value, Weight):
+        return value
+    repeats = eqn.params["reps"]
+    repeated = any(
+        size > 1 and count > 1
+        for view in value.views
+        for size, count in zip(view.shape, repeats, strict=True)
+    )
+    return derived(value) if repeated else value
+
+
 @register_rule("rev")
 def _reverse(builder, eqn, inputs):
     (value,) = inputs
