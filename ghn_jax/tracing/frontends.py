@@ -141,7 +141,8 @@ def _describe_haiku(transform, images, key, arguments) -> Network:
 
 def _describe_equinox(equinox, module, arguments) -> Network:
     params, static = equinox.partition(module, equinox.is_inexact_array)
-    state, has_state = arguments.pop("state", None), "state" in arguments
+    has_state = "state" in arguments
+    state = arguments.pop("state", None)
 
     def apply_fn(variables, images):
         params, state = variables

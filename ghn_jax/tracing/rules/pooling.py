@@ -53,7 +53,8 @@ def _register_reduction(name, kind):
             return derived(value)
         if not isinstance(value, Data):
             return value
-        axes = eqn.params.get("axes", ())
+        # `psum` also reduces over devices, by name, which changes nothing here.
+        axes = [axis for axis in eqn.params.get("axes", ()) if not isinstance(axis, str)]
         if not axes:
             return value
         shape, out_shape = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
@@ -76,5 +77,6 @@ def _register_reduction(name, kind):
 
 
 _register_reduction("reduce_sum", "avg")
+_register_reduction("psum", "avg")
 for _name in ("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"):
     _register_reduction(_name, "max")
