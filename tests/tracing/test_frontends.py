@@ -149,7 +149,7 @@ def test_an_nnx_module(is_abstract):
 
 @pytest.fixture
 def standard_promotion():
-    # Haiku's moving averages mix integers and floats.
+    # Moving averages of Haiku and Equinox mix integers and floats.
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     yield
     jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -221,7 +221,7 @@ def test_an_equinox_module():
     assert prediction.network(np.ones((3, 16, 16), np.float32)).shape == (10,)
 
 
-def test_an_equinox_module_with_state():
+def test_an_equinox_module_with_state(standard_promotion):
     equinox = pytest.importorskip("equinox")
 
     class Net(equinox.Module):
