@@ -16,6 +16,7 @@ _EXPORTS = {
     "SpaceConfig": "ghn_jax.sampling",
     "VIT": "ghn_jax.architectures",
     "calibrate_batch_stats": "ghn_jax.tracing",
+    "draw": "ghn_jax.drawing",
     "load": "ghn_jax.pretrained",
     "load_dataset": "ghn_jax.data",
     "register_rule": "ghn_jax.tracing",
