@@ -62,6 +62,14 @@ def trace(
     Raises:
         ValueError: If the model is none, or its output does not depend on the images.
     """
+    network, jaxpr = trace_jaxpr(model, images, key, **call_arguments)
+    return read_graph(network, jaxpr, num_classes, max_distance)
+
+
+def trace_jaxpr(
+    model: Any, images: Any, key: jax.Array | None = None, **call_arguments: Any
+) -> tuple[Network, Any]:
+    """Describe a network and trace its call; arguments as of `trace`."""
     key = jax.random.key(0) if key is None else key
     shapes = jax.tree.map(_as_batch(None), images)
     with native_operations():
@@ -73,7 +81,7 @@ def trace(
         except Exception as error:
             error.add_note(f"ghn_jax traced the network with a batch of {_BATCH_SIZE} images.")
             raise
-    return _read_graph(network, jaxpr, num_classes, max_distance)
+    return network, jaxpr
 
 
 def _as_batch(size):
@@ -85,7 +93,10 @@ def _as_batch(size):
     return shape
 
 
-def _read_graph(network, jaxpr, num_classes, max_distance) -> TracedNetwork:
+def read_graph(
+    network: Network, jaxpr: Any, num_classes: int | None = None, max_distance: int = 50
+) -> TracedNetwork:
+    """Read the graph off a network's jaxpr; arguments as of `trace`."""
     builder = GraphBuilder(_BATCH_SIZE)
     leaves = jax.tree.leaves(network.variables)
     num_images = len(jaxpr.in_avals) - len(leaves)
