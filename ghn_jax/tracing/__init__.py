@@ -15,7 +15,7 @@ from ghn_jax.tracing.prediction import (
     predict_network,
 )
 from ghn_jax.tracing.registry import register_rule
-from ghn_jax.tracing.trace import TracedNetwork, trace
+from ghn_jax.tracing.traced_network import TracedNetwork, trace
 from ghn_jax.tracing.values import Constant, Data, Weight
 
 __all__ = [

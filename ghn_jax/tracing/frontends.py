@@ -30,6 +30,8 @@ class Network:
         is_parameter: For every leaf, whether it is a parameter.
         initialize: Indices of leaves -> their values by the caller's initialiser.
         finish: Filled variables -> the caller's kind of network, and of variables.
+        init_jaxpr: If the initialiser also runs the network: a jaxpr of (key, images) -> (leaves of
+            the outputs, leaves of `variables`), so that one tracing gives shapes and computation.
     """
 
     apply_fn: Callable[[PyTree, PyTree], PyTree]
@@ -38,6 +40,7 @@ class Network:
     is_parameter: tuple[bool, ...]
     initialize: Callable[[Sequence[int]], list[Any]]
     finish: Callable[[PyTree], tuple[Any, PyTree]]
+    init_jaxpr: Any = None
 
 
 def describe(model: Any, images: PyTree, key: jax.Array, arguments: Mapping[str, Any]) -> Network:
@@ -46,7 +49,7 @@ def describe(model: Any, images: PyTree, key: jax.Array, arguments: Mapping[str,
     Args:
         model: A `flax.linen.Module`, `flax.nnx.Module`, `haiku.Transformed` (with or without
             state), `equinox.Module` of a single image, or a function `apply(params, images)`.
-        images: Arrays or shapes of a batch.
+        images: Shapes of a batch.
         key: For the caller's initialiser.
         arguments: Keyword arguments of the call. A function needs `params`, a tree of arrays or
             shapes; an Equinox module with state needs `state`.
@@ -82,9 +85,10 @@ def describe(model: Any, images: PyTree, key: jax.Array, arguments: Mapping[str,
 
 def _describe_linen(module, images, key, arguments) -> Network:
     def init(key, images):
-        return module.init(key, images, **arguments)
+        return module.init_with_output(key, images, **arguments)
 
-    jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(key, _as_shapes(images))
+    jaxpr, (outputs, variables) = jax.make_jaxpr(init, return_shape=True)(key, images)
+    num_outputs = len(jax.tree.leaves(outputs))
     collections = [name for name in variables if name != "params"]
 
     def apply_fn(variables, images):
@@ -97,9 +101,10 @@ def _describe_linen(module, images, key, arguments) -> Network:
     paths, is_parameter = _split_collections(variables)
 
     def initialize(indices):
-        return _evaluate(jaxpr, indices, key, images)
+        return _evaluate(jaxpr, [num_outputs + index for index in indices], key)
 
-    return Network(apply_fn, variables, paths, is_parameter, initialize, lambda v: (module, v))
+    finish = lambda variables: (module, variables)  # noqa: E731
+    return Network(apply_fn, variables, paths, is_parameter, initialize, finish, jaxpr)
 
 
 def _describe_nnx(module, arguments) -> Network:
@@ -121,7 +126,7 @@ def _describe_haiku(transform, images, key, arguments) -> Network:
     def init(key, images):
         return transform.init(key, images, **arguments)
 
-    jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(key, _as_shapes(images))
+    jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(key, images)
     has_state = type(transform).__name__ == "TransformedWithState"
 
     def apply_fn(variables, images):
@@ -134,7 +139,7 @@ def _describe_haiku(transform, images, key, arguments) -> Network:
     paths = _paths(variables, skip=1 if has_state else 0)
 
     def initialize(indices):
-        return _evaluate(jaxpr, indices, key, images)
+        return _evaluate(jaxpr, indices, key)
 
     return Network(apply_fn, variables, paths, is_parameter, initialize, lambda v: (transform, v))
 
@@ -224,20 +229,20 @@ def _paths(tree, skip: int) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _evaluate(jaxpr, indices, key, images):
+def _evaluate(jaxpr, indices, key):
     """Outputs of an initialiser's jaxpr; constants, as most state is, without a compilation."""
     values = {index: _constant(jaxpr.jaxpr, index) for index in indices}
     rest = [index for index, value in values.items() if value is None]
     if rest:
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), images)
         evaluate = core.jaxpr_as_fun(jaxpr)
 
-        def select(*leaves):
-            outputs = evaluate(*leaves)
+        def select(key):
+            # XLA leaves out what these outputs do not need: the network and its images.
+            images = [jax.numpy.zeros(x.shape, x.dtype) for x in jaxpr.in_avals[1:]]
+            outputs = evaluate(key, *images)
             return [outputs[index] for index in rest]
 
-        results = jax.jit(select)(*jax.tree.leaves((key, zeros)))
-        values |= dict(zip(rest, results, strict=True))
+        values |= dict(zip(rest, jax.jit(select)(key), strict=True))
     return [values[index] for index in indices]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks.prediction import Predictor
-from ghn_jax.tracing.trace import STATE, TracedNetwork, trace
+from ghn_jax.tracing.traced_network import STATE, TracedNetwork, trace
 
 
 class UnpredictedError(ValueError):
