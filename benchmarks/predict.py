@@ -4,8 +4,8 @@
 
 A GHN-2 for ImageNet (random parameters, max shape (64, 64, 16, 16)). The graph's seconds are
 mostly those of Flax and JAX tracing the network: "flax" is `jax.eval_shape(module.init)` alone,
-which any use of the network pays. --cold runs a fresh process per network twice, and reports the second, with a
-filled compilation cache: from `import ghn_jax` to parameters.
+which any use of the network pays. --cold runs a fresh process per network twice, and reports the
+second, with a filled compilation cache: from `import ghn_jax` to parameters.
 """
 
 import argparse

@@ -5,6 +5,7 @@ first column, up the second and so on, so that neighbours stay neighbours and a 
 page. An edge beyond the next layer, such as a residual connection, bends around what it skips.
 """
 
+import io
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +47,16 @@ STYLES: dict[str, Style] = {
 }
 
 
-def draw(graph: ArchGraph, path: str | Path | None = None, title: str | None = None) -> Figure:
+class Picture(Figure):
+    """A figure that notebooks show, whether or not pyplot is set up."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
+def draw(graph: ArchGraph, path: str | Path | None = None, title: str | None = None) -> Picture:
     """Draw a graph.
 
     Args:
@@ -60,7 +70,7 @@ def draw(graph: ArchGraph, path: str | Path | None = None, title: str | None = N
     parents = find_parents(graph)
     positions, columns = place_nodes(parents)
     span = np.ptp(positions, axis=0) + 2
-    figure = Figure(figsize=(2.2 + 0.22 * span[0], 1.2 + 0.22 * span[1]), layout="constrained")
+    figure = Picture(figsize=(2.2 + 0.22 * span[0], 1.2 + 0.22 * span[1]), layout="constrained")
     axes = figure.add_subplot()
     axes.set_aspect("equal")
     axes.axis("off")
@@ -77,7 +87,8 @@ def draw(graph: ArchGraph, path: str | Path | None = None, title: str | None = N
         chosen = graph.primitive == PRIMITIVES.index(name)
         if chosen.any():
             axes.scatter(
-                *positions[chosen].T,
+                positions[chosen, 0],
+                positions[chosen, 1],
                 s=60 if style.marker == "*" else 34,
                 c=style.color,
                 marker=style.marker,

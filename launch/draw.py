@@ -30,7 +30,7 @@ from ghn_jax.tracing import make_report, trace  # noqa: E402
 from launch.command_line import errors_in_one_line, parse_flags  # noqa: E402
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("architecture", None, "A name of ghn_jax.models, vit, or PACKAGE.MODULE:FACTORY.")
+flags.DEFINE_string("architecture", None, "Name of a model, or MODULE:FACTORY.")
 flags.DEFINE_string("out", None, "File to draw to: .svg, .pdf or .png.")
 flags.DEFINE_integer("image_size", 224, "Height and width of the images, pixels.", lower_bound=1)
 flags.DEFINE_integer("num_classes", 1000, "Width of the output of named networks.", lower_bound=1)

@@ -51,7 +51,9 @@ class ConvNeXt(nn.Module):
             else:
                 x = nn.Conv(width, (2, 2), strides=(2, 2), padding="VALID")(layer_norm()(x))
             for _ in range(num_blocks):
-                x = Block(self.drop_rate * index / max(depth - 1, 1), name=f"block{index}")(x, train)
+                x = Block(self.drop_rate * index / max(depth - 1, 1), name=f"block{index}")(
+                    x, train
+                )
                 index += 1
         return nn.Dense(self.num_classes, name="head")(layer_norm()(global_mean(x)))
 

@@ -1,4 +1,7 @@
-"""ResNets (He et al., CVPR 2016) and Wide ResNets as in torchvision: stride in the 3x3 convolution."""
+"""ResNets (He et al., CVPR 2016) and Wide ResNets as in torchvision.
+
+The stride of a bottleneck is in its 3x3 convolution.
+"""
 
 import functools
 

@@ -26,9 +26,9 @@ def _shift_mask(height: int, width: int, window: int, shift: tuple[int, int]) ->
         if offset:
             ends = np.searchsorted([size - window, size - offset], np.arange(size), side="right")
             regions += (3 if axis == 0 else 1) * (ends[:, None] if axis == 0 else ends[None])
-    regions = regions.reshape(height // window, window, width // window, window)
-    regions = regions.transpose(0, 2, 1, 3).reshape(-1, window * window)
-    return np.where(regions[:, None] != regions[:, :, None], -100.0, 0.0).astype(np.float32)
+    windows = regions.reshape(height // window, window, width // window, window)
+    pixels = windows.transpose(0, 2, 1, 3).reshape(-1, window * window)
+    return np.where(pixels[:, None] != pixels[:, :, None], -100.0, 0.0).astype(np.float32)
 
 
 class WindowAttention(nn.Module):

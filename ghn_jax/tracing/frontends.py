@@ -108,7 +108,7 @@ def _describe_linen(module, images, key, arguments) -> Network:
 
 
 def _describe_nnx(module, arguments) -> Network:
-    graph_definition, params, state = nnx.split(module, nnx.Param, ...)
+    graph_definition, params, state = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
     variables = (params, state)
 
     def apply_fn(variables, images):

@@ -7,7 +7,7 @@ from jax.extend import core
 
 from ghn_jax.tracing.builder import GraphBuilder
 from ghn_jax.tracing.registry import RULES, unknown
-from ghn_jax.tracing.values import Constant, Data, Value
+from ghn_jax.tracing.values import Constant, Data, Value, Weight
 
 _CONSTANT = Constant()
 
@@ -51,7 +51,8 @@ def interpret(
         if name in ("jit", "pjit"):
             rule = RULES.get(f"jit:{eqn.params['name']}", rule)
         outputs = rule(builder, eqn, values)
-        outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+        if isinstance(outputs, Constant | Weight | Data):
+            outputs = [outputs]
         known.update(zip(eqn.outvars, outputs, strict=True))
         if variables:
             for var in eqn.outvars:

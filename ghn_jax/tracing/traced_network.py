@@ -121,7 +121,7 @@ def _read_initialiser(network, num_classes, max_distance) -> TracedNetwork | Non
     known = dict(zip(variables, values, strict=True))
     if len(known) < len(values):
         return None
-    inputs = [Constant(), *[Data((0,))] * (len(jaxpr.invars) - 1)]
+    inputs: list[Value] = [Constant(), *[Data((0,))] * (len(jaxpr.invars) - 1)]
     builder = GraphBuilder(_BATCH_SIZE)
     try:
         outputs = interpret(builder, jaxpr, inputs, known)

@@ -60,7 +60,6 @@ class View:
         shape = tuple(sizes)
         return self if shape == self.shape else self._then("slice", index, shape)
 
-
     def shrink(self, side: int) -> "View":
         """The inverse of `extend`: of (n, C) tokens the (1, s, s, C) grid that predicts them."""
         return self._then("shrink", side, (1, side, side, self.shape[-1]))
@@ -73,7 +72,9 @@ class View:
             value: Of shape `shape`.
         """
         slices = [i for i, (kind, _, _) in enumerate(self.steps) if kind == "slice"]
-        num_leading = next((i for i, s in enumerate(self.steps) if s[0] != "slice"), len(self.steps))
+        num_leading = next(
+            (i for i, s in enumerate(self.steps) if s[0] != "slice"), len(self.steps)
+        )
         if not slices or slices[-1] < num_leading:
             for _, _, index in self.steps[:num_leading]:
                 target = target[index]

@@ -79,7 +79,9 @@ def test_all_parameters_are_predicted_but_swins_position_biases(name):
     if name == "swin_t":
         assert len(kept) == 12
         assert all(path.endswith("attention/position_bias") for path in kept)
-        missing = sum(169 * heads * n for heads, n in zip((3, 6, 12, 24), (2, 2, 6, 2), strict=True))
+        missing = sum(
+            169 * heads * n for heads, n in zip((3, 6, 12, 24), (2, 2, 6, 2), strict=True)
+        )
         assert report.num_predicted == PUBLISHED[name] - missing
     else:
         assert not kept

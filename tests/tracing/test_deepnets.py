@@ -94,9 +94,7 @@ def test_graphs_of_the_original(name):
     expected = np.zeros((len(order), len(order)), np.uint8)
     senders, receivers, distances = arrays["edges"].T
     expected[receivers, senders] = distances
-    np.testing.assert_array_equal(
-        traced.graph.distance_matrix()[np.ix_(order, order)], expected
-    )
+    np.testing.assert_array_equal(traced.graph.distance_matrix()[np.ix_(order, order)], expected)
 
 
 @pytest.mark.slow

@@ -17,14 +17,17 @@ _SUMS = ("add", "sub", "add_any")
 _DEVIATIONS = ("sqrt", "rsqrt", "pow", "cbrt")
 
 
-@register_rule("add", "sub", "mul", "div", "max", "min", "pow", "add_any", "atan2", "rem", "nextafter")
+@register_rule(
+    "add", "sub", "mul", "div", "max", "min", "pow", "add_any", "atan2", "rem", "nextafter"
+)
 def _binary(builder, eqn, inputs):
     name = eqn.primitive.name
     left, right = inputs
     shapes = [var.aval.shape for var in eqn.invars]
     if isinstance(left, Constant) and isinstance(right, Constant):
         return Constant(
-            left.is_state or right.is_state, left.is_deviation or right.is_deviation or name == "pow"
+            left.is_state or right.is_state,
+            left.is_deviation or right.is_deviation or name == "pow",
         )
     if isinstance(left, Weight) and isinstance(right, Weight):
         return _combine_weights(builder, name, left, right, shapes)
@@ -42,11 +45,13 @@ def _binary(builder, eqn, inputs):
     return _apply_weight(builder, name, data, weight)
 
 
-@register_rule(
-    *("rsqrt", "sqrt", "cbrt", "exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf"),
-    *("erfc", "erf_inv", "neg", "abs", "sign", "floor", "ceil", "round", "sin", "cos", "tan", "square"),
-    *("integer_pow", "not", "is_finite", "clamp", "cumsum", "cumlogsumexp", "cummax", "cumprod"),
-)
+_UNARY = (
+    "rsqrt sqrt cbrt exp exp2 log log1p expm1 tanh logistic erf erfc erf_inv neg abs sign floor"
+    " ceil round sin cos tan square integer_pow not is_finite clamp cumsum cumlogsumexp cummax cumprod"
+).split()
+
+
+@register_rule(*_UNARY)
 def _unary(builder, eqn, inputs):
     name = eqn.primitive.name
     value = inputs[1] if name == "clamp" else inputs[0]

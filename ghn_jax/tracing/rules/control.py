@@ -6,11 +6,13 @@ from ghn_jax.tracing.interpreter import interpret
 from ghn_jax.tracing.registry import register_rule, unknown
 from ghn_jax.tracing.values import Constant, Data, Weight
 
+_CALLS = (
+    "jit pjit closed_call core_call xla_call named_call remat remat2 checkpoint custom_jvp_call"
+    " custom_vjp_call custom_vjp_call_jaxpr custom_lin"
+).split()
 
-@register_rule(
-    *("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call"),
-    *("custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin", "xla_call", "named_call"),
-)
+
+@register_rule(*_CALLS)
 def _call(builder, eqn, inputs):
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     jaxpr = next((eqn.params[name] for name in names if name in eqn.params), None)

@@ -102,8 +102,10 @@ def _without_data(builder, eqn, inputs):
     data = [value for value in inputs if isinstance(value, Data)]
     if data:
         (value,) = data
-        return Data(value.nodes, is_product=True) if value.is_product else Data(
-            (builder.node_of(value),)
+        return (
+            Data(value.nodes, is_product=True)
+            if value.is_product
+            else Data((builder.node_of(value),))
         )
     if weights:
         if len(weights) == 2:
