@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.extend import core
@@ -101,7 +102,8 @@ def _describe_linen(module, images, key, arguments) -> Network:
     paths, is_parameter = _split_collections(variables)
 
     def initialize(indices):
-        return _evaluate(jaxpr, [num_outputs + index for index in indices], key)
+        shifted = [num_outputs + index for index in indices]
+        return _evaluate(init, jaxpr, shifted, key, images)
 
     finish = lambda variables: (module, variables)  # noqa: E731
     return Network(apply_fn, variables, paths, is_parameter, initialize, finish, jaxpr)
@@ -139,7 +141,7 @@ def _describe_haiku(transform, images, key, arguments) -> Network:
     paths = _paths(variables, skip=1 if has_state else 0)
 
     def initialize(indices):
-        return _evaluate(jaxpr, indices, key)
+        return _evaluate(init, jaxpr, indices, key, images)
 
     return Network(apply_fn, variables, paths, is_parameter, initialize, lambda v: (transform, v))
 
@@ -229,18 +231,18 @@ def _paths(tree, skip: int) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _evaluate(jaxpr, indices, key):
-    """Outputs of an initialiser's jaxpr; constants, as most state is, without a compilation."""
+def _evaluate(init, jaxpr, indices, key, images):
+    """Outputs of an initialiser; constants, as most state is, without a compilation."""
     values = {index: _constant(jaxpr.jaxpr, index) for index in indices}
     rest = [index for index, value in values.items() if value is None]
     if rest:
-        evaluate = core.jaxpr_as_fun(jaxpr)
 
         def select(key):
-            # XLA leaves out what these outputs do not need: the network and its images.
-            images = [jax.numpy.zeros(x.shape, x.dtype) for x in jaxpr.in_avals[1:]]
-            outputs = evaluate(key, *images)
-            return [outputs[index] for index in rest]
+            # XLA leaves out what these outputs do not need, mostly the network and its images. For
+            # state that is computed from images (Haiku's moving averages), two are enough.
+            zeros = jax.tree.map(lambda x: jnp.zeros((2, *x.shape[1:]), x.dtype), images)
+            leaves = jax.tree.leaves(init(key, zeros))
+            return [leaves[index] for index in rest]
 
         values |= dict(zip(rest, jax.jit(select)(key), strict=True))
     return [values[index] for index in indices]
@@ -249,6 +251,8 @@ def _evaluate(jaxpr, indices, key):
 def _constant(jaxpr, index):
     """The array of an output that is filled with one literal, else None."""
     var = jaxpr.outvars[index]
+    if isinstance(var, core.Literal):
+        return np.asarray(var.val, var.aval.dtype)
     eqn = next((eqn for eqn in reversed(jaxpr.eqns) if var in eqn.outvars), None)
     if eqn is None:
         return None

@@ -10,7 +10,7 @@ import pytest
 
 from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.models import MODELS, build
-from ghn_jax.tracing import make_report, trace
+from ghn_jax.tracing import make_report, trace, traced_network
 
 IMAGES = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
 # torchvision's documentation, 1000 classes.
@@ -87,6 +87,16 @@ def test_all_parameters_are_predicted_but_swins_position_biases(name):
         assert not kept
     roles = [tensor.role for tensor in traced(name).graph.tensors]
     assert roles.count("classifier_kernel") == roles.count("classifier_bias") == 1
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vgg16_bn"])
+def test_the_initialiser_shows_the_graph_of_the_call(name, monkeypatch):
+    monkeypatch.setattr(traced_network, "_read_initialiser", lambda *arguments: None)
+    expected, found = trace(build(name), IMAGES, num_classes=1000), traced(name)
+    assert found.graph.tensors == expected.graph.tensors
+    assert found.kept == expected.kept
+    for field in ("primitive", "shape", "senders", "receivers", "distance"):
+        np.testing.assert_array_equal(getattr(found.graph, field), getattr(expected.graph, field))
 
 
 def test_graph_of_a_resnet():

@@ -13,6 +13,7 @@ from ghn_jax.architectures import RESNET50, VIT
 from ghn_jax.graphs import PRIMITIVES, build_graph
 from ghn_jax.hypernetworks.prediction import Predictor
 from ghn_jax.interop.deepnets1m import DeepNets1M
+from ghn_jax.models import build
 from ghn_jax.targets.network import TargetNetwork
 from ghn_jax.targets.plan import lower
 from ghn_jax.tracing import predict_network, trace
@@ -95,6 +96,19 @@ def test_graphs_of_the_original(name):
     senders, receivers, distances = arrays["edges"].T
     expected[receivers, senders] = distances
     np.testing.assert_array_equal(traced.graph.distance_matrix()[np.ix_(order, order)], expected)
+
+
+@pytest.mark.parametrize("name", ["resnet50_ghn2", "resnet50_imagenet"])
+def test_the_flax_resnet50_has_the_graph_of_the_original(name):
+    _, image_size, num_classes = REFERENCES[name]
+    module = build("resnet50", num_classes, small_images=image_size == 32)
+    images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+    with np.load(find_reference(f"predict_{name}.npz")) as file:
+        expected = reference_graph(file)
+    found = trace(module, images, num_classes=num_classes).graph.to_networkx()
+    for _, attributes in found.nodes(data=True):
+        attributes["key"] = attributes["primitive"]
+    match_nodes(expected, found)
 
 
 @pytest.mark.slow

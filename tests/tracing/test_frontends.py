@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict as flatten
 
 from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.hypernetworks import ghn2
@@ -162,7 +163,8 @@ def test_haiku_networks(standard_promotion):
         return haiku.nets.ResNet18(10)(images, is_training)
 
     transform = haiku.transform_with_state(forward)
-    prediction = predict(transform, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32), strict=True)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    prediction = predict(transform, images, strict=True)
     params, state = prediction.variables
     names = primitives(prediction.graph)
     # conv1, two per block, three shortcuts and the classifier; a norm per convolution.
@@ -170,8 +172,10 @@ def test_haiku_networks(standard_promotion):
     assert names.count("bn") == 1 + 16 + 3
     assert names.count("sum") == 8
     assert names.count("max_pool") == names.count("glob_avg") == 1
-    logits, _ = transform.apply(params, state, None, np.ones((2, 32, 32, 3), np.float32))
+    logits, _ = jax.eval_shape(transform.apply, params, state, None, images)
     assert logits.shape == (2, 10)
+    counters = [value for path, value in flatten(state).items() if path[-1] == "counter"]
+    assert len(counters) == 2 * 20 and not any(counters)
     assert prediction.report.num_predicted == sum(x.size for x in jax.tree.leaves(params))
 
 

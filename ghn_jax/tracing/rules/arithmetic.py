@@ -47,7 +47,8 @@ def _binary(builder, eqn, inputs):
 
 _UNARY = (
     "rsqrt sqrt cbrt exp exp2 log log1p expm1 tanh logistic erf erfc erf_inv neg abs sign floor"
-    " ceil round sin cos tan square integer_pow not is_finite clamp cumsum cumlogsumexp cummax cumprod"
+    " ceil round sin cos tan square integer_pow not is_finite clamp cumsum cumlogsumexp cummax"
+    " cumprod"
 ).split()
 
 
