@@ -6,6 +6,10 @@ A GHN-2 for ImageNet (random parameters, max shape (64, 64, 16, 16)). The graph'
 mostly those of Flax and JAX tracing the network: "flax" is `jax.eval_shape(module.init)` alone,
 which any use of the network pays. --cold runs a fresh process per network twice, and reports the
 second, with a filled compilation cache: from `import ghn_jax` to parameters.
+
+Measured on 2 cores, JAX 0.10.2 (graph, flax, prediction warm): ResNet-50 0.16, 0.14, 0.027 s;
+ConvNeXt-L 0.25, 0.23, 0.08 s; ViT-L/16 0.43, 0.34, 0.22 s; ResNet-50 cold 3.3 s, 2.5 s of it for
+imports and drawing the GHN's parameters. GB is the peak of the process so far.
 """
 
 import argparse
