@@ -31,7 +31,15 @@ REQUIREMENTS = [
     "tensorflow-datasets>=4.9.9,<5",
 ]
 
-TEST = ["nbclient>=0.10,<1", "nbformat>=5.10,<6", "ipykernel>=6.29,<8", "pytest>=8.2,<10"]
+TEST = [
+    # Networks of other libraries, which tests trace.
+    "dm-haiku>=0.0.16,<0.1",
+    "equinox>=0.13,<0.14",
+    "nbclient>=0.10,<1",
+    "nbformat>=5.10,<6",
+    "ipykernel>=6.29,<8",
+    "pytest>=8.2,<10",
+]
 
 setup(
     name="ghn_jax",

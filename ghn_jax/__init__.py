@@ -15,8 +15,11 @@ _EXPORTS = {
     "ResNet": "ghn_jax.architectures",
     "SpaceConfig": "ghn_jax.sampling",
     "VIT": "ghn_jax.architectures",
+    "calibrate_batch_stats": "ghn_jax.tracing",
+    "draw": "ghn_jax.drawing",
     "load": "ghn_jax.pretrained",
     "load_dataset": "ghn_jax.data",
+    "register_rule": "ghn_jax.tracing",
     "sample_architecture": "ghn_jax.sampling",
 }
 

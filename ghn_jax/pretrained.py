@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from ghn_jax.architectures import Architecture, ResNet
 from ghn_jax.graphs import ArchGraph, build_graph
@@ -11,6 +11,7 @@ from ghn_jax.hypernetworks.prediction import Predictor
 from ghn_jax.interop.torch_checkpoints import load_torch_checkpoint, official_experiment
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import Plan, lower
+from ghn_jax.tracing import NetworkPrediction, predict_network
 from ghn_jax.training.checkpoints import load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 
@@ -55,18 +56,42 @@ class GHN:
         """Configuration of the hypernetwork."""
         return self.experiment.ghn
 
+    @overload
     def predict(
-        self, architecture: Architecture | ResNet, image_size: int | None = None
-    ) -> Prediction:
+        self, network: Architecture | ResNet, image_size: int | None = None
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, network: Any, images: Any, *, strict: bool = False, **call_arguments: Any
+    ) -> NetworkPrediction: ...
+
+    def predict(self, network, images=None, **arguments):
         """Predict all parameters of a network in one forward pass.
 
         Args:
-            architecture: Any of the space, or a ResNet, like those of training or not.
-            image_size: Height and width of its images, pixels; None is that of training.
+            network: An architecture of the space or a ResNet, like those of training or not; or any
+                network of Flax, Haiku, Equinox or plain JAX, see `ghn_jax.tracing.describe`.
+            image_size: Height and width of an architecture's images, pixels; None is that of
+                training.
+            images: A batch of any other network's images, or their shape.
+            strict: Raise an error if a parameter of any other network cannot be predicted.
+            **call_arguments: Keyword arguments of its call, such as `train=False`.
 
         Returns:
-            The network and its parameters, float32.
+            The network, its parameters and the graph; for any other network also a report.
         """
+        if isinstance(network, Architecture | ResNet):
+            return self._predict_architecture(network, arguments.pop("image_size", images))
+        if images is None:
+            raise ValueError(
+                f"images is missing, expected a batch of images or its shape for {network!r}"
+            )
+        return predict_network(self.predictor, self.ghn_params, network, images, **arguments)
+
+    def _predict_architecture(
+        self, architecture: Architecture | ResNet, image_size: int | None
+    ) -> Prediction:
         space = self.experiment.space
         plan = lower(architecture, image_size or space.image_size, self.config.num_classes)
         return self.predict_plan(plan, build_graph(plan, self.config.virtual_edges))

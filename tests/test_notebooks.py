@@ -21,8 +21,9 @@ def pictures_per_cell(notebook: nbformat.NotebookNode) -> list[int]:
     ]
 
 
-def test_there_is_a_quickstart():
-    assert "quickstart.ipynb" in [path.name for path in NOTEBOOKS]
+def test_notebooks_of_the_readme_are_there():
+    names = {path.name for path in NOTEBOOKS}
+    assert names >= {"quickstart.ipynb", "predict_your_model.ipynb"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

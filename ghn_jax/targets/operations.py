@@ -5,6 +5,10 @@ XLA's CPU backend is slow in corners that architectures visit often; `convolutio
 where and do otherwise there. `attention` and `normalization` suit every backend.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +30,25 @@ __all__ = [
     "max_pool",
     "moments",
     "multiply_pixels",
+    "native_operations",
     "output_size",
 ]
+
+_NATIVE = contextvars.ContextVar("native", default=False)
+
+
+@contextlib.contextmanager
+def native_operations() -> Iterator[None]:
+    """Spell every operation as one, whatever the backend: for who reads the computation."""
+    token = _NATIVE.set(True)
+    try:
+        yield
+    finally:
+        _NATIVE.reset(token)
+
+
+def _spells_for_cpu() -> bool:
+    return jax.default_backend() == "cpu" and not _NATIVE.get()
 
 
 def convolve(
@@ -44,7 +65,7 @@ def convolve(
     Returns:
         (B, ceil(H / stride), ceil(W / stride), O).
     """
-    if jax.default_backend() == "cpu":
+    if _spells_for_cpu():
         return convolution.convolve_on_cpu(x, kernel, stride, activate)
     x = jax.nn.relu(x) if activate else x
     return convolution.convolve_natively(x, kernel, stride)
@@ -73,7 +94,7 @@ def convolve_depthwise(
     Returns:
         (B, ceil(H / stride), ceil(W / stride), C).
     """
-    if jax.default_backend() == "cpu":
+    if _spells_for_cpu():
         return convolution.convolve_depthwise_on_cpu(x, kernel, stride, dilation, activate)
     x = jax.nn.relu(x) if activate else x
     height, width, _, channels = kernel.shape
@@ -91,7 +112,7 @@ def convolve_depthwise(
 
 def max_pool(x: jax.Array, stride: int) -> jax.Array:
     """Maxima over 3x3 windows padded by one pixel: (B, H, W, C) -> (B, H / s, W / s, C)."""
-    if jax.default_backend() == "cpu":
+    if _spells_for_cpu():
         return pooling.max_pool_3x3(x, stride)
     return _pool(x, -jnp.inf, lax.max, stride)
 

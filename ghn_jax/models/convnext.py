@@ -1,0 +1,71 @@
+"""ConvNeXt (Liu et al., CVPR 2022) as in torchvision."""
+
+import functools
+
+import flax.linen as nn
+
+from ghn_jax.models.layers import StochasticDepth, global_mean, layer_norm
+
+
+class Block(nn.Module):
+    """x + scale * MLP(LN(depthwise 7x7 of x))."""
+
+    drop_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        features = x.shape[-1]
+        y = nn.Conv(features, (7, 7), padding=3, feature_group_count=features)(x)
+        y = nn.gelu(nn.Dense(4 * features)(layer_norm()(y)), approximate=False)
+        y = nn.Dense(features)(y)
+        scale = self.param("layer_scale", nn.initializers.constant(1e-6), (1, 1, 1, features))
+        return x + StochasticDepth(self.drop_rate)(y * scale, train)
+
+
+class ConvNeXt(nn.Module):
+    """(B, S, S, 3) images -> (B, K) logits.
+
+    Attributes:
+        stage_sizes: Blocks per stage.
+        widths: Channels per stage.
+        num_classes: K.
+        drop_rate: Stochastic depth of the last block.
+        small_images: Patches of 1 px instead of 4.
+    """
+
+    stage_sizes: tuple[int, ...]
+    widths: tuple[int, ...]
+    num_classes: int = 1000
+    drop_rate: float = 0.0
+    small_images: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        depth, index = sum(self.stage_sizes), 0
+        for stage, (num_blocks, width) in enumerate(
+            zip(self.stage_sizes, self.widths, strict=True)
+        ):
+            if stage == 0:
+                patch = (1, 1) if self.small_images else (4, 4)
+                x = layer_norm()(nn.Conv(width, patch, strides=patch, padding="VALID")(x))
+            else:
+                x = nn.Conv(width, (2, 2), strides=(2, 2), padding="VALID")(layer_norm()(x))
+            for _ in range(num_blocks):
+                x = Block(self.drop_rate * index / max(depth - 1, 1), name=f"block{index}")(
+                    x, train
+                )
+                index += 1
+        return nn.Dense(self.num_classes, name="head")(layer_norm()(global_mean(x)))
+
+
+def _make(name, depth, width):
+    widths = tuple(width * 2**stage for stage in range(4))
+    make = functools.partial(ConvNeXt, (3, 3, depth, 3), widths)
+    make.__name__ = name  # type: ignore[attr-defined]
+    return make
+
+
+convnext_t = _make("convnext_t", 9, 96)
+convnext_s = _make("convnext_s", 27, 96)
+convnext_b = _make("convnext_b", 27, 128)
+convnext_l = _make("convnext_l", 27, 192)

@@ -1,0 +1,54 @@
+"""DenseNet-121 (Huang et al., CVPR 2017) as in torchvision."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ghn_jax.models.layers import batch_norm, conv, global_mean, max_pool
+
+
+class DenseLayer(nn.Module):
+    """norm, relu, 1x1 to 4 g channels, norm, relu, 3x3 to g; appended to the input."""
+
+    growth: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        y = conv(4 * self.growth, 1)(nn.relu(batch_norm(train)(x)))
+        y = conv(self.growth, 3)(nn.relu(batch_norm(train)(y)))
+        return jnp.concatenate([x, y], axis=-1)
+
+
+class DenseNet(nn.Module):
+    """(B, S, S, 3) images -> (B, K) logits.
+
+    Attributes:
+        stage_sizes: Layers per dense block.
+        growth: g, channels that every layer appends.
+        num_classes: K.
+        small_images: 3x3 stem with stride 1, no pool.
+    """
+
+    stage_sizes: tuple[int, ...]
+    growth: int
+    num_classes: int = 1000
+    small_images: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        kernel, stride = (3, 1) if self.small_images else (7, 2)
+        x = nn.relu(batch_norm(train)(conv(2 * self.growth, kernel, stride)(x)))
+        if not self.small_images:
+            x = max_pool(x, 3, 2)
+        for stage, num_layers in enumerate(self.stage_sizes):
+            if stage > 0:
+                x = conv(x.shape[-1] // 2, 1)(nn.relu(batch_norm(train)(x)))
+                x = nn.avg_pool(x, (2, 2), (2, 2))
+            for index in range(num_layers):
+                x = DenseLayer(self.growth, name=f"stage{stage}_layer{index}")(x, train)
+        x = nn.relu(batch_norm(train)(x))
+        return nn.Dense(self.num_classes, name="head")(global_mean(x))
+
+
+def densenet121(**fields) -> DenseNet:
+    """DenseNet-121."""
+    return DenseNet((6, 12, 24, 16), 32, **fields)

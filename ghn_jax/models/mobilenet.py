@@ -1,0 +1,66 @@
+"""MobileNetV2 (Sandler et al., CVPR 2018) as in torchvision."""
+
+import flax.linen as nn
+
+from ghn_jax.models.layers import ConvNorm, global_mean
+
+# Expansion, channels, blocks, stride of the first block (table 2 of the paper).
+_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+class InvertedResidual(nn.Module):
+    """Expand by 1x1, depthwise 3x3, project by 1x1; a sum where the shape stays."""
+
+    features: int
+    stride: int
+    expansion: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        width = x.shape[-1] * self.expansion
+        y = ConvNorm(width, 1, activation=nn.relu6)(x, train) if self.expansion > 1 else x
+        y = ConvNorm(width, 3, self.stride, groups=width, activation=nn.relu6)(y, train)
+        y = ConvNorm(self.features, 1, activation=None)(y, train)
+        return x + y if x.shape == y.shape else y
+
+
+class MobileNetV2(nn.Module):
+    """(B, S, S, 3) images -> (B, K) logits.
+
+    Attributes:
+        num_classes: K.
+        dropout_rate: Before the last layer.
+        small_images: Strides of 1 in the stem and the first stages.
+    """
+
+    num_classes: int = 1000
+    dropout_rate: float = 0.2
+    small_images: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = ConvNorm(32, 3, 1 if self.small_images else 2, activation=nn.relu6)(x, train)
+        for stage, (expansion, features, num_blocks, stride) in enumerate(_STAGES):
+            if self.small_images and stage < 3:
+                stride = 1
+            for index in range(num_blocks):
+                name = f"stage{stage}_block{index}"
+                block_stride = stride if index == 0 else 1
+                block = InvertedResidual(features, block_stride, expansion, name=name)
+                x = block(x, train)
+        x = global_mean(ConvNorm(1280, 1, activation=nn.relu6)(x, train))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+def mobilenet_v2(**fields) -> MobileNetV2:
+    """MobileNetV2 of width 1."""
+    return MobileNetV2(**fields)

@@ -1,0 +1,91 @@
+"""ResNets (He et al., CVPR 2016) and Wide ResNets as in torchvision.
+
+The stride of a bottleneck is in its 3x3 convolution.
+"""
+
+import functools
+
+import flax.linen as nn
+
+from ghn_jax.models.layers import ConvNorm, global_mean, max_pool
+
+
+class Block(nn.Module):
+    """relu(x + branch(x)): two 3x3 convolutions, or 1x1, 3x3, 1x1 with a narrow middle.
+
+    Attributes:
+        width: Of the middle.
+        features: Of the output.
+        stride: Of the block.
+        is_bottleneck: Which branch.
+    """
+
+    width: int
+    features: int
+    stride: int
+    is_bottleneck: bool
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        if self.is_bottleneck:
+            y = ConvNorm(self.width, 1)(x, train)
+            y = ConvNorm(self.width, 3, self.stride)(y, train)
+            y = ConvNorm(self.features, 1, activation=None)(y, train)
+        else:
+            y = ConvNorm(self.width, 3, self.stride)(x, train)
+            y = ConvNorm(self.features, 3, activation=None)(y, train)
+        if self.stride > 1 or x.shape[-1] != self.features:
+            shortcut = ConvNorm(self.features, 1, self.stride, activation=None, name="shortcut")
+            x = shortcut(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """(B, S, S, 3) images -> (B, K) logits.
+
+    Attributes:
+        stage_sizes: Blocks per stage.
+        num_classes: K.
+        is_bottleneck: Kind of the blocks.
+        width_factor: Of the middle of bottlenecks.
+        small_images: 3x3 stem with stride 1, no pool.
+    """
+
+    stage_sizes: tuple[int, ...]
+    num_classes: int = 1000
+    is_bottleneck: bool = True
+    width_factor: int = 1
+    small_images: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        kernel, stride = (3, 1) if self.small_images else (7, 2)
+        x = ConvNorm(64, kernel, stride, name="stem")(x, train)
+        if not self.small_images:
+            x = max_pool(x, 3, 2)
+        for stage, num_blocks in enumerate(self.stage_sizes):
+            width = 64 * 2**stage
+            for index in range(num_blocks):
+                x = Block(
+                    width * self.width_factor,
+                    width * (4 if self.is_bottleneck else 1),
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    is_bottleneck=self.is_bottleneck,
+                    name=f"stage{stage}_block{index}",
+                )(x, train)
+        return nn.Dense(self.num_classes, name="head")(global_mean(x))
+
+
+def _make(name, *stage_sizes, **fields):
+    make = functools.partial(ResNet, stage_sizes, **fields)
+    make.__name__ = name  # type: ignore[attr-defined]
+    return make
+
+
+resnet18 = _make("resnet18", 2, 2, 2, 2, is_bottleneck=False)
+resnet34 = _make("resnet34", 3, 4, 6, 3, is_bottleneck=False)
+resnet50 = _make("resnet50", 3, 4, 6, 3)
+resnet101 = _make("resnet101", 3, 4, 23, 3)
+resnet152 = _make("resnet152", 3, 8, 36, 3)
+wide_resnet50_2 = _make("wide_resnet50_2", 3, 4, 6, 3, width_factor=2)
+wide_resnet101_2 = _make("wide_resnet101_2", 3, 4, 23, 3, width_factor=2)

@@ -1,0 +1,73 @@
+"""Fill the running statistics of batch norms from data, for a network that was never trained."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def calibrate_batch_stats(
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array | np.ndarray | Iterable[Any],
+    *,
+    key: jax.Array | None = None,
+    **call_arguments: Any,
+) -> Any:
+    """Replace the running statistics of a Flax module by the statistics of batches.
+
+    A running average becomes m * old + (1 - m) * batch. Computed once from zeros and once from
+    ones, the difference of the two is m, and so the batch's statistic is known for any momentum.
+
+    Args:
+        model: A Flax linen module with a collection `batch_stats`.
+        variables: Its variables, such as those predicted.
+        images: A batch, or an iterable of batches, whose statistics are averaged.
+        key: For dropout.
+        **call_arguments: Of the call that updates running statistics, such as `train=True`.
+
+    Returns:
+        The variables with new `batch_stats`.
+
+    Raises:
+        ValueError: If there are no running statistics, or the call does not update one of them.
+    """
+    if "batch_stats" not in variables:
+        raise ValueError(f"variables has the collections {list(variables)}, expected batch_stats")
+    batches = [images] if hasattr(images, "ndim") else images
+    key = jax.random.key(0) if key is None else key
+
+    @jax.jit
+    def update(variables, batch, fill):
+        stats = jax.tree.map(lambda x: jnp.full_like(x, fill), variables["batch_stats"])
+        _, new = model.apply(
+            {**variables, "batch_stats": stats},
+            batch,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+            **call_arguments,
+        )
+        return new["batch_stats"]
+
+    total, count = None, 0
+    for batch in batches:
+        from_zeros, from_ones = update(variables, batch, 0.0), update(variables, batch, 1.0)
+        stats = jax.tree_util.tree_map_with_path(_remove_momentum, from_zeros, from_ones)
+        total = stats if total is None else jax.tree.map(jnp.add, total, stats)
+        count += 1
+    if total is None:
+        raise ValueError("images is empty, expected at least one batch")
+    return {**variables, "batch_stats": jax.tree.map(lambda x: x / count, total)}
+
+
+def _remove_momentum(path, from_zeros, from_ones):
+    rest = 1 - np.median(np.asarray(from_ones - from_zeros))
+    if rest <= 1e-4:
+        raise ValueError(
+            f"batch_stats{jax.tree_util.keystr(path)} is not updated by the call, expected"
+            " arguments with which it is, such as train=True or use_running_average=False"
+        )
+    return from_zeros / np.float32(rest)

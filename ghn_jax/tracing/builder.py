@@ -1,0 +1,222 @@
+"""Collects graph nodes and the parameters that belong to them while a network is traced."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ghn_jax.graphs import ArchGraph, ParameterTensor, graph_from_nodes
+from ghn_jax.targets.tracing import NO_SHAPE, TracedNode
+from ghn_jax.tracing.values import Data
+from ghn_jax.tracing.views import View
+
+Path = tuple[str, ...]
+NO_USE = "the output does not depend on it"
+
+
+class Claim(NamedTuple):
+    """A part of a parameter that belongs to a node."""
+
+    view: View
+    node: int
+    role: str
+
+
+class BuiltGraph(NamedTuple):
+    """A traced network.
+
+    Attributes:
+        graph: What a GHN reads.
+        views: For every tensor of the graph, where its elements lie in the network's parameters.
+        kept: For every parameter that is not predicted, the reason.
+    """
+
+    graph: ArchGraph
+    views: tuple[View, ...]
+    kept: dict[int, str]
+
+
+class GraphBuilder:
+    """Builds the graph of one network.
+
+    Args:
+        batch_size: Of the traced images: a large prime, so that its multiples tell batch axes.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.nodes: list[TracedNode] = [TracedNode("input", NO_SHAPE, ())]
+        self._claims: list[Claim] = []
+        self._reasons: dict[int, str] = {}
+        self._pools: dict[tuple, int] = {}
+        self._pool_sources: dict[int, tuple[int, ...]] = {}
+        self._spliced: set[int] = set()
+
+    def has_batch(self, shape: Sequence[int]) -> bool:
+        """Whether an axis of the shape holds the batch."""
+        return any(size and size % self.batch_size == 0 for size in shape)
+
+    def node(self, primitive: str, parents: Iterable[int], shape=NO_SHAPE) -> int:
+        """Add a node and return its index."""
+        self.nodes.append(TracedNode(primitive, tuple(shape), tuple(dict.fromkeys(parents))))
+        return len(self.nodes) - 1
+
+    def merge(self, primitive: str, nodes: Iterable[int]) -> int:
+        """A node only where two or more different nodes meet."""
+        parents = tuple(dict.fromkeys(nodes))
+        return self.node(primitive, parents) if len(parents) > 1 else parents[0]
+
+    def node_of(self, data: Data) -> int:
+        """The node of a value: a pending pool or product becomes one here."""
+        statistic = data.statistic
+        if statistic is not None and statistic.norm != "bn":
+            return self._pool(data, ("global", statistic.kind), statistic.window)
+        if len(data.taps) > 1:
+            size = math.isqrt(len(data.taps))
+            window = (size, len(data.taps) // size)
+            return self._pool(data, ("window", data.taps_kind, *sorted(data.taps)), window)
+        return self.merge("sum", data.nodes)
+
+    def is_pool_of(self, node: int, nodes: tuple[int, ...]) -> bool:
+        """Whether a node is a global pool of others."""
+        return self._pool_sources.get(node) == nodes
+
+    def gate(self, nodes: tuple[int, int]) -> int:
+        """The product of an image and its gate; the gate's own pool is no node (spec section 2)."""
+        image, top = min(nodes), max(nodes)
+        stack, seen = [top], set()
+        while stack:
+            node = stack.pop()
+            if node <= image or node in seen:
+                continue
+            seen.add(node)
+            if node in self._pool_sources and image in self.nodes[node].parents:
+                self._spliced.add(node)
+            stack += self.nodes[node].parents
+        return self.node("cse", nodes)
+
+    def claim(self, view: View, node: int, role: str) -> None:
+        """Give a part of a parameter to a node; a part that has a node already keeps the first."""
+        self._claims.append(Claim(view, node, role))
+
+    def keep(self, parameters: Iterable[int], reason: str) -> None:
+        """State why parameters that nothing claims are not predicted."""
+        for parameter in parameters:
+            self._reasons.setdefault(parameter, reason)
+
+    def finish(
+        self,
+        outputs: Sequence[int],
+        paths: Sequence[Path],
+        shapes: Sequence[tuple[int, ...]],
+        num_classes: int | None,
+        max_distance: int,
+    ) -> BuiltGraph:
+        """Keep what reaches the outputs and decide what is predicted.
+
+        Args:
+            outputs: Nodes of the network's outputs.
+            paths: Of the parameters.
+            shapes: Of the parameters.
+            num_classes: The width of a classifier that the GHN predicts as one; None for none.
+            max_distance: Longest distance with an edge.
+
+        Returns:
+            The graph, where its tensors lie, and what is kept.
+        """
+        reached = self._reach(outputs)
+        order = sorted(reached - self._spliced)
+        index = {node: position for position, node in enumerate(order)}
+        nodes = [
+            self.nodes[node]._replace(parents=self._new_parents(node, index)) for node in order
+        ]
+        classifier = {} if num_classes is None else self._classifiers(outputs, num_classes)
+        chosen: dict[int, list[Claim]] = {}
+        regions = set()
+        for claim in self._claims:
+            if claim.node not in index or claim.view.region in regions:
+                continue
+            shares = chosen.setdefault(claim.view.parameter, [])
+            if _covered(shares) < math.prod(shapes[claim.view.parameter]):
+                regions.add(claim.view.region)
+                shares.append(claim)
+        kept = {}
+        tensors, views = [], []
+        for parameter, path in enumerate(paths):
+            claims, size = chosen.get(parameter, []), math.prod(shapes[parameter])
+            if not claims:
+                kept[parameter] = self._reasons.get(parameter, NO_USE)
+            elif _covered(claims) < size:
+                kept[parameter] = f"only {_covered(claims)} of its {size} elements are used"
+            else:
+                for claim in claims:
+                    role = classifier.get((claim.node, claim.role), claim.role)
+                    view = _as_classifier(claim.view) if role != claim.role else claim.view
+                    tensors.append(ParameterTensor(path, view.shape, index[claim.node], role))
+                    views.append(view)
+        return BuiltGraph(graph_from_nodes(nodes, tensors, max_distance), tuple(views), kept)
+
+    def _pool(self, data: Data, kind: tuple, window: tuple[int, ...]) -> int:
+        key = (data.nodes, *kind)
+        if key not in self._pools:
+            source = self.merge("sum", data.nodes)
+            if kind == ("global", "avg"):
+                node = self.node("glob_avg", (source,))
+            else:
+                node = self.node(f"{kind[1]}_pool", (source,), pool_shape(window))
+            self._pools[key] = node
+            if kind[0] == "global":
+                self._pool_sources[node] = data.nodes
+        return self._pools[key]
+
+    def _reach(self, outputs):
+        reached: set[int] = set()
+        stack = list(outputs)
+        while stack:
+            node = stack.pop()
+            if node not in reached:
+                reached.add(node)
+                stack += self.nodes[node].parents
+        return reached
+
+    def _new_parents(self, node, index):
+        parents: list[int] = []
+        for parent in self.nodes[node].parents:
+            if parent in self._spliced:
+                parents += self._new_parents(parent, index)
+            else:
+                parents.append(index[parent])
+        return tuple(dict.fromkeys(parents))
+
+    def _classifiers(self, outputs, num_classes):
+        """Roles of the tensors of the last linear layer, if it is as wide as the GHN's."""
+        roles = {}
+        for node in outputs:
+            bias = None
+            while self.nodes[node].primitive in ("bias", "glob_avg"):
+                bias = node if self.nodes[node].primitive == "bias" else bias
+                (node,) = self.nodes[node].parents
+            primitive, shape, _ = self.nodes[node]
+            if primitive == "conv" and (shape[0], *shape[2:]) == (num_classes, 1, 1):
+                roles[node, "kernel"] = "classifier_kernel"
+                if bias is not None:
+                    roles[bias, "bias"] = "classifier_bias"
+        return roles
+
+
+def pool_shape(window: Sequence[int]) -> tuple[int, int, int, int]:
+    """The shape of a pool's node, (1, 1, height, width)."""
+    sizes = [*window, 1, 1]
+    return (1, 1, sizes[0], sizes[1])
+
+
+def _covered(claims):
+    return sum(_num_elements(claim.view) for claim in claims)
+
+
+def _num_elements(view):
+    # A grid of positions predicts all tokens, also those beyond the grid.
+    return math.prod(next((shape for kind, shape, _ in view.steps if kind == "shrink"), view.shape))
+
+
+def _as_classifier(view):
+    return view.reshape(view.shape[-2:]) if len(view.shape) == 4 else view

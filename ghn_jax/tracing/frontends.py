@@ -1,0 +1,264 @@
+"""Networks of any library as one thing: a function of variables and images.
+
+In: a Flax module (linen or NNX), a Haiku transform, an Equinox module or a function of parameters.
+Out: a `Network`. Haiku and Equinox are imported only if the network is theirs.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend import core
+
+PyTree = Any
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network as the tracer sees it.
+
+    Attributes:
+        apply_fn: (variables, images) -> outputs, traceable.
+        variables: Tree of shapes and dtypes: parameters and state.
+        paths: Of the leaves of `variables`; of parameters within their collection.
+        is_parameter: For every leaf, whether it is a parameter.
+        initialize: Indices of leaves -> their values by the caller's initialiser.
+        finish: Filled variables -> the caller's kind of network, and of variables.
+        init_jaxpr: If the initialiser also runs the network: a jaxpr of (key, images) -> (leaves of
+            the outputs, leaves of `variables`), so that one tracing gives shapes and computation.
+    """
+
+    apply_fn: Callable[[PyTree, PyTree], PyTree]
+    variables: PyTree
+    paths: tuple[Path, ...]
+    is_parameter: tuple[bool, ...]
+    initialize: Callable[[Sequence[int]], list[Any]]
+    finish: Callable[[PyTree], tuple[Any, PyTree]]
+    init_jaxpr: Any = None
+
+
+def describe(model: Any, images: PyTree, key: jax.Array, arguments: Mapping[str, Any]) -> Network:
+    """Describe a network.
+
+    Args:
+        model: A `flax.linen.Module`, `flax.nnx.Module`, `haiku.Transformed` (with or without
+            state), `equinox.Module` of a single image, or a function `apply(params, images)`.
+        images: Shapes of a batch.
+        key: For the caller's initialiser.
+        arguments: Keyword arguments of the call. A function needs `params`, a tree of arrays or
+            shapes; an Equinox module with state needs `state`.
+
+    Returns:
+        The description.
+
+    Raises:
+        ValueError: If the model is of another kind, or `params` is missing.
+    """
+    if isinstance(model, nn.Module):
+        return _describe_linen(model, images, key, arguments)
+    if isinstance(model, nnx.Module):
+        return _describe_nnx(model, arguments)
+    library = type(model).__module__.split(".")[0]
+    if library == "haiku":
+        return _describe_haiku(model, images, key, arguments)
+    equinox = sys.modules.get("equinox")  # loaded if the model is one of its modules
+    if equinox is not None and isinstance(model, equinox.Module):
+        return _describe_equinox(equinox, model, dict(arguments))
+    if callable(model) and "params" in arguments:
+        return _describe_function(model, dict(arguments))
+    if callable(model):
+        raise ValueError(
+            f"params is missing: {model!r} is a function, which is predicted for a tree of arrays"
+            " or shapes given as params=..."
+        )
+    raise ValueError(
+        f"model is {model!r}, expected a Flax, NNX or Equinox module, a Haiku transform or a"
+        " function apply(params, images)"
+    )
+
+
+def _describe_linen(module, images, key, arguments) -> Network:
+    def init(key, images):
+        return module.init_with_output(key, images, **arguments)
+
+    jaxpr, (outputs, variables) = jax.make_jaxpr(init, return_shape=True)(key, images)
+    num_outputs = len(jax.tree.leaves(outputs))
+    collections = [name for name in variables if name != "params"]
+
+    def apply_fn(variables, images):
+        rngs = {"params": key, "dropout": key}
+        outputs = module.apply(
+            variables, images, rngs=rngs, mutable=collections or False, **arguments
+        )
+        return outputs[0] if collections else outputs
+
+    paths, is_parameter = _split_collections(variables)
+
+    def initialize(indices):
+        shifted = [num_outputs + index for index in indices]
+        return _evaluate(init, jaxpr, shifted, key, images)
+
+    finish = lambda variables: (module, variables)  # noqa: E731
+    return Network(apply_fn, variables, paths, is_parameter, initialize, finish, jaxpr)
+
+
+def _describe_nnx(module, arguments) -> Network:
+    graph_definition, params, state = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
+    variables = (params, state)
+
+    def apply_fn(variables, images):
+        return nnx.merge(graph_definition, *variables)(images, **arguments)
+
+    def finish(variables):
+        network = nnx.merge(graph_definition, *variables)
+        return network, nnx.state(network)
+
+    is_parameter = _positions((params, True), (state, False))
+    return _from_values(apply_fn, variables, is_parameter, finish, skip=1)
+
+
+def _describe_haiku(transform, images, key, arguments) -> Network:
+    def init(key, images):
+        return transform.init(key, images, **arguments)
+
+    jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(key, images)
+    has_state = type(transform).__name__ == "TransformedWithState"
+
+    def apply_fn(variables, images):
+        if has_state:
+            return transform.apply(*variables, key, images, **arguments)[0]
+        return transform.apply(variables, key, images, **arguments)
+
+    parts = variables if has_state else (variables,)
+    is_parameter = _positions(*((part, index == 0) for index, part in enumerate(parts)))
+    paths = _paths(variables, skip=1 if has_state else 0)
+
+    def initialize(indices):
+        return _evaluate(init, jaxpr, indices, key, images)
+
+    return Network(apply_fn, variables, paths, is_parameter, initialize, lambda v: (transform, v))
+
+
+def _describe_equinox(equinox, module, arguments) -> Network:
+    params, static = equinox.partition(module, equinox.is_inexact_array)
+    has_state = "state" in arguments
+    state = arguments.pop("state", None)
+
+    def apply_fn(variables, images):
+        params, state = variables
+        network = equinox.combine(params, static)
+        extra = {"state": state} if has_state else {}
+        call = jax.vmap(lambda x: network(x, **extra, **arguments), axis_name="batch")
+        outputs = call(images)
+        return outputs[0] if has_state else outputs
+
+    def finish(variables):
+        network = equinox.combine(variables[0], static)
+        return network, variables if has_state else variables[0]
+
+    is_parameter = _positions((params, True), (state, False))
+    return _from_values(apply_fn, (params, state), is_parameter, finish, skip=1)
+
+
+def _describe_function(function, arguments) -> Network:
+    variables = arguments.pop("params")
+
+    def apply_fn(variables, images):
+        return function(variables, images, **arguments)
+
+    has_collections = isinstance(variables, Mapping) and "params" in variables
+    skip = 0
+    is_parameter: tuple[bool, ...] | None = None
+    if has_collections:
+        paths, is_parameter = _split_collections(variables)
+    else:
+        is_parameter = _positions((variables, True))
+    network = _from_values(apply_fn, variables, is_parameter, lambda v: (function, v), skip)
+    return dataclasses.replace(network, paths=paths) if has_collections else network
+
+
+def _from_values(apply_fn, variables, is_parameter, finish, skip) -> Network:
+    """A network whose variables exist already: what is not predicted keeps its value."""
+    leaves = jax.tree.leaves(variables)
+    paths = _paths(variables, skip)
+
+    def initialize(indices):
+        abstract = [i for i in indices if isinstance(leaves[i], jax.ShapeDtypeStruct)]
+        if abstract:
+            names = ", ".join("/".join(paths[i]) for i in abstract)
+            raise ValueError(
+                f"{names} cannot be predicted and the network gives only shapes, expected arrays"
+            )
+        return [leaves[i] for i in indices]
+
+    is_parameter = tuple(
+        flag and np.issubdtype(getattr(leaf, "dtype", np.dtype(object)), np.inexact)
+        for flag, leaf in zip(is_parameter, leaves, strict=True)
+    )
+    return Network(apply_fn, _as_shapes(variables), paths, is_parameter, initialize, finish)
+
+
+def _as_shapes(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _positions(*parts: tuple[PyTree, bool]) -> tuple[bool, ...]:
+    return tuple(flag for tree, flag in parts for _ in jax.tree.leaves(tree))
+
+
+def _split_collections(variables):
+    """Flax's paths: those of parameters begin within the collection `params`."""
+    full = _paths(variables, 0)
+    is_parameter = tuple(path[0] == "params" for path in full)
+    paths = tuple(p[1:] if flag else p for p, flag in zip(full, is_parameter, strict=True))
+    return paths, is_parameter
+
+
+def _paths(tree, skip: int) -> tuple[Path, ...]:
+    paths = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if len(names) > 1 and names[-1] == "value" and isinstance(tree, tuple):
+            names.pop()  # of an NNX variable
+        paths.append(tuple(names[skip:]))
+    return tuple(paths)
+
+
+def _evaluate(init, jaxpr, indices, key, images):
+    """Outputs of an initialiser; constants, as most state is, without a compilation."""
+    values = {index: _constant(jaxpr.jaxpr, index) for index in indices}
+    rest = [index for index, value in values.items() if value is None]
+    if rest:
+
+        def select(key):
+            # XLA leaves out what these outputs do not need, mostly the network and its images. For
+            # state that is computed from images (Haiku's moving averages), two are enough.
+            zeros = jax.tree.map(lambda x: jnp.zeros((2, *x.shape[1:]), x.dtype), images)
+            leaves = jax.tree.leaves(init(key, zeros))
+            return [leaves[index] for index in rest]
+
+        values |= dict(zip(rest, jax.jit(select)(key), strict=True))
+    return [values[index] for index in indices]
+
+
+def _constant(jaxpr, index):
+    """The array of an output that is filled with one literal, else None."""
+    var = jaxpr.outvars[index]
+    if isinstance(var, core.Literal):
+        return np.asarray(var.val, var.aval.dtype)
+    eqn = next((eqn for eqn in reversed(jaxpr.eqns) if var in eqn.outvars), None)
+    if eqn is None:
+        return None
+    if eqn.primitive.name in ("jit", "pjit"):
+        return _constant(eqn.params["jaxpr"].jaxpr, eqn.outvars.index(var))
+    literal = eqn.invars[0] if len(eqn.invars) == 1 else None
+    if eqn.primitive.name != "broadcast_in_dim" or not isinstance(literal, core.Literal):
+        return None
+    return np.full(var.aval.shape, literal.val, var.aval.dtype)

@@ -1,0 +1,63 @@
+"""Walk a jaxpr, equation by equation, through the table of rules."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.extend import core
+
+from ghn_jax.tracing.builder import GraphBuilder
+from ghn_jax.tracing.registry import RULES, unknown
+from ghn_jax.tracing.values import Constant, Data, Value, Weight
+
+_CONSTANT = Constant()
+
+
+class EntangledError(ValueError):
+    """A variable is computed from the images."""
+
+
+def interpret(
+    builder: GraphBuilder,
+    jaxpr: Any,
+    inputs: Sequence[Value],
+    variables: Mapping[Any, Value] | None = None,
+) -> list[Value]:
+    """What is known of the outputs of a jaxpr.
+
+    Args:
+        builder: Gets the nodes and the parameters' places.
+        jaxpr: Open or closed; what it closes over is constant.
+        inputs: What is known of its inputs.
+        variables: What is known of values inside, whatever they are computed from.
+
+    Returns:
+        One value per output.
+
+    Raises:
+        EntangledError: If one of `variables` is computed from data.
+    """
+    variables = variables or {}
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    known: dict[Any, Value] = dict.fromkeys(jaxpr.constvars, _CONSTANT)
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(var):
+        return _CONSTANT if isinstance(var, core.Literal) else known[var]
+
+    for eqn in jaxpr.eqns:
+        values = [read(var) for var in eqn.invars]
+        name = eqn.primitive.name
+        rule = RULES.get(name, unknown)
+        if name in ("jit", "pjit"):
+            rule = RULES.get(f"jit:{eqn.params['name']}", rule)
+        outputs = rule(builder, eqn, values)
+        if isinstance(outputs, Constant | Weight | Data):
+            outputs = [outputs]
+        known.update(zip(eqn.outvars, outputs, strict=True))
+        if variables:
+            for var in eqn.outvars:
+                if var in variables:
+                    if any(isinstance(value, Data) for value in values):
+                        raise EntangledError(f"a variable is computed from data by {name}")
+                    known[var] = variables[var]
+    return [read(var) for var in jaxpr.outvars]

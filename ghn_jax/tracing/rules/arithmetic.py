@@ -1,0 +1,288 @@
+"""Elementwise primitives: biases, norms, gates, residual sums, and activations, which are no nodes.
+
+A norm arrives in many spellings: (x - mean) * rsqrt(var + eps) * scale + bias,
+x * (scale * rsqrt(var)) + (bias - mean * scale * rsqrt(var)), with moments of the batch, of the
+features or running ones. All have in common that something of the node, or of running statistics,
+with a square root in it multiplies the data, a parameter scales and another shifts them.
+"""
+
+import dataclasses
+
+from ghn_jax.tracing.registry import derived, keep_weights, register_rule
+from ghn_jax.tracing.rules.tokens import add_position, as_data
+from ghn_jax.tracing.values import Constant, Data, Weight
+
+_PRODUCTS = ("mul", "div")
+_SUMS = ("add", "sub", "add_any")
+_DEVIATIONS = ("sqrt", "rsqrt", "pow", "cbrt")
+
+
+@register_rule(
+    "add", "sub", "mul", "div", "max", "min", "pow", "add_any", "atan2", "rem", "nextafter"
+)
+def _binary(builder, eqn, inputs):
+    name = eqn.primitive.name
+    left, right = inputs
+    shapes = [var.aval.shape for var in eqn.invars]
+    if isinstance(left, Constant) and isinstance(right, Constant):
+        return Constant(
+            left.is_state or right.is_state,
+            left.is_deviation or right.is_deviation or name == "pow",
+        )
+    if isinstance(left, Weight) and isinstance(right, Weight):
+        return _combine_weights(builder, name, left, right, shapes)
+    if isinstance(left, Constant) or isinstance(right, Constant):
+        constant, value = (left, right) if isinstance(left, Constant) else (right, left)
+        constant_shape = shapes[0] if isinstance(left, Constant) else shapes[1]
+        if isinstance(value, Weight):
+            if name in _PRODUCTS and constant.is_state and constant.is_deviation:
+                return dataclasses.replace(value, norm="bn")
+            return value
+        return _with_constant(builder, name, value, constant, constant_shape)
+    if isinstance(left, Data) and isinstance(right, Data):
+        return _combine_data(builder, name, left, right)
+    data, weight = (left, right) if isinstance(left, Data) else (right, left)
+    return _apply_weight(builder, name, data, weight)
+
+
+_UNARY = (
+    "rsqrt sqrt cbrt exp exp2 log log1p expm1 tanh logistic erf erfc erf_inv neg abs sign floor"
+    " ceil round sin cos tan square integer_pow not is_finite clamp cumsum cumlogsumexp cummax"
+    " cumprod"
+).split()
+
+
+@register_rule(*_UNARY)
+def _unary(builder, eqn, inputs):
+    name = eqn.primitive.name
+    value = inputs[1] if name == "clamp" else inputs[0]
+    takes_root = name in _DEVIATIONS or (name == "integer_pow" and eqn.params["y"] < 0)
+    if isinstance(value, Constant):
+        return Constant(value.is_state, value.is_deviation or takes_root)
+    if isinstance(value, Weight):
+        return value
+    if value.statistic is not None:
+        return _mark_deviation(value) if takes_root else value
+    return _activate(builder, value, is_exponential=name in ("exp", "exp2"))
+
+
+@register_rule("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "argmax", "argmin")
+def _compare(builder, eqn, inputs):
+    # Masks choose between values, which say where the data come from.
+    data = [value for value in inputs if isinstance(value, Data)]
+    if data and eqn.primitive.name.startswith("arg"):
+        return Data((builder.node_of(data[0]),))
+    return Constant()
+
+
+@register_rule("select_n")
+def _select(builder, eqn, inputs):
+    cases = [value for value in inputs[1:] if not isinstance(value, Constant)]
+    if not cases:
+        return Constant(any(value.is_state for value in inputs[1:]))
+    total = cases[0]
+    for case in cases[1:]:
+        if case != total:
+            total = _merge_cases(builder, total, case)
+    return total
+
+
+def _merge_cases(builder, one, other):
+    if isinstance(one, Weight) and isinstance(other, Weight):
+        return derived(one, other)
+    nodes = []
+    for value in (one, other):
+        if isinstance(value, Weight) and not value.views:
+            keep_weights(builder, [value], "is chosen by a mask")
+            continue
+        data = as_data(builder, value) if isinstance(value, Weight) else value
+        nodes.append(builder.node_of(data))
+    return Data((builder.merge("sum", nodes),))
+
+
+def _mark_deviation(value):
+    statistic = dataclasses.replace(value.statistic, is_deviation=True)
+    return dataclasses.replace(value, statistic=statistic)
+
+
+def _activate(builder, value, is_exponential=False):
+    if len(value.taps) > 1:
+        value = Data((builder.node_of(value),))
+    return Data(value.nodes, is_exponential=is_exponential, is_product=value.is_product)
+
+
+def _with_constant(builder, name, value, constant, constant_shape):
+    if value.statistic is not None:
+        return _mark_deviation(value) if name == "pow" else value
+    if name in _PRODUCTS:
+        if constant.is_state and constant.is_deviation:
+            return dataclasses.replace(value, norm="bn")
+        is_table = any(size > 1 for size in constant_shape)
+        if is_table and len(value.taps) == 1:  # as in rotary embeddings: no window of a pool
+            return dataclasses.replace(value, taps=frozenset())
+        return value
+    if name in _SUMS:
+        return value
+    return _activate(builder, value)
+
+
+def _combine_weights(builder, name, left, right, shapes):
+    if not left.views and not right.views:
+        return derived(left, right)
+    if not right.views or not left.views:
+        whole, other = (left, right) if left.views else (right, left)
+        # Such as the kernel's own moments in weight standardisation.
+        keep_weights(builder, [other], "only changes another parameter")
+        return dataclasses.replace(whole, parameters=left.parameters | right.parameters)
+    if left.views == right.views:
+        return left
+    batches = [builder.has_batch(shape) for shape in shapes]
+    if any(batches) and not (left.norm or right.norm):
+        values = [
+            as_data(builder, weight) if batch else weight
+            for weight, batch in zip((left, right), batches, strict=True)
+        ]
+        if all(batches):
+            return _combine_data(builder, name, *values)
+        data, weight = values if batches[0] else values[::-1]
+        return _apply_weight(builder, name, data, weight)
+    if name in _SUMS:
+        if bool(left.norm) != bool(right.norm):  # bias - mean * scale / std: the bias
+            return left if right.norm else right
+        return Weight(left.parameters | right.parameters, (*left.views, *right.views))
+    main, other = sorted((left, right), key=lambda weight: -weight.views[0].size)
+    keep_weights(builder, [other], "only scales another parameter")
+    return main
+
+
+def _combine_data(builder, name, left, right):
+    if left.statistic is not None and right.statistic is not None:
+        return _combine_statistics(builder, name, left, right)
+    if left.statistic is not None or right.statistic is not None:
+        statistic, data = (left, right) if left.statistic is not None else (right, left)
+        if _is_statistic_of(builder, statistic, data):
+            return _normalize(name, data, statistic)
+        return _combine_nodes(builder, name, left, right)
+    if left.is_product or right.is_product:
+        nodes = dict.fromkeys((*left.nodes, *right.nodes))
+        return Data(tuple(nodes), is_product=True)
+    if left.nodes == right.nodes:
+        return _combine_same(builder, name, left, right)
+    return _combine_nodes(builder, name, left, right)
+
+
+def _combine_statistics(builder, name, left, right):
+    if left.nodes == right.nodes:
+        total = _mark_deviation(left) if right.statistic.is_deviation else left
+        return dataclasses.replace(
+            total, is_exponential=left.is_exponential or right.is_exponential
+        )
+    for data, statistic in ((left, right), (right, left)):
+        pooled = builder.node_of(data)
+        if statistic.nodes == (pooled,):  # pooled data and a moment of theirs
+            return _normalize(name, Data((pooled,)), statistic)
+    return _combine_nodes(builder, name, left, right)
+
+
+def _is_statistic_of(builder, statistic, data):
+    if statistic.nodes == data.nodes:
+        return True
+    return len(statistic.nodes) == 1 and builder.is_pool_of(statistic.nodes[0], data.nodes)
+
+
+def _normalize(name, data, statistic):
+    if name in _PRODUCTS and (statistic.statistic.is_deviation or name == "div"):
+        if data.is_exponential and statistic.is_exponential:
+            return Data(data.nodes, is_softmax=True, is_product=data.is_product)
+        return Data(data.nodes, norm=statistic.statistic.norm, is_product=data.is_product)
+    return dataclasses.replace(data, open_norm=None)
+
+
+def _combine_same(builder, name, left, right):
+    kind = {"add": "avg", "max": "max"}.get(name)
+    taps = left.taps | right.taps
+    if kind and left.taps and right.taps and left.taps != right.taps and _overlap(taps):
+        if {left.taps_kind, right.taps_kind} <= {None, kind}:
+            return Data(left.nodes, taps=taps, taps_kind=kind)
+    if left == right:
+        return Data(left.nodes)
+    nodes = (builder.node_of(left), builder.node_of(right))
+    return _combine_nodes(builder, name, left, right) if nodes[0] != nodes[1] else Data((nodes[0],))
+
+
+def _overlap(taps):
+    """Whether slices are the taps of a window: overlapping or interleaved, not halves."""
+    shapes = {shape for _, _, shape in taps}
+    if len(shapes) > 1:
+        return False
+    (shape,) = shapes
+    starts = list(zip(*(start for start, _, _ in taps), strict=True))
+    strides = next(iter(taps))[1]
+    return all(
+        max(axis) - min(axis) < size or stride > 1
+        for axis, size, stride in zip(starts, shape, strides, strict=True)
+    )
+
+
+def _combine_nodes(builder, name, left, right):
+    nodes = (builder.node_of(left), builder.node_of(right))
+    if nodes[0] == nodes[1]:
+        return Data((nodes[0],))
+    if name in _PRODUCTS:
+        return Data((builder.gate(nodes),))
+    return Data((builder.merge("sum", nodes),))
+
+
+def _apply_weight(builder, name, data, weight):
+    statistic = data.statistic
+    if statistic is not None:
+        if weight.norm and data.nodes == weight.norm_nodes:  # mean * scale / std
+            return weight
+        if statistic.is_deviation and name in _PRODUCTS:  # scale / std
+            return dataclasses.replace(weight, norm=statistic.norm, norm_nodes=data.nodes)
+        if statistic.norm == "bn":
+            return weight
+        data = Data((builder.node_of(data),))
+    if len(weight.views) == 0:
+        keep_weights(builder, [weight], "is computed from parameters before it meets the data")
+        return data
+    if data.is_product:
+        keep_weights(builder, [weight], "acts on attention logits, which are no node")
+        return Data(data.nodes, is_product=True)
+    if name in _PRODUCTS:
+        return _scale(builder, data, weight)
+    if name in _SUMS:
+        for view in weight.views:
+            data = _shift(builder, data, view)
+        return data
+    keep_weights(builder, [weight], f"meets the data in {name}, which has no rule for parameters")
+    return data
+
+
+def _scale(builder, data, weight):
+    # A scale without norm (layer scale) is taken for that of a layer norm, as by Knyazev et al.
+    norm = data.norm or weight.norm
+    view = weight.views[0]
+    node = builder.node(norm or "ln", (builder.node_of(data),), (view.size, 1, 1, 1))
+    builder.claim(view.reshape((view.size,)), node, "scale")
+    return Data((node,), open_norm=node if norm else None)
+
+
+def _shift(builder, data, view):
+    vector = view.reshape((view.size,))
+    if data.open_norm is not None:
+        builder.claim(vector, data.open_norm, "bias")
+        return Data(data.nodes)
+    node = builder.node_of(data)
+    if data.norm:
+        node = builder.node(data.norm, (node,), (view.size, 1, 1, 1))
+        builder.claim(vector, node, "bias")
+        return Data((node,))
+    channels = builder.nodes[node].shape[0]
+    is_vector = sum(size > 1 for size in view.shape) <= 1
+    if is_vector or view.size == channels:
+        node = builder.node("bias", (node,), (view.size, 1, 1, 1))
+        builder.claim(vector, node, "bias")
+        return Data((node,))
+    position = add_position(builder, view, channels or None)
+    return Data((builder.merge("sum", (node, position)),))

@@ -1,0 +1,89 @@
+"""Calls and control flow: what is inside is traced as if it stood outside."""
+
+import dataclasses
+
+from ghn_jax.tracing.interpreter import interpret
+from ghn_jax.tracing.registry import register_rule, unknown
+from ghn_jax.tracing.values import Constant, Data, Weight
+
+_CALLS = (
+    "jit pjit closed_call core_call xla_call named_call remat remat2 checkpoint custom_jvp_call"
+    " custom_vjp_call custom_vjp_call_jaxpr custom_lin"
+).split()
+
+
+@register_rule(*_CALLS)
+def _call(builder, eqn, inputs):
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    jaxpr = next((eqn.params[name] for name in names if name in eqn.params), None)
+    return unknown(builder, eqn, inputs) if jaxpr is None else interpret(builder, jaxpr, inputs)
+
+
+@register_rule("scan")
+def _scan(builder, eqn, inputs):
+    """Once per iteration if parameters are stacked along the scanned axis, else a single time."""
+    params = eqn.params
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    consts, carry = inputs[:num_consts], list(inputs[num_consts:][:num_carry])
+    scanned, variables = inputs[num_consts + num_carry :], eqn.invars[num_consts + num_carry :]
+    unrolls = any(isinstance(value, Weight) and value.views for value in scanned)
+    if not unrolls:
+        carry = _join_stream(carry, [*consts, *scanned])
+    outputs = []
+    for step in range(params["length"] if unrolls else 1):
+        index = params["length"] - 1 - step if params["reverse"] else step
+        rows = [
+            _take_row(value, var.aval.shape, index) if unrolls else _as_row(value)
+            for value, var in zip(scanned, variables, strict=True)
+        ]
+        outputs = interpret(builder, params["jaxpr"], [*consts, *carry, *rows])
+        carry = outputs[:num_carry]
+    return [*carry, *outputs[num_carry:]]
+
+
+def _join_stream(carry, others):
+    # A state that starts as zeros holds data from the second iteration on.
+    data = next((value for value in (*carry, *others) if isinstance(value, Data)), None)
+    if data is None:
+        return carry
+    return [Data(data.nodes) if isinstance(value, Constant) else value for value in carry]
+
+
+def _take_row(value, shape, index):
+    if not isinstance(value, Weight):
+        return value
+    rows = []
+    for view in value.views:
+        if view.shape[0] != shape[0]:
+            rows.append(view.reshape(view.shape[1:]))
+            continue
+        whole = (slice(0, size) for size in view.shape[1:])
+        rows.append(view.slice((slice(index, index + 1), *whole)).reshape(view.shape[1:]))
+    return dataclasses.replace(value, views=tuple(rows))
+
+
+def _as_row(value):
+    return Weight(value.parameters) if isinstance(value, Weight) else value
+
+
+@register_rule("while")
+def _while(builder, eqn, inputs):
+    skip, num_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    consts, carry = inputs[skip : skip + num_consts], list(inputs[skip + num_consts :])
+    carry = _join_stream(carry, consts)
+    return interpret(builder, eqn.params["body_jaxpr"], [*consts, *carry])
+
+
+@register_rule("cond")
+def _cond(builder, eqn, inputs):
+    results = [interpret(builder, branch, inputs[1:]) for branch in eqn.params["branches"]]
+    return [_join_branches(builder, values) for values in zip(*results, strict=True)]
+
+
+def _join_branches(builder, values):
+    data = [value for value in values if isinstance(value, Data)]
+    if not data:
+        return next((value for value in values if isinstance(value, Weight)), values[0])
+    if all(value == data[0] for value in data):
+        return data[0]
+    return Data((builder.merge("sum", [builder.node_of(value) for value in data]),))

@@ -1,0 +1,114 @@
+"""Convolutions and dot products: the nodes that hold kernels, and attention."""
+
+import math
+
+from ghn_jax.tracing.registry import keep_weights, register_rule
+from ghn_jax.tracing.rules.tokens import as_data
+from ghn_jax.tracing.values import Constant, Data, Weight
+
+
+@register_rule("conv_general_dilated")
+def _convolve(builder, eqn, inputs):
+    x, kernel = inputs
+    if isinstance(x, Weight) and builder.has_batch(eqn.invars[0].aval.shape) and x.views:
+        x = as_data(builder, x)
+    if not isinstance(x, Data):
+        return _without_data(builder, eqn, inputs)
+    if isinstance(kernel, Constant):
+        return Data((builder.node_of(x),))
+    if isinstance(kernel, Data):  # a filter computed from the images gates them
+        return Data((builder.gate((builder.node_of(x), builder.node_of(kernel))),))
+    shape = eqn.invars[1].aval.shape
+    if len(kernel.views) != 1 or kernel.views[0].shape != shape:
+        keep_weights(builder, [kernel], _NO_VIEW)
+        return Data((builder.node_of(x),))
+    out_axis, in_axis, *spatial = eqn.params["dimension_numbers"].rhs_spec
+    view = kernel.views[0].transpose((*spatial, in_axis, out_axis))
+    *sizes, num_in, num_out = view.shape
+    if len(sizes) == 3:  # a GHN knows two spatial axes: the depth joins the input channels
+        view = view.transpose((1, 2, 0, 3, 4))
+        sizes, num_in = sizes[1:], sizes[0] * num_in
+    sizes = (*sizes, 1, 1)[:2]
+    view = view.reshape((*sizes, num_in, num_out))
+    groups = max(eqn.params["feature_group_count"], eqn.params["batch_group_count"])
+    primitive = "conv"
+    if groups > 1:
+        primitive = "dil_conv" if max(eqn.params["rhs_dilation"]) > 1 else "sep_conv"
+    node = builder.node(primitive, (builder.node_of(x),), (num_out, num_in, *sizes))
+    builder.claim(view, node, "depthwise" if groups > 1 and num_in == 1 else "kernel")
+    return Data((node,))
+
+
+@register_rule("dot_general")
+def _multiply(builder, eqn, inputs):
+    left, right = inputs
+    shapes = [var.aval.shape for var in eqn.invars]
+    # A parameter that repeats along the batch is not a kernel but a token.
+    if isinstance(left, Weight) and isinstance(right, Weight):
+        if left.views and builder.has_batch(shapes[0]):
+            left = as_data(builder, left)
+        elif right.views and builder.has_batch(shapes[1]):
+            right = as_data(builder, right)
+    if isinstance(left, Data) and isinstance(right, Data):
+        return _multiply_data(builder, left, right)
+    (contract_left, contract_right), (batch_left, batch_right) = eqn.params["dimension_numbers"]
+    if isinstance(left, Data) and isinstance(right, Weight):
+        return _apply_kernel(builder, left, right, shapes[1], contract_right, batch_right)
+    if isinstance(right, Data) and isinstance(left, Weight):
+        return _apply_kernel(builder, right, left, shapes[0], contract_left, batch_left)
+    return _without_data(builder, eqn, inputs)
+
+
+_NO_VIEW = "is no rearrangement of one parameter when it meets the data"
+
+
+def _apply_kernel(builder, x, kernel, shape, contracted, batch):
+    free = [axis for axis in range(len(shape)) if axis not in (*contracted, *batch)]
+    view = kernel.views[0] if len(kernel.views) == 1 else None
+    if view is None or any(view.shape[axis] != shape[axis] for axis in (*contracted, *free)):
+        keep_weights(builder, [kernel], _NO_VIEW)
+        return Data((builder.node_of(x),))
+    num_in = math.prod(shape[axis] for axis in contracted)
+    num_groups = math.prod(view.shape[axis] for axis in batch)
+    num_out = num_groups * math.prod(shape[axis] for axis in free)
+    is_convolution = len(view.shape) == 2 and _is_pixel_kernel(view, (num_in, num_out))
+    view = view.transpose((*contracted, *batch, *free)).reshape((num_in, num_out))
+    if is_convolution:
+        view = view.reshape((1, 1, num_in, num_out))
+    primitive = "sep_conv" if num_groups > 1 else "conv"
+    node = builder.node(primitive, (builder.node_of(x),), (num_out, num_in, 1, 1))
+    builder.claim(view, node, "kernel")
+    return Data((node,))
+
+
+def _is_pixel_kernel(view, shape):
+    """Whether the view is a (1, 1, I, O) kernel without its first axes."""
+    return view.steps[:1] == (("reshape", (1, 1, *shape), shape),) and len(view.steps) == 1
+
+
+def _multiply_data(builder, left, right):
+    nodes = []
+    for value in (left, right):
+        pending = value.is_product or value.is_softmax
+        nodes += value.nodes if pending else [builder.node_of(value)]
+    nodes = list(dict.fromkeys(nodes))
+    if any(value.is_product or value.is_softmax for value in (left, right)):
+        return Data((builder.node("msa", nodes),))
+    return Data(tuple(nodes), is_product=True)
+
+
+def _without_data(builder, eqn, inputs):
+    weights = [value for value in inputs if isinstance(value, Weight)]
+    data = [value for value in inputs if isinstance(value, Data)]
+    if data:
+        (value,) = data
+        return (
+            Data(value.nodes, is_product=True)
+            if value.is_product
+            else Data((builder.node_of(value),))
+        )
+    if weights:
+        if len(weights) == 2:
+            keep_weights(builder, weights, "is multiplied with another parameter before use")
+        return Weight(frozenset().union(*(weight.parameters for weight in weights)))
+    return Constant(any(value.is_state for value in inputs))

@@ -1,0 +1,47 @@
+"""Parameters that are data themselves: positional encodings, class tokens, queries.
+
+They become `pos_enc` nodes without incoming edges (spec section 2).
+"""
+
+import math
+
+from ghn_jax.tracing.builder import GraphBuilder
+from ghn_jax.tracing.values import Data, Weight
+from ghn_jax.tracing.views import View
+
+
+def add_position(builder: GraphBuilder, view: View, channels: int | None = None) -> int:
+    """Add the node of a positional encoding.
+
+    Args:
+        builder: Of the graph.
+        view: (n, C) tokens or (h, w, C) or (C, h, w) pixels, axes of size 1 anywhere.
+        channels: C, to tell the axis; None is the last axis.
+
+    Returns:
+        The node.
+    """
+    shape = tuple(size for size in view.shape if size > 1) or (1,)
+    view = view.reshape(shape)
+    axis = len(shape) - 1
+    if channels in shape and shape[-1] != channels:
+        axis = shape.index(channels)
+    view = view.transpose((*(i for i in range(len(shape)) if i != axis), axis))
+    *sizes, channels = view.shape
+    if len(sizes) == 2:
+        view = view.reshape((1, *sizes, channels))
+    else:
+        count = math.prod(sizes)
+        side = math.isqrt(count)
+        view = view.reshape((count, channels))
+        view = view.reshape((1, 1, 1, channels)) if count == 1 else view.shrink(side)
+    _, height, width, _ = view.shape
+    node = builder.node("pos_enc", (), (1, channels, height, width))
+    builder.claim(view, node, "position")
+    return node
+
+
+def as_data(builder: GraphBuilder, weight: Weight) -> Data:
+    """The parameter as tokens that the network computes on."""
+    nodes = [add_position(builder, view) for view in weight.views]
+    return Data((builder.merge("sum", nodes),))

@@ -1,0 +1,152 @@
+"""Trace a network to its graph, on shapes only: `jax.make_jaxpr`, then the rules."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from ghn_jax.graphs import ArchGraph
+from ghn_jax.targets.operations import native_operations
+from ghn_jax.tracing import rules  # noqa: F401 (fills the table of rules)
+from ghn_jax.tracing.builder import NO_USE, GraphBuilder
+from ghn_jax.tracing.frontends import Network, describe
+from ghn_jax.tracing.interpreter import EntangledError, interpret
+from ghn_jax.tracing.values import Constant, Data, Value, Weight
+from ghn_jax.tracing.views import View
+
+# A prime that no layer is a multiple of: an axis holds the batch if its size is divisible by it,
+# whatever reshapes and transposes it went through.
+_BATCH_SIZE = 1009
+STATE = "no parameter but state: kept as initialised"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracedNetwork:
+    """A network and the graph of its computation.
+
+    Attributes:
+        network: The network.
+        graph: What a GHN reads.
+        views: For every tensor of the graph, which elements of which leaf of the variables.
+        kept: For every leaf of the variables that cannot be predicted, the reason.
+    """
+
+    network: Network
+    graph: ArchGraph
+    views: tuple[View, ...]
+    kept: dict[int, str]
+
+
+def trace(
+    model: Any,
+    images: Any,
+    *,
+    num_classes: int | None = None,
+    max_distance: int = 50,
+    key: jax.Array | None = None,
+    **call_arguments: Any,
+) -> TracedNetwork:
+    """Read the graph of a network off its computation. Nothing is allocated.
+
+    Args:
+        model: A network of any library, see `describe`.
+        images: A batch, arrays or shapes; only the shape after the first axis matters.
+        num_classes: If the last linear layer is as wide, it is the classifier.
+        max_distance: Longest distance with a virtual edge.
+        key: For the network's own initialiser.
+        **call_arguments: Keyword arguments of the call, such as `train=False`.
+
+    Returns:
+        The graph and where its tensors lie.
+
+    Raises:
+        ValueError: If the model is none, or its output does not depend on the images.
+    """
+    key = jax.random.key(0) if key is None else key
+    shapes = jax.tree.map(_as_batch, images)
+    with native_operations(), _batch_in_errors():
+        network = describe(model, shapes, key, call_arguments)
+        traced = _read_initialiser(network, num_classes, max_distance)
+        if traced is None:
+            jaxpr = jax.make_jaxpr(network.apply_fn)(network.variables, shapes)
+            num_images = len(jax.tree.leaves(shapes))
+            inputs = [*_known_variables(network), *[Data((0,))] * num_images]
+            builder = GraphBuilder(_BATCH_SIZE)
+            outputs = interpret(builder, jaxpr, inputs)
+            traced = _finish(network, builder, outputs, num_classes, max_distance)
+    return traced
+
+
+def _as_batch(x):
+    if not getattr(x, "shape", ()):
+        raise ValueError(f"images has a leaf {x!r}, expected arrays with a batch axis")
+    return jax.ShapeDtypeStruct((_BATCH_SIZE, *x.shape[1:]), x.dtype)
+
+
+@contextlib.contextmanager
+def _batch_in_errors():
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"ghn_jax traced the network with a batch of {_BATCH_SIZE} images.")
+        raise
+
+
+def _known_variables(network) -> list[Value]:
+    leaves = jax.tree.leaves(network.variables)
+    return [
+        Weight(frozenset({index}), (View(index, tuple(leaf.shape)),))
+        if is_parameter
+        else Constant(is_state=True)
+        for index, (leaf, is_parameter) in enumerate(zip(leaves, network.is_parameter, strict=True))
+    ]
+
+
+def _read_initialiser(network, num_classes, max_distance) -> TracedNetwork | None:
+    """Read the graph off the initialiser, which runs the network on the variables it makes.
+
+    That spares to trace the network twice. None where it does not tell: variables are made inside
+    of a transformation such as scan, or the network does less while it is initialised.
+    """
+    if network.init_jaxpr is None:
+        return None
+    jaxpr = network.init_jaxpr.jaxpr
+    values = _known_variables(network)
+    num_outputs = len(jaxpr.outvars) - len(values)
+    variables = jaxpr.outvars[num_outputs:]
+    if any(isinstance(var, core.Literal) for var in variables):
+        return None
+    known = dict(zip(variables, values, strict=True))
+    if len(known) < len(values):
+        return None
+    inputs: list[Value] = [Constant(), *[Data((0,))] * (len(jaxpr.invars) - 1)]
+    builder = GraphBuilder(_BATCH_SIZE)
+    try:
+        outputs = interpret(builder, jaxpr, inputs, known)
+    except EntangledError:
+        return None
+    outputs = outputs[:num_outputs]
+    if not any(isinstance(x, Data) for x in outputs):
+        return None
+    traced = _finish(network, builder, outputs, num_classes, max_distance)
+    return None if NO_USE in traced.kept.values() else traced
+
+
+def _finish(network, builder, outputs, num_classes, max_distance) -> TracedNetwork:
+    outputs = [x for x in outputs if isinstance(x, Data)]
+    if not outputs:
+        raise ValueError("the network's output does not depend on images, expected one that does")
+    built = builder.finish(
+        [builder.node_of(x) for x in outputs],
+        network.paths,
+        [tuple(leaf.shape) for leaf in jax.tree.leaves(network.variables)],
+        num_classes,
+        max_distance,
+    )
+    kept = {
+        index: reason if network.is_parameter[index] or reason != NO_USE else STATE
+        for index, reason in built.kept.items()
+    }
+    return TracedNetwork(network, built.graph, built.views, kept)

@@ -1,0 +1,87 @@
+"""What the tracer knows of a value inside a network: the domain the rules compute on.
+
+A value is a `Constant`, a `Weight` (it depends on parameters but not on the images) or `Data`.
+Recognising a norm or an attention takes several primitives, so `Data` remembers what has happened
+to it since its node: whether it is a statistic, was normalised, is a product of two activations.
+"""
+
+import dataclasses
+
+from ghn_jax.tracing.views import View
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Constant:
+    """Depends on neither images nor parameters.
+
+    Attributes:
+        is_state: Computed from running statistics.
+        is_deviation: A (reciprocal) square root of them.
+    """
+
+    is_state: bool = False
+    is_deviation: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Weight:
+    """Depends on parameters.
+
+    Attributes:
+        parameters: All of them.
+        views: The parameters it consists of, added up; empty if it is no rearrangement of any.
+        norm: "bn" or "ln" if it was multiplied by a reciprocal standard deviation.
+        norm_nodes: Of which nodes.
+    """
+
+    parameters: frozenset[int]
+    views: tuple[View, ...] = ()
+    norm: str | None = None
+    norm_nodes: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Statistic:
+    """A reduction of data that is not yet known to be a pool or the moment of a norm.
+
+    Attributes:
+        norm: "bn" if it reduces over the batch, else "ln".
+        kind: "avg" or "max".
+        is_deviation: Whether a square root was taken.
+        window: Sizes of the reduced axes.
+    """
+
+    norm: str
+    kind: str
+    is_deviation: bool = False
+    window: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Data:
+    """Depends on the images.
+
+    Attributes:
+        nodes: Where it comes from; several only for a product that may become attention.
+        statistic: Set if it is a reduction of its node.
+        norm: "bn" or "ln" if normalised and not scaled by a parameter since.
+        open_norm: The norm node that has scaled it, as long as a bias may follow.
+        is_exponential: exp of logits.
+        is_softmax: exp divided by its sum.
+        is_product: A product of two activations, such as queries and keys.
+        taps: Starts and strides of the slices of its node that it is the sum or maximum of.
+        taps_kind: "avg" or "max".
+    """
+
+    nodes: tuple[int, ...]
+    statistic: Statistic | None = None
+    norm: str | None = None
+    open_norm: int | None = None
+    is_exponential: bool = False
+    is_softmax: bool = False
+    is_product: bool = False
+    taps: frozenset = frozenset()
+    taps_kind: str | None = None
+
+
+Value = Constant | Weight | Data

@@ -1,0 +1,154 @@
+"""Which elements of a parameter a value holds, and in which order: a chain of rearrangements.
+
+A kernel may pass through reshapes, transposes and slices before a convolution reads it. The chain
+is followed backwards to put a predicted kernel where the network will look for it.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class View:
+    """A rearrangement of (a part of) one parameter.
+
+    Attributes:
+        parameter: Which one.
+        shape: Of the rearrangement; axes along which a network repeats it have size 1.
+        steps: (kind, shape before, argument) from the parameter on.
+    """
+
+    parameter: int
+    shape: tuple[int, ...]
+    steps: tuple[tuple[str, tuple[int, ...], Any], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def region(self) -> tuple[int, str]:
+        """What the view holds, whatever the order: equal for equal parts of one parameter."""
+        slices = [i for i, (kind, _, _) in enumerate(self.steps) if kind == "slice"]
+        return (self.parameter, str(self.steps[: slices[-1] + 1]) if slices else "")
+
+    def reshape(self, shape: tuple[int, ...]) -> "View":
+        """Elements in the same order, in another shape of the same size."""
+        return self if shape == self.shape else self._then("reshape", shape, shape)
+
+    def transpose(self, axes: tuple[int, ...]) -> "View":
+        """Axes in another order."""
+        if axes == tuple(range(len(axes))):
+            return self
+        return self._then("transpose", axes, tuple(self.shape[axis] for axis in axes))
+
+    def reverse(self, axes: tuple[int, ...]) -> "View":
+        """Backwards along axes."""
+        return self._then("reverse", axes, self.shape)
+
+    def slice(self, index: Index) -> "View":
+        """A part."""
+        sizes = (
+            len(range(*part.indices(size))) for part, size in zip(index, self.shape, strict=True)
+        )
+        shape = tuple(sizes)
+        return self if shape == self.shape else self._then("slice", index, shape)
+
+    def shrink(self, side: int) -> "View":
+        """The inverse of `extend`: of (n, C) tokens the (1, s, s, C) grid that predicts them."""
+        return self._then("shrink", side, (1, side, side, self.shape[-1]))
+
+    def restore(self, target: np.ndarray, value: np.ndarray) -> None:
+        """Write a value of the view's shape where the parameter holds it.
+
+        Args:
+            target: The parameter, written to.
+            value: Of shape `shape`.
+        """
+        slices = [i for i, (kind, _, _) in enumerate(self.steps) if kind == "slice"]
+        num_leading = next(
+            (i for i, s in enumerate(self.steps) if s[0] != "slice"), len(self.steps)
+        )
+        if not slices or slices[-1] < num_leading:
+            for _, _, index in self.steps[:num_leading]:
+                target = target[index]
+            target[...] = _invert(self.steps[num_leading:], value)
+            return
+        last = slices[-1] + 1  # a slice of something rearranged: follow the position of elements
+        positions = np.arange(target.size).reshape(target.shape)
+        for step in self.steps[:last]:
+            positions = _apply(step, positions)
+        flat = target.reshape(-1)  # parameters are contiguous: a view
+        flat[positions.reshape(-1)] = _invert(self.steps[last:], value).reshape(-1)
+
+    def _then(self, kind, argument, shape):
+        step = (kind, self.shape, argument)
+        return View(self.parameter, tuple(shape), (*self.steps, step))
+
+
+def _apply(step, array):
+    kind, _, argument = step
+    if kind == "reshape":
+        return array.reshape(argument)
+    if kind == "transpose":
+        return array.transpose(argument)
+    return np.flip(array, argument) if kind == "reverse" else array[argument]
+
+
+def _invert(steps, value):
+    for kind, shape, argument in reversed(steps):
+        if kind == "transpose":
+            value = value.transpose(np.argsort(argument))
+        elif kind == "reverse":
+            value = np.flip(value, argument)
+        elif kind == "shrink":
+            grid = value.reshape(-1, value.shape[-1])
+            value = np.resize(grid, (shape[0] - len(grid), grid.shape[1]))
+            value = np.concatenate([value, grid])
+        else:
+            value = value.reshape(shape)
+    return value
+
+
+def align_reshape(
+    compact: tuple[int, ...], shape: tuple[int, ...], new_shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The compact shape after a reshape of a value that repeats along some axes.
+
+    Args:
+        compact: Its shape with size 1 along the axes that repeat.
+        shape: Its shape.
+        new_shape: After the reshape.
+
+    Returns:
+        `new_shape` with size 1 along axes that repeat; None if an axis mixes both kinds.
+    """
+    if compact == shape:
+        return new_shape
+    result: list[int] = []
+    old = new = 0
+    while old < len(shape) or new < len(new_shape):
+        old_end, new_end = old + 1, new + 1
+        while math.prod(shape[old:old_end]) != math.prod(new_shape[new:new_end]):
+            if math.prod(shape[old:old_end]) < math.prod(new_shape[new:new_end]):
+                if old_end >= len(shape):
+                    return None
+                old_end += 1
+            elif new_end >= len(new_shape):
+                return None
+            else:
+                new_end += 1
+        if compact[old:old_end] == shape[old:old_end]:
+            result += new_shape[new:new_end]
+        elif math.prod(compact[old:old_end]) == 1:
+            result += [1] * len(new_shape[new:new_end])
+        else:
+            return None
+        old, new = old_end, new_end
+    return tuple(result)

@@ -1,0 +1,76 @@
+"""Draw the graph of a network and print its properties.
+
+    python launch/draw.py --architecture resnet50 --out graph.svg
+    python launch/draw.py --architecture my_package.my_module:make_network --out graph.png
+
+ARCHITECTURE is a name of ghn_jax.models (resnet50, vit_b16, convnext_t, swin_t, ...), `vit`, the
+12-layer one of the published results, or PACKAGE.MODULE:FACTORY, a function without arguments that
+returns an architecture or a Flax, Haiku or Equinox network. Nothing is allocated.
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `launch` itself, from anywhere
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+from ghn_jax.architectures import VIT, Architecture, ResNet  # noqa: E402
+from ghn_jax.drawing import draw  # noqa: E402
+from ghn_jax.graphs import ArchGraph, build_graph  # noqa: E402
+from ghn_jax.graphs.properties import graph_properties  # noqa: E402
+from ghn_jax.models import build  # noqa: E402
+from ghn_jax.targets.plan import lower  # noqa: E402
+from ghn_jax.tracing import make_report, trace  # noqa: E402
+from launch.command_line import errors_in_one_line, parse_flags  # noqa: E402
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("architecture", None, "Name of a model, or MODULE:FACTORY.")
+flags.DEFINE_string("out", None, "File to draw to: .svg, .pdf or .png.")
+flags.DEFINE_integer("image_size", 224, "Height and width of the images, pixels.", lower_bound=1)
+flags.DEFINE_integer("num_classes", 1000, "Width of the output of named networks.", lower_bound=1)
+flags.DEFINE_bool("small_images", False, "The variant of a named network for 32 px.")
+flags.DEFINE_string("arguments", "{}", "Keyword arguments of the network's call, JSON.")
+flags.mark_flags_as_required(["architecture", "out"])
+
+
+def main(argv: list[str]) -> None:
+    """Draw what the flags name."""
+    del argv  # nothing but the program's name
+    with errors_in_one_line(ImportError, AttributeError):
+        graph, report = make_graph(load_network(FLAGS.architecture))
+        draw(graph, FLAGS.out, title=f"{FLAGS.architecture}: {graph_properties(graph)}")
+        print(graph_properties(graph))
+        if report:
+            print(report)
+
+
+def load_network(spec: str) -> Any:
+    """The network or architecture that a spec stands for."""
+    if spec == "vit":
+        return VIT
+    module, _, factory = spec.partition(":")
+    if not factory:
+        fields = {"small_images": True} if FLAGS.small_images else {}
+        return build(spec, FLAGS.num_classes, **fields)
+    sys.path.insert(0, str(Path.cwd()))
+    return getattr(importlib.import_module(module), factory)()
+
+
+def make_graph(network: Any) -> tuple[ArchGraph, str]:
+    """The graph of a network, and for traced ones what of it a GHN can predict."""
+    if isinstance(network, Architecture | ResNet):
+        return build_graph(lower(network, FLAGS.image_size, FLAGS.num_classes)), ""
+    images = jax.ShapeDtypeStruct((2, FLAGS.image_size, FLAGS.image_size, 3), jnp.float32)
+    arguments = json.loads(FLAGS.arguments)
+    traced = trace(network, images, num_classes=FLAGS.num_classes, **arguments)
+    return traced.graph, str(make_report(traced))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
