@@ -4,11 +4,11 @@
     python launch/draw.py --architecture my_package.my_module:make_network --out graph.png
 
 ARCHITECTURE is a name of ghn_jax.models (resnet50, vit_b16, convnext_t, swin_t, ...), `vit`, the
-12-layer one of the published results, or PACKAGE.MODULE:FACTORY, a function without arguments that
-returns an architecture or a Flax, Haiku or Equinox network. Nothing is allocated.
+12-layer one of the published results, SPLIT/INDEX of a DeepNets-1M file (val/3), or
+PACKAGE.MODULE:FACTORY, a function without arguments that returns an architecture or a Flax, Haiku
+or Equinox network. Nothing is allocated.
 """
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -22,7 +22,14 @@ from absl import app, flags  # noqa: E402
 
 from ghn_jax.architectures import VIT, Architecture, ResNet  # noqa: E402
 from ghn_jax.drawing import draw  # noqa: E402
+from ghn_jax.evaluation.architecture_specs import (  # noqa: E402
+    is_factory,
+    is_stored,
+    make_network,
+    resolve_architecture,
+)
 from ghn_jax.graphs import ArchGraph, build_graph  # noqa: E402
+from ghn_jax.graphs.arch_graph import MAX_VIRTUAL_DISTANCE  # noqa: E402
 from ghn_jax.graphs.properties import graph_properties  # noqa: E402
 from ghn_jax.models import build  # noqa: E402
 from ghn_jax.targets.plan import lower  # noqa: E402
@@ -30,7 +37,8 @@ from ghn_jax.tracing import make_report, trace  # noqa: E402
 from launch.command_line import errors_in_one_line, parse_flags  # noqa: E402
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("architecture", None, "Name of a model, or MODULE:FACTORY.")
+flags.DEFINE_string("architecture", None, "Name of a model, SPLIT/INDEX, or MODULE:FACTORY.")
+flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
 flags.DEFINE_string("out", None, "File to draw to: .svg, .pdf or .png.")
 flags.DEFINE_integer("image_size", 224, "Height and width of the images, pixels.", lower_bound=1)
 flags.DEFINE_integer("num_classes", 1000, "Width of the output of named networks.", lower_bound=1)
@@ -43,33 +51,36 @@ def main(argv: list[str]) -> None:
     """Draw what the flags name."""
     del argv  # nothing but the program's name
     with errors_in_one_line(ImportError, AttributeError):
-        graph, report = make_graph(load_network(FLAGS.architecture))
+        graph, report = make_graph(FLAGS.architecture)
         draw(graph, FLAGS.out, title=f"{FLAGS.architecture}: {graph_properties(graph)}")
         print(graph_properties(graph))
         if report:
             print(report)
 
 
+def make_graph(spec: str) -> tuple[ArchGraph, str]:
+    """The graph of a network, and for traced ones what of it a GHN can predict."""
+    size, num_classes = FLAGS.image_size, FLAGS.num_classes
+    if is_stored(spec):
+        network = resolve_architecture(
+            spec, size, num_classes, MAX_VIRTUAL_DISTANCE, FLAGS.deepnets
+        )
+        return network.graph, ""
+    made = load_network(spec)
+    if isinstance(made, Architecture | ResNet):
+        return build_graph(lower(made, size, num_classes)), ""
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    traced = trace(made, images, num_classes=num_classes, **json.loads(FLAGS.arguments))
+    return traced.graph, str(make_report(traced))
+
+
 def load_network(spec: str) -> Any:
-    """The network or architecture that a spec stands for."""
+    """The network or architecture that a name or a factory stands for."""
     if spec == "vit":
         return VIT
-    module, _, factory = spec.partition(":")
-    if not factory:
-        fields = {"small_images": True} if FLAGS.small_images else {}
-        return build(spec, FLAGS.num_classes, **fields)
-    sys.path.insert(0, str(Path.cwd()))
-    return getattr(importlib.import_module(module), factory)()
-
-
-def make_graph(network: Any) -> tuple[ArchGraph, str]:
-    """The graph of a network, and for traced ones what of it a GHN can predict."""
-    if isinstance(network, Architecture | ResNet):
-        return build_graph(lower(network, FLAGS.image_size, FLAGS.num_classes)), ""
-    images = jax.ShapeDtypeStruct((2, FLAGS.image_size, FLAGS.image_size, 3), jnp.float32)
-    arguments = json.loads(FLAGS.arguments)
-    traced = trace(network, images, num_classes=FLAGS.num_classes, **arguments)
-    return traced.graph, str(make_report(traced))
+    if is_factory(spec):
+        return make_network(spec)
+    return build(spec, FLAGS.num_classes, **({"small_images": True} if FLAGS.small_images else {}))
 
 
 if __name__ == "__main__":

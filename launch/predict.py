@@ -5,23 +5,41 @@
     python launch/predict.py --ghn digits --architecture vit --images x.npy --logits y.npy
 
 Prints the network's nodes, edges, tensors and parameters, and the seconds for its graph, the
-prediction and the forward pass. `.safetensors` have PyTorch's names and layouts, `.npz` our own.
+prediction and the forward pass. `.safetensors` have PyTorch's names and layouts, `.npz` our own. Of
+a PACKAGE.MODULE:FACTORY that makes a Flax, Haiku or Equinox network, the graph is traced, and what
+cannot be predicted is listed with the reason.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `launch` itself, from anywhere
 
+import flax.linen as nn  # noqa: E402
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
+from flax.traverse_util import flatten_dict  # noqa: E402
 
 import ghn_jax  # noqa: E402
+from ghn_jax.architectures import Architecture, ResNet  # noqa: E402
 from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
-from ghn_jax.evaluation.architecture_specs import is_stored, resolve_architecture  # noqa: E402
+from ghn_jax.evaluation.architecture_specs import (  # noqa: E402
+    is_factory,
+    is_stored,
+    make_network,
+    resolve_architecture,
+)
 from ghn_jax.evaluation.image_files import check_images, read_images  # noqa: E402
-from ghn_jax.interop.target_files import check_target_path, save_target_params  # noqa: E402
+from ghn_jax.graphs import ArchGraph  # noqa: E402
+from ghn_jax.interop.target_files import (  # noqa: E402
+    check_target_path,
+    save_target_params,
+    write_arrays,
+)
 from ghn_jax.pretrained import GHN  # noqa: E402
 from ghn_jax.targets.network import flatten_params  # noqa: E402
 from ghn_jax.targets.plan import Plan  # noqa: E402
@@ -47,6 +65,11 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("logits", None, "File .npy for the logits of the images.")
 flags.DEFINE_string("out", None, "File .npz or .safetensors for the predicted parameters.")
+flags.DEFINE_string(
+    "arguments",
+    "{}",
+    "Keyword arguments, as JSON, of the call of a Flax module that a factory makes.",
+)
 flags.mark_flags_as_required(["ghn", "architecture"])
 
 
@@ -70,16 +93,17 @@ def predict() -> None:
     image_size = ghn.experiment.space.image_size if images is None else images.shape[1]
     config = ghn.config
 
+    if is_factory(FLAGS.architecture):
+        made = make_network(FLAGS.architecture)
+        if not isinstance(made, Architecture | ResNet):
+            predict_traced(ghn, made, images, image_size)
+            return
     start = time.perf_counter()
     plan, graph = resolve_architecture(
         FLAGS.architecture, image_size, config.num_classes, config.virtual_edges, FLAGS.deepnets
     )
     seconds = time.perf_counter() - start
-    num_own = int((graph.distance == 1).sum())
-    _report("nodes", graph.num_nodes)
-    _report("edges", f"{len(graph.distance)} ({num_own} of the network, the others virtual)")
-    _report("tensors", len(plan.tensors))
-    _report("parameters", plan.num_parameters)
+    _report_graph(graph, len(plan.tensors), plan.num_parameters)
     _report("graph", f"{seconds:.3f} s")
 
     start = time.perf_counter()
@@ -99,6 +123,51 @@ def predict() -> None:
         _report("wrote", FLAGS.out)
 
 
+def predict_traced(ghn: GHN, network: Any, images: np.ndarray | None, image_size: int) -> None:
+    """Predict a network that is not of the space: what `ghn_jax.tracing` can describe."""
+    arguments = json.loads(FLAGS.arguments)
+    if images is not None and not isinstance(network, nn.Module):
+        raise ValueError(
+            f"architecture {FLAGS.architecture!r} makes a {type(network).__name__}, expected a Flax"
+            " linen module with --logits"
+        )
+    if FLAGS.out is not None and Path(FLAGS.out).suffix != ".npz":
+        raise ValueError(
+            f"--out is {FLAGS.out!r}, expected .npz: this network has no names in PyTorch"
+        )
+    inputs = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    start = time.perf_counter()
+    prediction = ghn.predict(network, inputs if images is None else images, **arguments)
+    seconds = time.perf_counter() - start
+    graph, leaves = prediction.graph, flatten_dict(prediction.variables, sep="/")
+    _report_graph(graph, len(graph.tensors), prediction.num_parameters)
+    _report("prediction", f"{seconds:.3f} s with graph and compilation")
+    print(prediction.report, flush=True)
+    if images is None:
+        _report("forward pass", "not run, for want of --images")
+    else:
+        state = [name for name in prediction.variables if name != "params"]
+
+        def forward(variables, x):
+            return network.apply(variables, x, mutable=state, **arguments)[0]
+
+        start = time.perf_counter()
+        logits = np.asarray(jax.jit(forward)(prediction.variables, images))
+        _report("forward pass", f"{time.perf_counter() - start:.3f} s with compilation")
+        _write_logits(logits)
+    if FLAGS.out is not None:
+        write_arrays(Path(FLAGS.out), leaves)
+        _report("wrote", FLAGS.out)
+
+
+def _report_graph(graph: ArchGraph, num_tensors: int, num_parameters: int) -> None:
+    num_own = int((graph.distance == 1).sum())
+    _report("nodes", graph.num_nodes)
+    _report("edges", f"{len(graph.distance)} ({num_own} of the network, the others virtual)")
+    _report("tensors", num_tensors)
+    _report("parameters", num_parameters)
+
+
 def _read_images(ghn: GHN) -> np.ndarray:
     images = read_images(FLAGS.images)
     if is_stored(FLAGS.architecture):
@@ -115,6 +184,10 @@ def _run(plan: Plan, params: list[np.ndarray], images: np.ndarray) -> None:
     logits = np.asarray(engine.logits(plan, params, images))
     seconds = time.perf_counter() - compiled
     _report("forward pass", f"{seconds:.3f} s, after {compiled - start:.3f} s of compilation")
+    _write_logits(logits)
+
+
+def _write_logits(logits: np.ndarray) -> None:
     with Path(FLAGS.logits).open("wb") as file:
         np.save(file, logits)
     _report("wrote", FLAGS.logits)

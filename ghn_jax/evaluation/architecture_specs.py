@@ -73,9 +73,8 @@ def resolve_architecture(
         return stored_network(nets, index, num_classes, max_distance)
     if spec in PREDEFINED:
         return built_network(PREDEFINED[spec], image_size, num_classes, max_distance)
-    if match := _FACTORY.fullmatch(spec):
-        made = _call_factory(spec, match["module"], match["name"])
-        # The one place where other kinds of networks, Flax modules for example, come in.
+    if is_factory(spec):
+        made = make_network(spec)
         if not isinstance(made, (Architecture, ResNet)):
             raise ValueError(
                 f"architecture {spec!r} makes a {type(made).__name__}, expected an Architecture or"
@@ -111,7 +110,26 @@ def built_network(
     return Network(plan, build_graph(plan, max_distance))
 
 
-def _call_factory(spec: str, module_name: str, name: str) -> Any:
+def is_factory(spec: str) -> bool:
+    """Whether a SPEC means what a function makes."""
+    return _FACTORY.fullmatch(spec) is not None
+
+
+def make_network(spec: str) -> Any:
+    """Call the function of `package.module:factory`.
+
+    Args:
+        spec: for which `is_factory` holds; the package may lie in the current folder.
+
+    Returns:
+        What it returns: an architecture, or a network that `ghn_jax.tracing` can describe.
+
+    Raises:
+        ValueError: if there is no such function, or it wants arguments.
+    """
+    match = _FACTORY.fullmatch(spec)
+    assert match is not None
+    module_name, name = match["module"], match["name"]
     # As `python -m` does: a user's module lies where the command is run.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

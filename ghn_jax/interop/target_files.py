@@ -105,16 +105,29 @@ def save_target_params(path: str | os.PathLike[str], plan: Plan, arrays: Sequenc
         ValueError: if the suffix is another, or the network has no names in PyTorch.
     """
     path = check_target_path(path)
+    if path.suffix == ".npz":
+        by_path = {"/".join(t.path): a for t, a in zip(plan.tensors, arrays, strict=True)}
+        write_arrays(path, by_path)
+    else:
+        write_arrays(path, to_target_state_dict(plan, arrays))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays; a reader never sees half a file.
+
+    Args:
+        path: `.npz` or `.safetensors`; a file that exists is replaced.
+        arrays: by name.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         if path.suffix == ".npz":
-            by_path = {"/".join(t.path): a for t, a in zip(plan.tensors, arrays, strict=True)}
             with temporary.open("wb") as file:
-                np.savez(file, **by_path)  # type: ignore[arg-type]
+                np.savez(file, **arrays)
         else:
             from safetensors.numpy import save_file  # here, since all others need no safetensors
 
-            save_file(to_target_state_dict(plan, arrays), temporary, metadata={"format": "pt"})
+            save_file(dict(arrays), temporary, metadata={"format": "pt"})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -130,3 +130,43 @@ def test_mistakes_give_one_line(folder, tmp_path):
         assert status == 1 and errors.startswith(f"error: {message}"), errors
         assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+FACTORY = """
+import flax.linen as nn
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(8, (3, 3))(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(10)(x.mean(axis=(1, 2)))
+
+def make():
+    return Net()
+"""
+
+
+def test_predicts_a_flax_module_of_ones_own(folder, tmp_path):
+    # The package is found in the current folder, as `python -m` finds one.
+    (tmp_path / "mine.py").write_text(FACTORY)
+    result = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "launch" / "predict.py"), GHN, "--architecture=mine:make"),
+            *(f"--images={folder}/images.npy", "--logits=y.npy", "--out=p.npz"),
+            '--arguments={"train": true}',
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    # conv 3 * 3 * 3 * 8 + 8, norm 2 * 8, dense 8 * 10 + 10, by hand.
+    assert "330 of 330 parameters predicted, 6 tensors" in result.stdout
+    assert np.load(tmp_path / "y.npy").shape == (4, 10)
+    with np.load(tmp_path / "p.npz") as file:
+        shapes = {name: file[name].shape for name in file}
+    assert shapes["params/Conv_0/kernel"] == (3, 3, 3, 8)
+    assert shapes["batch_stats/BatchNorm_0/mean"] == (8,)

@@ -212,8 +212,16 @@ def by_masked_matmul(q, k, v):
     return jnp.swapaxes(weights / jnp.sum(weights, axis=-1, keepdims=True) @ v, 1, 2)
 
 
+def by_dividing_last(q, k, v):
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    logits = q @ jnp.swapaxes(k, -1, -2)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    return jnp.swapaxes(weights @ v / jnp.sum(weights, axis=-1, keepdims=True), 1, 2)
+
+
 ATTENTIONS = {
     "einsum": by_einsum,
+    "dividing last": by_dividing_last,
     "matmul": by_masked_matmul,
     "jax.nn": jax.nn.dot_product_attention,
     "causal": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True),

@@ -162,6 +162,8 @@ def _combine_data(builder, name, left, right):
         statistic, data = (left, right) if left.statistic is not None else (right, left)
         if _is_statistic_of(builder, statistic, data):
             return _normalize(name, data, statistic)
+        if name in _PRODUCTS and _is_total_of_attention(builder, statistic, data):
+            return data
         return _combine_nodes(builder, name, left, right)
     if left.is_product or right.is_product:
         nodes = dict.fromkeys((*left.nodes, *right.nodes))
@@ -188,6 +190,14 @@ def _is_statistic_of(builder, statistic, data):
     if statistic.nodes == data.nodes:
         return True
     return len(statistic.nodes) == 1 and builder.is_pool_of(statistic.nodes[0], data.nodes)
+
+
+def _is_total_of_attention(builder, statistic, data):
+    """Whether a softmax is divided by its sums only after the product with the values."""
+    if not statistic.is_exponential or not statistic.is_product or len(data.nodes) != 1:
+        return False
+    node = builder.nodes[data.nodes[0]]
+    return node.primitive == "msa" and set(statistic.nodes) <= set(node.parents)
 
 
 def _normalize(name, data, statistic):
