@@ -7,7 +7,6 @@ Architectures are drawn from the config's space; the programs that cover 99% of 
 compiled in `training.num_compile_threads` threads. Rare ones compile when training meets them.
 """
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from absl import flags  # noqa: E402
 
 from ghn_jax.compilation import enable_compilation_cache  # noqa: E402
 from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
-from ghn_jax.sampling import ArchitectureStream  # noqa: E402
-from ghn_jax.targets.plan import lower  # noqa: E402
+from ghn_jax.training.architecture_sources import create_source  # noqa: E402
 from ghn_jax.training.config import ExperimentConfig  # noqa: E402
 from launch import config_flags  # noqa: E402
 
@@ -30,14 +28,15 @@ FLAGS = flags.FLAGS
 
 def main(config: ExperimentConfig, workdir: str) -> None:
     """Draw architectures, count their blocks, compile the most frequent ones."""
-    training, space = config.training, config.space
+    training = config.training
     enable_compilation_cache(training.compilation_cache_dir or Path(workdir) / "compiled")
     engine = BlockwiseEngine(
-        training.label_smoothing, num_compile_threads=training.num_compile_threads
+        training.label_smoothing,
+        num_compile_threads=training.num_compile_threads,
+        compute_dtype=training.compute_dtype,
     )
-    stream = ArchitectureStream(space, training.seed)
-    drawn = itertools.islice(stream, FLAGS.num_architectures)
-    plans = [lower(a, space.image_size, space.num_classes) for a in drawn]
+    source = create_source(config.architectures, config.space, training.seed, config.ghn)
+    plans = [source.lower(source.draw(index)) for index in range(FLAGS.num_architectures)]
 
     def progress(keys, total):
         return rich.progress.track(keys, "compiling", total)

@@ -1,0 +1,73 @@
+"""Fit the estimate by which architectures are shared out to devices to measured times.
+
+    python benchmarks/balance.py [--num_architectures 32] [--image_size 32] [--batch_size 64]
+
+Seconds of loss and gradients are fitted, without negative terms, by a constant per block, one per
+multiplication and one per element of the blocks' outputs: the constants of
+`ghn_jax/parallel/balance.py`. Prints them, and how well they and those in the file predict the
+architectures that were not fitted (every second one).
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from rich.progress import track  # noqa: E402
+from sklearn.linear_model import LinearRegression  # noqa: E402
+
+from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
+from ghn_jax.parallel.balance import count_work, estimate_seconds  # noqa: E402
+from ghn_jax.sampling import ArchitectureStream, SpaceConfig  # noqa: E402
+from ghn_jax.targets.initialization import initialize_randomly  # noqa: E402
+from ghn_jax.targets.plan import Plan, lower  # noqa: E402
+
+
+def measure(engine: BlockwiseEngine, plan: Plan, images, labels) -> float:
+    """Seconds of one architecture, the best of three after compiling."""
+    params = initialize_randomly(plan, np.random.default_rng(0))
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        jax.block_until_ready(engine.loss_and_grads([plan], [params], images, labels))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def main() -> None:
+    """Measure, fit and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num_architectures", type=int, default=32, help="How many.")
+    parser.add_argument("--image_size", type=int, default=32, help="Pixels.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images.")
+    arguments = parser.parse_args()
+    size, batch_size = arguments.image_size, arguments.batch_size
+    stream = ArchitectureStream(SpaceConfig(image_size=size), seed=0)
+    plans = [lower(stream[i], size, 10) for i in range(arguments.num_architectures)]
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((batch_size, size, size, 3), np.float32)
+    labels = rng.integers(0, 10, batch_size).astype(np.int32)
+    engine = BlockwiseEngine()
+    seconds = np.array([measure(engine, p, images, labels) for p in track(plans, "measuring")])
+    work = np.array([count_work(plan, batch_size) for plan in plans], np.float64)
+    # Relative errors count: a small network matters to its device as much as a large one.
+    weights = 1 / seconds[::2] ** 2
+    fit = LinearRegression(fit_intercept=False, positive=True)
+    fit.fit(work[::2] / work.max(0), seconds[::2], weights)
+    constants = fit.coef_ / work.max(0)
+    names = ("SECONDS_PER_CALL", "SECONDS_PER_MULTIPLICATION", "SECONDS_PER_ELEMENT")
+    for name, value in zip(names, constants, strict=True):
+        print(f"{name} = {value:.1e}")
+    held_out = seconds[1::2]
+    in_file = np.array([estimate_seconds(plan, batch_size) for plan in plans])[1::2]
+    for name, estimate in (("fitted", work[1::2] @ constants), ("in the file", in_file)):
+        correlation = np.corrcoef(np.log(estimate), np.log(held_out))[0, 1]
+        print(f"{name}: correlation of logarithms {correlation:.3f} on {len(held_out)} others")
+
+
+if __name__ == "__main__":
+    main()
