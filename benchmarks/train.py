@@ -28,10 +28,10 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from ghn_jax.compilation import enable_compilation_cache  # noqa: E402
+from ghn_jax.deepnets1m.reader import DeepNets1M  # noqa: E402
 from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
 from ghn_jax.hypernetworks import ghn2  # noqa: E402
 from ghn_jax.hypernetworks.prediction import Predictor  # noqa: E402
-from ghn_jax.interop.deepnets1m import DeepNets1M  # noqa: E402
 from ghn_jax.targets.plan import lower  # noqa: E402
 
 IMAGE_SIZE, NUM_CLASSES = 32, 10

@@ -33,7 +33,7 @@ from rich.progress import (  # noqa: E402
 )
 from rich.text import Text  # noqa: E402
 
-from ghn_jax.interop.deepnets1m_writer import (  # noqa: E402
+from ghn_jax.deepnets1m.writer import (  # noqa: E402
     DeepNets1MWriter,
     Record,
     make_record,

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from ghn_jax.architectures import PREDEFINED, Architecture, ResNet
 from ghn_jax.architectures.validation import check_choice, suggest
+from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.graphs import ArchGraph, build_graph
-from ghn_jax.interop.deepnets1m import DeepNets1M
 from ghn_jax.sampling import SPLITS
 from ghn_jax.targets.plan import Plan, lower
 

@@ -13,6 +13,7 @@ import rich.table
 
 from ghn_jax.architectures import VIT, Architecture, ResNet
 from ghn_jax.data import Dataset
+from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.evaluation.architecture_specs import stored_network
 from ghn_jax.evaluation.evaluate import (
@@ -23,7 +24,6 @@ from ghn_jax.evaluation.evaluate import (
     summarize,
 )
 from ghn_jax.hypernetworks.prediction import Predictor
-from ghn_jax.interop.deepnets1m import DeepNets1M
 from ghn_jax.sampling import SPLITS, SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import Plan, lower
 from ghn_jax.training.config import PREDEFINED_SPLIT, ExperimentConfig

@@ -31,12 +31,12 @@ import numpy as np
 import rich.console
 import rich.table
 
+from ghn_jax.deepnets1m.node_order import match_nodes
+from ghn_jax.deepnets1m.parameter_names import torch_parameter_names
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.finetune.orthogonalization import orthogonalize
 from ghn_jax.graphs import PRIMITIVES, ArchGraph
 from ghn_jax.hypernetworks.prediction import Predictor
-from ghn_jax.interop.node_order import match_nodes
-from ghn_jax.interop.parameter_names import torch_parameter_names
 from ghn_jax.interop.reference import Reference, ReferencePrediction, ReferenceTensor
 from ghn_jax.interop.target_files import from_target_state_dict, to_target_state_dict
 from ghn_jax.interop.torch_checkpoints import to_state_dict

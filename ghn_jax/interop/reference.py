@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.evaluation.architecture_specs import Network, resolve_architecture, stored_network
-from ghn_jax.interop.deepnets1m import DeepNets1M
 from ghn_jax.interop.torch_checkpoints import TorchCheckpoint, load_torch_checkpoint
 
 SMALL_SIZE, LARGE_SIZE = 32, 224  # pixels of the images of the two settings

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.interop.parameter_names import torch_parameter_names
+from ghn_jax.deepnets1m.parameter_names import torch_parameter_names
 from ghn_jax.targets.plan import Plan
 from ghn_jax.targets.tracing import ParameterTensor
 

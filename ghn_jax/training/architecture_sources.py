@@ -13,9 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from ghn_jax.architectures import Architecture
+from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.graphs import ArchGraph, build_graph
 from ghn_jax.hypernetworks.config import GHNConfig
-from ghn_jax.interop.deepnets1m import DeepNets1M
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import Plan, lower
 

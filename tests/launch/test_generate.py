@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ghn_jax.interop.deepnets1m import DeepNets1M
+from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from launch.generate import draw_records
 

@@ -10,9 +10,9 @@ from graph_comparison import assert_equal_graphs, match_nodes
 from reference_predictions import LOCAL, SHARED, find_reference, load_ghn
 
 from ghn_jax.architectures import RESNET50, VIT
+from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.graphs import PRIMITIVES, build_graph
 from ghn_jax.hypernetworks.prediction import Predictor
-from ghn_jax.interop.deepnets1m import DeepNets1M
 from ghn_jax.models import build
 from ghn_jax.targets.network import TargetNetwork
 from ghn_jax.targets.plan import lower

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.hypernetworks import GHNConfig
-from ghn_jax.interop.deepnets1m import DeepNets1M
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.training.architecture_sources import create_source
 

@@ -7,7 +7,7 @@ import h5py
 import pytest
 
 from ghn_jax.architectures import RESNET50, Architecture, Genotype, ResNet
-from ghn_jax.interop.parameter_names import node_names, torch_parameter_names
+from ghn_jax.deepnets1m.parameter_names import node_names, torch_parameter_names
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import lower
 

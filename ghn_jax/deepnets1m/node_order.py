@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ghn_jax.interop.deepnets1m import StoredArchitecture
-from ghn_jax.interop.parameter_names import node_names
+from ghn_jax.deepnets1m.parameter_names import node_names
+from ghn_jax.deepnets1m.reader import StoredArchitecture
 from ghn_jax.targets.plan import Plan
 
 

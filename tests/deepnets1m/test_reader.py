@@ -11,13 +11,13 @@ import networkx
 import numpy as np
 import pytest
 
-from ghn_jax.graphs import build_graph
-from ghn_jax.interop.deepnets1m import DeepNets1M
-from ghn_jax.interop.deepnets1m_writer import (
+from ghn_jax.deepnets1m.reader import DeepNets1M
+from ghn_jax.deepnets1m.writer import (
     DeepNets1MWriter,
     make_record,
     merge_evaluation_splits,
 )
+from ghn_jax.graphs import build_graph
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import lower
 

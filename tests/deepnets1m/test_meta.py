@@ -5,8 +5,8 @@ import tracemalloc
 
 import pytest
 
-from ghn_jax.interop import deepnets1m_meta
-from ghn_jax.interop.deepnets1m_meta import MetaFile
+from ghn_jax.deepnets1m import meta as deepnets1m_meta
+from ghn_jax.deepnets1m.meta import MetaFile
 
 TABLES = {"primitives_ext": {"0": "input", "1": "conv"}, "unique_op_names": {"0": "input"}}
 

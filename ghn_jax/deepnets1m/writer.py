@@ -1,4 +1,4 @@
-"""Write DeepNets-1M files, readable by `deepnets1m.DeepNets1M` and by the original.
+"""Write DeepNets-1M files, readable by `reader.DeepNets1M` and by the original.
 
 In: architectures of a split. Out: `deepnets1m_<split>.hdf5` and `deepnets1m_<split>_meta.json`
 (spec section 1 'Official files'). Unlike in files of the original's generator, nodes are listed in
@@ -19,9 +19,9 @@ import numpy as np
 
 from ghn_jax.architectures import Architecture
 from ghn_jax.architectures.validation import check_choice
+from ghn_jax.deepnets1m.parameter_names import NodeName, node_names
+from ghn_jax.deepnets1m.reader import meta_path
 from ghn_jax.graphs.arch_graph import build_graph
-from ghn_jax.interop.deepnets1m import meta_path
-from ghn_jax.interop.parameter_names import NodeName, node_names
 from ghn_jax.sampling import SPLITS, count_parameters
 from ghn_jax.sampling.sampler import REFERENCE_CHANNELS, REFERENCE_CLASSES, REFERENCE_FC_SIZE
 from ghn_jax.targets.plan import lower

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from reference_predictions import LOCAL, SHARED
 
+from ghn_jax.deepnets1m.node_order import match_nodes, recover_node_order
+from ghn_jax.deepnets1m.reader import DeepNets1M, meta_path
+from ghn_jax.deepnets1m.writer import MAX_STORED_DISTANCE, DeepNets1MWriter, make_record
 from ghn_jax.graphs import PRIMITIVES, build_graph
-from ghn_jax.interop.deepnets1m import DeepNets1M, meta_path
-from ghn_jax.interop.deepnets1m_writer import MAX_STORED_DISTANCE, DeepNets1MWriter, make_record
-from ghn_jax.interop.node_order import match_nodes, recover_node_order
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import lower
 
