@@ -179,6 +179,12 @@ class ProgramCache:
             mine.set_exception(error)
         return mine.result()
 
+    def build_again(self, build: Callable[[], Any]) -> Any:
+        """Build a program that is not kept: for another device than the cache's."""
+        with self._lock:
+            self.num_compilations += 1
+        return build()
+
     def submit(self, key: Hashable, build: Callable[[], Any]) -> Future:
         """Start building the program of `key` unless it is there or under way."""
         with self._lock:

@@ -2,6 +2,10 @@
 
 An XLA executable belongs to the device it was compiled for. Compiling thousands of programs again
 for each of eight devices would take eight times as long; a copy loads in milliseconds.
+
+What XLA has read from a cache on disk cannot always be copied (on CPUs some of its functions are
+missing then). With such a cache, JAX compiles for each device and finds the result there: on GPUs
+under the same key whichever the device, on simulated CPU devices under one for each.
 """
 
 import dataclasses
@@ -93,12 +97,18 @@ class ProgramsOnDevice:
         """Return the program of `key` on the device."""
         program = self._loaded.get(key)
         if program is None:
-            program = self._loaded[key] = relocate(self._cache.get(key, build), self._device)
+            program = self._loaded[key] = self._load(key, build)
         return program
 
+    def _load(self, key, build):
+        if _makes_copies():
+            return relocate(self._cache.get(key, build), self._device)
+        with jax.default_device(self._device):
+            return self._cache.build_again(build)
+
     def build_here(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """As the cache does: the original, from which another program is lowered."""
-        return self._cache.build_here(key, build)
+        """The program from which another one is lowered: the original, where copies are made."""
+        return self._cache.build_here(key, build) if _makes_copies() else self.get(key, build)
 
     def submit(self, key: Hashable, build: Callable[[], Any]) -> Future:
         """As the cache does."""
@@ -107,6 +117,10 @@ class ProgramsOnDevice:
     def wait(self, keys: Iterable[Hashable]) -> None:
         """As the cache does."""
         self._cache.wait(keys)
+
+
+def _makes_copies() -> bool:
+    return jax.config.jax_compilation_cache_dir is None
 
 
 def programs_on(cache: ProgramCache, device: jax.Device) -> ProgramCache | ProgramsOnDevice:
