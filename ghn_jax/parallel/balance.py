@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from ghn_jax.targets.plan import Plan
 
-# Least squares on measured seconds (`benchmarks/balance.py`, which prints them). Only their ratios
-# matter.
+# Only their ratios matter. Estimated from single blocks on a CPU; `benchmarks/balance.py` fits them
+# to whole networks on the machine it runs on, which has not been done for these yet.
 SECONDS_PER_CALL = 4e-4
 SECONDS_PER_MULTIPLICATION = 3e-11
 SECONDS_PER_ELEMENT = 2.5e-9

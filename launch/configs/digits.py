@@ -3,9 +3,10 @@
 Source: chosen by us; the space is that of DeepNets-1M without attention, 16 channels wide.
 Command: python launch/train.py --config launch/configs/digits.py
     --workdir /tmp/ghn_digits
-Hardware: two cores of an AMD EPYC, shared with other jobs; 575 s with installation.
-Result: seed 0, 100 unseen architectures of `test`, test images, predicted parameters: 42.7 +- 0.4%
-    (random 9.8%); wide 28.5, deep 39.6, dense 42.4, bnfree 9.9 (20 each).
+Hardware: two cores of an AMD EPYC; 408 s with installation.
+Result: seed 0, 100 unseen architectures of `test`, test images, predicted parameters: 52.9 +- 0.5%
+    (random 9.8%); wide 39.5, deep 47.6, dense 51.5, bnfree 14.2 (20 each). Other seeds gave 46 to
+    70%: so short a run depends on its seed.
 """
 
 import ml_collections
