@@ -120,7 +120,7 @@ class ProgramsOnDevice:
 
 
 def _makes_copies() -> bool:
-    return jax.config.jax_compilation_cache_dir is None
+    return jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
 
 
 def programs_on(cache: ProgramCache, device: jax.Device) -> ProgramCache | ProgramsOnDevice:

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 from ghn_jax.architectures import Architecture
+from ghn_jax.data import Prefetcher
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.parallel.balance import estimate_seconds, share_out
 from ghn_jax.parallel.replica import Work
 from ghn_jax.targets.plan import Plan
 from ghn_jax.training.architecture_sources import ArchitectureSource
 from ghn_jax.training.workers import Workers
-
-T = TypeVar("T")
 
 
 class MetaBatch(NamedTuple):
@@ -174,17 +172,8 @@ def iterate_meta_batches(
     drawn = iterate_drawn(source, rules, first_index, num_workers)
     batches = cut_meta_batches(drawn, rules)
     try:
-        yield from one_ahead(lambda: next(batches), "architectures")
+        with Prefetcher(lambda _: next(batches), buffer_size=1) as ahead:
+            yield from ahead
     finally:
         batches.close()
         drawn.close()
-
-
-def one_ahead(fn: Callable[[], T], name: str) -> Generator[T]:
-    """Yield fn() without end, the next one being computed in a thread meanwhile."""
-    with ThreadPoolExecutor(1, thread_name_prefix=name) as pool:
-        future = pool.submit(fn)
-        while True:
-            result = future.result()
-            future = pool.submit(fn)
-            yield result

@@ -2,30 +2,13 @@
 
 import concurrent.futures
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from programs import ROOT, run
 
-ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = "--config=launch/configs/smoke.py"
-
-
-def run(program, *arguments):
-    """Return the exit status, the standard output and the standard error."""
-    result = subprocess.run(
-        [sys.executable, f"launch/{program}.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"},
-        check=False,
-    )
-    return result.returncode, result.stdout, result.stderr
 
 
 def assert_one_line(result, message, status=1):

@@ -3,7 +3,6 @@
 import concurrent.futures
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -11,27 +10,14 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from programs import ROOT, run
 from reference_predictions import LOCAL
 from safetensors.numpy import load_file
 
 from ghn_jax.interop.torch_files import read_torch_file
 
-ROOT = pathlib.Path(__file__).parents[2]
 GHN = f"--ghn={LOCAL / 'ghn1.pt'}"
 DEEPNETS = f"--deepnets={LOCAL}"
-
-
-def run(program, *arguments):
-    """Return the exit status, the standard output and the standard error."""
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / f"{program}.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"},
-        check=False,
-    )
-    return result.returncode, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from small_run import SECTIONS
 
 from ghn_jax.compilation import ProgramCache
 from ghn_jax.training.checkpoints import load_checkpoint
@@ -22,17 +23,7 @@ from ghn_jax.training.trainer import Programs, Trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = {
-    "data": {"name": "digits", "batch_size": 8},
-    "space": {
-        "widths": (8,),
-        "fc_sizes": (16,),
-        "allowed_operations": ("skip_connect", "max_pool_3x3", "conv_1x1"),
-        "num_cells": (4, 4),
-        "max_steps": 1,
-        "global_pool_only": True,
-        "image_size": 8,
-    },
-    "ghn": {"hidden_size": 8, "max_shape": (8, 8, 7, 7)},
+    **SECTIONS,
     # Plain descent in small steps: Adam would turn a rounding error of a gradient near zero into a
     # whole step, and long steps amplify rounding from one to the next.
     "optimizer": {"name": "sgd", "momentum": 0.0, "learning_rate": 0.01},

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from plain_composition import compose, jit, network_loss, one_cell
+from small_run import SECTIONS
 
 from ghn_jax.compilation import ProgramCache
 from ghn_jax.data import load_dataset
@@ -32,17 +33,7 @@ from ghn_jax.training.skipping import TooManySkippedError
 from ghn_jax.training.trainer import Programs, Trainer
 
 FIELDS = {
-    "data": {"name": "digits", "batch_size": 8},
-    "space": {
-        "widths": (8,),
-        "fc_sizes": (16,),
-        "allowed_operations": ("skip_connect", "max_pool_3x3", "conv_1x1"),
-        "num_cells": (4, 4),
-        "max_steps": 1,
-        "global_pool_only": True,
-        "image_size": 8,
-    },
-    "ghn": {"hidden_size": 8, "max_shape": (8, 8, 7, 7)},
+    **SECTIONS,
     "optimizer": {"learning_rate": 0.01},
     "training": {
         **{"num_steps": 6, "meta_batch_size": 2, "log_every": 1, "checkpoint_every": 2},
