@@ -97,7 +97,8 @@ def evaluate() -> None:
         dataset = read_labelled_images(FLAGS.images, space.image_size, space.num_classes)
     else:
         name = FLAGS.data or config.data.name
-        dataset = load_dataset(name, FLAGS.data_dir or config.data.data_dir)
+        data_dir = FLAGS.data_dir or config.data.data_dir
+        dataset = load_dataset(name, data_dir, config.data.image_size)
         check_dataset(config, dataset)
     splits = ALL_SPLITS if FLAGS.split == "all" else (FLAGS.split,)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else resolve(FLAGS.ghn)

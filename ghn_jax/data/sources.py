@@ -9,6 +9,7 @@ In: a name, and where prepared files lie. Out: a `Dataset`.
 | `fashion_mnist` | 54000 / 6000 / 10000 | 28, grey |
 | `imagenet2012` | 1231167 / 50000 / 50000 | 224 |
 | `npz:<path>` | one's own, see `ghn_jax.data.npz` | the file's |
+| `idx:<folder>` | MNIST's four files, see `ghn_jax.data.idx` | the files', grey |
 
 Validation images are the last 10 % of the published training images, in the order they were
 published in. For ImageNet they are the last 50 000 training records of the prepared (shuffled)
@@ -28,6 +29,7 @@ import numpy as np
 
 from ghn_jax.architectures.validation import check_choice, check_positive_int
 from ghn_jax.data.augmentation import CenterCrop, CropAndFlip, RandomResizedCrop, Resize
+from ghn_jax.data.idx import read_idx_folder
 from ghn_jax.data.npz import read_npz
 from ghn_jax.data.splits import (
     ArraySplit,
@@ -38,7 +40,7 @@ from ghn_jax.data.splits import (
     split_at_random,
 )
 
-NPZ_PREFIX = "npz:"
+NPZ_PREFIX, IDX_PREFIX = "npz:", "idx:"
 NUM_RECORDS_PER_READ = 1000
 
 # Published ImageNet: 50 of about 1281 training images per class are held out.
@@ -94,13 +96,14 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set by name.
 
-    `digits` needs nothing but scikit-learn and is not augmented. The sets read through tfds are
+    `digits` needs nothing but scikit-learn; it and one's own files are not augmented. The sets read through tfds are
     never downloaded from here: an error names the command that prepares them.
 
     Args:
-      name: 'digits', 'cifar10', 'cifar100', 'fashion_mnist', 'imagenet2012' or 'npz:<path>'.
+      name: 'digits', 'cifar10', 'cifar100', 'fashion_mnist', 'imagenet2012', 'npz:<path>' or
+        'idx:<folder>'.
       data_dir: the folder of tfds's prepared sets (None: $TFDS_DATA_DIR or ~/tensorflow_datasets),
-        or what the path of an npz file is relative to (None: the current folder).
+        or what the path of an npz file or idx folder is relative to (None: the current folder).
       image_size: height and width of the images a network reads, in pixels; images of another size
         are resized as they are read. None takes the set's own size.
 
@@ -116,7 +119,10 @@ def load_dataset(
     if isinstance(name, str) and name.startswith(NPZ_PREFIX):
         path = Path(data_dir or ".") / Path(name.removeprefix(NPZ_PREFIX)).expanduser()
         return _load_npz(name, path, image_size)
-    check_choice("name", name, ("digits", *PUBLISHED_SETS, "npz:<path>"))
+    if isinstance(name, str) and name.startswith(IDX_PREFIX):
+        folder = Path(data_dir or ".") / Path(name.removeprefix(IDX_PREFIX)).expanduser()
+        return _load_idx(name, folder, image_size)
+    check_choice("name", name, ("digits", *PUBLISHED_SETS, "npz:<path>", "idx:<folder>"))
     if name == "digits":
         return _load_digits(image_size)
     if name == "imagenet2012":
@@ -144,6 +150,13 @@ def _load_npz(name: str, path: Path, image_size: int | None) -> Dataset:
     return _dataset_from_arrays(
         name, parts.num_classes, parts.splits, image_size, parts.mean, parts.std
     )
+
+
+def _load_idx(name: str, folder: Path, image_size: int | None) -> Dataset:
+    """Return the data set of a folder of IDX files; not augmented."""
+    splits = read_idx_folder(folder)
+    num_classes = 1 + max(int(split.labels.max()) for split in splits.values())
+    return _dataset_from_arrays(name, num_classes, splits, image_size)
 
 
 def _dataset_from_arrays(
@@ -267,7 +280,7 @@ def _open_records(
     decode_images: bool = True,
 ) -> Any:
     """Open one tfds split for random access, or say how to prepare it."""
-    # Imported here since it takes seconds, and digits and npz files do not need it.
+    # Imported here since it takes seconds, and digits and one's own files do not need it.
     import tensorflow_datasets as tfds
 
     folder = None if data_dir is None else os.path.expanduser(os.fspath(data_dir))

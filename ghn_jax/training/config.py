@@ -41,14 +41,19 @@ class DataConfig:
         name: name of the dataset, for example digits, cifar10 or imagenet2012.
         data_dir: folder where the prepared dataset lies; None is the dataset library's default.
         batch_size: number of images in each training batch.
+        image_size: height and width, in pixels, to which images are resized as they are read; None
+            is the set's own size. It has to be that of the space of architectures.
     """
 
     name: str = "cifar10"
     data_dir: str | None = None
     batch_size: int = 64
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         check_positive_int("batch_size", self.batch_size)
+        if self.image_size is not None:
+            check_positive_int("image_size", self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,8 +102,8 @@ class Trainer:
         training = config.training
         if training.compilation_cache_dir:
             enable_compilation_cache(training.compilation_cache_dir)
-        self.config = config
-        self.dataset = dataset or load_dataset(config.data.name, config.data.data_dir)
+        self.config, data = config, config.data
+        self.dataset = dataset or load_dataset(data.name, data.data_dir, data.image_size)
         check_dataset(config, self.dataset)
         self.mesh = replica_mesh(training.num_devices)
         threads = training.num_compile_threads

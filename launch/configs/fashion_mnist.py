@@ -1,0 +1,28 @@
+"""A GHN-2 on Fashion-MNIST at half its resolution, 14x14, from the files Debian ships.
+
+Source: chosen by us, after `digits_long`.
+Command: apt-get install dataset-fashion-mnist
+    python launch/train.py --config launch/configs/fashion_mnist.py
+    --workdir /tmp/ghn_fashion_mnist
+Hardware: not yet run.
+Result: not yet run.
+"""
+
+import ml_collections
+
+from launch.configs import digits
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the config: `digits` but for what is set here."""
+    config = digits.get_config()
+    config.data.name = "idx:/usr/share/datasets/fashion-mnist"
+    config.data.image_size = 14
+    config.space.image_size = 14
+    config.ghn.max_shape = (32, 32, 7, 7)
+    config.optimizer.schedule = "cosine"
+    config.optimizer.milestones = ()
+    config.optimizer.warmup_steps = 100
+    config.training.num_steps = 2400
+    config.training.checkpoint_every = 200
+    return config
