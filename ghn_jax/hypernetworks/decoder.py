@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ghn_jax.hypernetworks.layers import MLP, linear, uniform_by_fan_in
+from ghn_jax.hypernetworks.layers import MLP, linear, product, uniform_by_fan_in
 
 
 def _row(bias, ndim):
@@ -45,16 +45,16 @@ class ConvDecoder(nn.Module):
     def _pixels(self, x: jax.Array, height: int, width: int) -> jax.Array:
         """(G, D) -> (G, height, width, 8 D), height and width at most S."""
         kernel, bias = self.kernel_1[:, :height, :width], self.bias_1[:height, :width]
-        x = jnp.einsum("gd,dhwc->ghwc", x, kernel)
+        x = product(x, kernel)
         x = jax.nn.relu(x + _row(bias, 4))
-        x = jnp.matmul(x, self.kernel_2)
+        x = product(x, self.kernel_2)
         return jax.nn.relu(x + _row(self.bias_2, 4))
 
     def _decode(self, x, height, width, kernel, bias):
         """Features through the part of the last layer that the tile needs; repeat beyond S."""
         limit = self.max_shape[2]
         x = self._pixels(x, min(height, limit), min(width, limit))
-        tile = jnp.tensordot(x, kernel, axes=1)
+        tile = product(x, kernel)
         tile = tile + _row(bias, tile.ndim)
         if max(height, width) > limit:
             repeats = (1, -(-height // limit), -(-width // limit)) + (1,) * (tile.ndim - 3)
@@ -110,7 +110,7 @@ class MLPDecoder(nn.Module):
         limit = self.max_shape[2]
         window = tuple(map(slice, (min(height, limit), min(width, limit), num_in, num_out)))
         x = jax.nn.relu(self.hidden(x))
-        tile = jnp.tensordot(x, self.kernel_2[(slice(None), *window)], axes=1)
+        tile = product(x, self.kernel_2[(slice(None), *window)])
         tile = tile + _row(self.bias_2[window], 5)
         repeats = (1, -(-height // limit), -(-width // limit), 1, 1)
         return jnp.tile(tile, repeats)[:, :height, :width]
