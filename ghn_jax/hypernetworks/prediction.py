@@ -32,7 +32,7 @@ from ghn_jax.relocation import ProgramsOnDevice
 PyTree = Any
 Array = Any  # numpy or JAX
 _DECODERS = ("kernels", "vectors")  # submodules of the hypernetwork
-_SMALLEST_NUM_NODES = 128  # padded sizes are powers of two from here
+_SMALLEST_NUM_NODES = 128
 _SMALLEST_NUM_TILES = 4
 # Embeddings are padded to this many nodes per graph, so that decoders see one size for most
 # batches.
@@ -106,7 +106,7 @@ class Predictor:
         """
         if not graphs:
             raise ValueError("graphs is empty, expected at least one graph")
-        num_nodes = _next_size(max(g.num_nodes for g in graphs), _SMALLEST_NUM_NODES)
+        num_nodes = _padded_num_nodes(max(g.num_nodes for g in graphs))
         num_graphs = num_graphs or len(graphs)
         vocabulary = shape_vocabulary(self.config.num_classes, self.config.max_shape[2])
         tuples = [to_graphs_tuple(graph) for graph in graphs]
@@ -263,6 +263,13 @@ class Predictor:
 def _decoder(key: TileKey) -> str:
     """The submodule that decodes a kind of tile."""
     return "vectors" if key.kind in ("vector", "classifier_bias") else "kernels"
+
+
+def _padded_num_nodes(num_nodes: int) -> int:
+    """The next of 128, 256, 384, 512, 768, 1024, ...: time and memory follow its square."""
+    size = _next_size(num_nodes, _SMALLEST_NUM_NODES)
+    smaller = 3 * size // 4
+    return smaller if smaller > 2 * _SMALLEST_NUM_NODES and num_nodes <= smaller else size
 
 
 def _next_size(value: int, smallest: int) -> int:
