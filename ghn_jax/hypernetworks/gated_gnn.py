@@ -83,33 +83,56 @@ class GatedGNN(nn.Module):
         }
 
 
-def _bias(bias, x):
+def _row(bias, x):
     return bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def _message(mlp, h):
-    """linear, relu, linear, relu: (..., D) -> (..., D)."""
+def _hidden(mlp, h):
+    """Before the first relu of a message: (..., D) -> (..., hidden)."""
     h = jnp.matmul(h, mlp["kernel_1"])
-    h = jax.nn.relu(h + _bias(mlp["bias_1"], h))
-    h = jnp.matmul(h, mlp["kernel_2"])
-    return jax.nn.relu(h + _bias(mlp["bias_2"], h))
+    return h + _row(mlp["bias_1"], h)
+
+
+def _output(mlp, hidden):
+    """Before the second relu of a message: (..., hidden) -> (..., D)."""
+    h = jnp.matmul(jax.nn.relu(hidden), mlp["kernel_2"])
+    return h + _row(mlp["bias_2"], h)
 
 
 def _messages(params, h):
-    return {name: _message(mlp, h) for name, mlp in params.items()}
+    """linear, relu, linear, relu of each MLP: (..., D) -> (..., D)."""
+    return {name: jax.nn.relu(_output(mlp, _hidden(mlp, h))) for name, mlp in params.items()}
 
 
-def _gru(gru, m, h):
+def _from_state(gru, x):
+    """The state's part in the GRU's three gates: (..., D) -> (..., 3 D)."""
+    h = jnp.matmul(x, gru["state_kernel"])
+    return h + _row(gru["state_bias"], h)
+
+
+def _from_message(gru, m):
+    """The message's part in the GRU's three gates: (..., D) -> (..., 3 D)."""
+    h = jnp.matmul(m, gru["message_kernel"])
+    return h + _row(gru["message_bias"], h)
+
+
+def _gates(from_message, from_state, x):
     """PyTorch's GRUCell: reset and update gates, and a candidate whose state part is reset."""
-    from_message = jnp.matmul(m, gru["message_kernel"])
-    from_message = from_message + _bias(gru["message_bias"], from_message)
-    from_state = jnp.matmul(h, gru["state_kernel"])
-    from_state = from_state + _bias(gru["state_bias"], from_state)
     reset_m, update_m, new_m = jnp.split(from_message, 3, axis=-1)
     reset_h, update_h, new_h = jnp.split(from_state, 3, axis=-1)
     update = jax.nn.sigmoid(update_m + update_h)
     new = jnp.tanh(new_m + jax.nn.sigmoid(reset_m + reset_h) * new_h)
-    return new + update * (h - new)
+    return new + update * (x - new)
+
+
+def _gru(gru, m, x):
+    return _gates(_from_message(gru, m), _from_state(gru, x), x)
+
+
+def _slopes(elementwise, x):
+    """The derivative of a function whose outputs depend on one element of each part of x each."""
+    y, pull_back = jax.vjp(elementwise, x)
+    return pull_back(jnp.ones_like(y))[0]
 
 
 def _nodes_first(array):
@@ -130,12 +153,13 @@ def _sweep(params, gru, x, weights, span):
 
 def _sweep_fwd(params, gru, x, weights, span):
     states = _nodes_first(x)  # (N, B, D)
+    from_states = _from_state(gru, states)  # (N, B, 3 D)
     to_nodes = jax.tree.map(_nodes_first, weights)  # (N, B, N) by receiver
 
     def visit(index, carry):
         sent, h, m = carry
         message = _gather({name: w[index] for name, w in to_nodes.items()}, sent)
-        state = _gru(gru, message, states[index])
+        state = _gates(_from_message(gru, message), from_states[index], states[index])
         new = _messages(params, state)
         sent = {
             name: lax.dynamic_update_slice_in_dim(sent[name], new[name][:, None], index, 1)
@@ -145,42 +169,53 @@ def _sweep_fwd(params, gru, x, weights, span):
 
     sent = {name: jnp.zeros_like(x) for name in params}
     _, h, m = lax.fori_loop(*span, visit, (sent, states, jnp.zeros_like(states)))
-    h, m = _nodes_first(h), _nodes_first(m)  # (B, N, D)
-    return h, (params, gru, x, weights, span, h, m)
+    return _nodes_first(h), (params, gru, states, weights, span, h, m)
 
 
 def _sweep_bwd(residuals, dh):
-    params, gru, x, weights, (first, end), h, m = residuals
+    params, gru, states, weights, (first, end), h, m = residuals  # states, h, m: (N, B, D)
     from_nodes = jax.tree.map(lambda w: jnp.moveaxis(w, 2, 0), weights)  # (N, B, N) by sender
-    nodes = [_nodes_first(array) for array in (h, m, x)]
+    # The sweep is linear in the cotangents: what the states decide is computed for all nodes ahead.
+    from_states = _from_state(gru, states)
+    gate_slopes = _slopes(lambda a: _gates(a, from_states, states), _from_message(gru, m))
+    hidden = {name: _hidden(mlp, h) for name, mlp in params.items()}
+    output = {name: _output(mlp, hidden[name]) for name, mlp in params.items()}
+    hidden_slopes, output_slopes = (
+        {name: _slopes(jax.nn.relu, x) for name, x in before.items()} for before in (hidden, output)
+    )
+
+    def to_sender(name, index, d_sent):
+        d_output = d_sent * output_slopes[name][index]
+        d_hidden = jnp.matmul(d_output, params[name]["kernel_2"].T) * hidden_slopes[name][index]
+        return jnp.matmul(d_hidden, params[name]["kernel_1"].T)
 
     def visit(step, carry):
-        # Of padding, d_states is the cotangent itself and the others are zero.
+        # Of padding, d_states is the cotangent itself and the others are zero. What is written is
+        # not read, or XLA copies all of it at each step; dm alone has to be.
         dm, d_states, d_sent_all = carry
         index = end - 1 - (step - first)
-        h_node, m_node, x_node = (array[index] for array in nodes)
         # What the receivers of this node's messages send back.
         d_sent = {name: jnp.einsum("bn,bnd->bd", w[index], dm) for name, w in from_nodes.items()}
-        (from_receivers,) = jax.vjp(lambda h: _messages(params, h), h_node)[1](d_sent)
-        dh_node = d_states[0][index] + from_receivers
-        dm_node, dx_node = jax.vjp(lambda m, x: _gru(gru, m, x), m_node, x_node)[1](dh_node)
+        parts = [to_sender(name, index, d) for name, d in d_sent.items()]
+        dh_node = functools.reduce(jnp.add, parts, dh[index])
+        d_gates = jnp.concatenate([dh_node] * 3, axis=-1) * gate_slopes[index]
+        dm_node = jnp.matmul(d_gates, gru["message_kernel"].T)
         dm = lax.dynamic_update_slice_in_dim(dm, dm_node[:, None], index, 1)
-        d_states = (d_states[0].at[index].set(dh_node), d_states[1].at[index].set(dx_node))
         d_sent_all = {name: d_sent_all[name].at[index].set(d_sent[name]) for name in d_sent}
-        return dm, d_states, d_sent_all
+        return dm, d_states.at[index].set(dh_node), d_sent_all
 
+    dm = jnp.zeros_like(dh)
     dh = _nodes_first(dh)  # (N, B, D)
     zeros = jnp.zeros_like(dh)
-    carry = (jnp.zeros_like(x), (dh, dh), dict.fromkeys(params, zeros))
-    _, (dh, dx), d_sent = lax.fori_loop(first, end, visit, carry)
-    # Gradients of the parameters, all visited nodes at once.
-    index = jnp.arange(dh.shape[0], dtype=jnp.int32)
-    visited = ((index >= first) & (index < end)).reshape(-1, 1, 1)
-    dh = jnp.where(visited, dh, zeros)
-    h, m, states = nodes
+    carry = (dm, dh, dict.fromkeys(params, zeros))
+    _, d_states, d_sent = lax.fori_loop(first, end, visit, carry)
+    # Gradients of the parameters and of the states before the sweep, all nodes at once.
+    index = jnp.arange(dh.shape[0], dtype=jnp.int32).reshape(-1, 1, 1)
+    visited = (index >= first) & (index < end)
     (d_params,) = jax.vjp(lambda params: _messages(params, h), params)[1](d_sent)
-    (d_gru,) = jax.vjp(lambda gru: _gru(gru, m, states), gru)[1](dh)
-    return d_params, d_gru, _nodes_first(dx), None, None
+    _, pull_back = jax.vjp(lambda gru, x: _gru(gru, m, x), gru, states)
+    d_gru, dx = pull_back(jnp.where(visited, d_states, zeros))
+    return d_params, d_gru, _nodes_first(jnp.where(visited, dx, dh)), None, None
 
 
 _sweep.defvjp(_sweep_fwd, _sweep_bwd)
