@@ -2,10 +2,12 @@
 
     python benchmarks/train.py [--directory ../shared/reference] [--profile] [--json]
 
-Forward and backward of the GHN and of its target networks; drawing architectures, augmenting
-images and the optimizer's update are left out. Where PPUDA names a checkout of
+Forward and backward of the GHN and of its target networks. Worker processes read architectures,
+make graphs and augment images meanwhile, as in training; the time the step waits for them is given
+apart, the optimizer's update is left out. The targets' time is split into forward and backward as
+a round of its own finds it, in which every program is waited for. Where PPUDA names a checkout of
 facebookresearch/ppuda and TORCH_PYTHON a Python that has torch (the default is this one), the
-original runs on exactly the same architectures, its rounds between ours, each alone on the machine.
+original runs on exactly the same architectures, its rounds between ours; our workers are idle then.
 """
 
 import argparse
@@ -27,15 +29,67 @@ import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from ghn_jax.architectures import Architecture  # noqa: E402
 from ghn_jax.compilation import enable_compilation_cache  # noqa: E402
+from ghn_jax.data import ArraySplit, CropAndFlip, Dataset, Resize, TrainBatches  # noqa: E402
 from ghn_jax.deepnets1m.reader import DeepNets1M  # noqa: E402
 from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
+from ghn_jax.graphs import ArchGraph  # noqa: E402
 from ghn_jax.hypernetworks import ghn2  # noqa: E402
 from ghn_jax.hypernetworks.prediction import Predictor  # noqa: E402
-from ghn_jax.targets.plan import lower  # noqa: E402
+from ghn_jax.targets.plan import Plan, lower  # noqa: E402
+from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches  # noqa: E402
+from ghn_jax.training.workers import Workers  # noqa: E402
 
 IMAGE_SIZE, NUM_CLASSES = 32, 10
+NUM_IMAGES = 10_000
 PHASES = ("ghn_forward", "targets", "ghn_backward")
+
+
+class FirstArchitectures:
+    """A source of architectures: the first ones of the file, over and over, in one width.
+
+    Args:
+        arguments: Of the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._nets = DeepNets1M(arguments.directory, "train", IMAGE_SIZE)
+        self._sizes = {"channels": arguments.channels, "fc_size": arguments.fc_size}
+        self._num = arguments.num_architectures
+
+    def draw(self, index: int) -> Architecture:
+        """Read an architecture."""
+        return Architecture.from_official(self._nets.entry(index % self._num), **self._sizes)
+
+    def lower(self, architecture: Architecture) -> Plan:
+        """Lower an architecture."""
+        return lower(architecture, IMAGE_SIZE, NUM_CLASSES)
+
+    def graph(self, index: int, plan: Plan) -> ArchGraph:
+        """Read the graph of an architecture."""
+        return self._nets.graph(index % self._num, NUM_CLASSES, architecture=plan.architecture)
+
+
+def random_images() -> Dataset:
+    """Random images in the place of CIFAR-10's, augmented as those are."""
+    rng = np.random.default_rng(0)
+    shape = (NUM_IMAGES, IMAGE_SIZE, IMAGE_SIZE, 3)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    split = ArraySplit(images, rng.integers(0, NUM_CLASSES, NUM_IMAGES).astype(np.int32))
+    return Dataset(
+        name="random",
+        num_classes=NUM_CLASSES,
+        image_size=IMAGE_SIZE,
+        num_channels=3,
+        mean=(0.5,) * 3,
+        std=(0.29,) * 3,
+        train=split,
+        validation=split,
+        test=split,
+        train_transform=CropAndFlip(),
+        eval_transform=Resize(),
+    )
 
 
 class Steps:
@@ -46,22 +100,22 @@ class Steps:
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        config = ghn2(num_classes=NUM_CLASSES)
-        self.predictor = Predictor(config)
+        self.num_architectures = arguments.num_architectures
+        self.predictor = Predictor(ghn2(num_classes=NUM_CLASSES))
         self.engine = BlockwiseEngine(num_threads=arguments.num_threads)
         self.ghn_params = self.predictor.init(jax.random.key(0))
-        rng = np.random.default_rng(0)
-        shape = (arguments.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3)
-        self.images = rng.standard_normal(shape, dtype=np.float32)
-        self.labels = rng.integers(0, NUM_CLASSES, arguments.batch_size).astype(np.int32)
-        nets = DeepNets1M(arguments.directory, "train", IMAGE_SIZE)
-        pairs = [self._read(nets, i, arguments) for i in range(arguments.num_architectures)]
-        size = arguments.meta_batch_size
-        self.meta_batches = []
-        for first in range(0, len(pairs), size):
-            plans, graphs = zip(*pairs[first : first + size], strict=True)
-            self.meta_batches.append((plans, self.predictor.prepare(graphs, size)))
-        self.num_architectures = len(pairs)
+        self.num_steps = -(-arguments.num_architectures // arguments.meta_batch_size)
+        num_workers = arguments.num_workers
+        rules = MetaBatchRules(arguments.meta_batch_size, None, arguments.batch_size)
+        source = FirstArchitectures(arguments)
+        self._meta_batches = iterate_meta_batches(source, rules, 0, num_workers)
+        batches = TrainBatches(random_images(), arguments.batch_size, 0)
+        self._images = Workers(batches.batch, 0, num_workers, 2 * num_workers, "images")
+
+    def close(self) -> None:
+        """End the workers."""
+        self._meta_batches.close()
+        self._images.close()
 
     @property
     def num_compilations(self) -> int:
@@ -70,22 +124,25 @@ class Steps:
 
     def round(self) -> dict[str, float]:
         """Seconds per architecture of each phase, over all architectures."""
-        seconds = dict.fromkeys(PHASES, 0.0)
-        for plans, prepared in self.meta_batches:
+        seconds = dict.fromkeys(("waiting", *PHASES), 0.0)
+        for _ in range(self.num_steps):
             times = [time.perf_counter()]
+            (work,), (images, labels) = next(self._meta_batches).work, next(self._images)
+            times.append(time.perf_counter())
+            prepared = self.predictor.prepare(work.graphs, work.capacity)
             params, pull_back = self.predictor.predict_with_pull_back(self.ghn_params, prepared)
             times.append(time.perf_counter())
-            results = self.engine.loss_and_grads(plans, params, self.images, self.labels)
+            results = self.engine.loss_and_grads(work.plans, params, images, labels)
             jax.block_until_ready(results)
             times.append(time.perf_counter())
             jax.block_until_ready(pull_back([result.grads for result in results]))
             times.append(time.perf_counter())
-            for phase, seconds_taken in zip(PHASES, np.diff(times), strict=True):
+            for phase, seconds_taken in zip(seconds, np.diff(times), strict=True):
                 seconds[phase] += seconds_taken / self.num_architectures
-        return {**seconds, "step": sum(seconds.values())}
+        return {**seconds, "step": sum(seconds[phase] for phase in PHASES)}
 
     def profile(self) -> dict[tuple[str, str], tuple[float, int]]:
-        """Seconds and number of calls by signature and program, over all architectures."""
+        """Seconds and number of calls by program and signature, over all architectures."""
         total: dict[tuple[str, str], tuple[float, int]] = defaultdict(lambda: (0.0, 0))
 
         def observe(program, signature, seconds):
@@ -93,16 +150,8 @@ class Steps:
             total[program, signature] = so_far + seconds, count + 1
 
         with self.engine.observed(observe):
-            for plans, prepared in self.meta_batches:
-                params = self.predictor.predict(self.ghn_params, prepared)
-                self.engine.loss_and_grads(plans, params, self.images, self.labels)
+            self.round()
         return total
-
-    def _read(self, nets: DeepNets1M, index: int, arguments: argparse.Namespace):
-        sizes = {"channels": arguments.channels, "fc_size": arguments.fc_size}
-        architecture = type(nets.architecture(index)).from_official(nets.entry(index), **sizes)
-        graph = nets.graph(index, NUM_CLASSES, architecture=architecture)
-        return lower(architecture, IMAGE_SIZE, NUM_CLASSES), graph
 
 
 class Original:
@@ -146,6 +195,7 @@ def main() -> None:
     first = {"seconds": time.perf_counter() - start, "compilations": steps.num_compilations}
     original = Original(arguments) if os.environ.get("PPUDA") else None
     with contextlib.ExitStack() as stack:
+        stack.callback(steps.close)
         rounds, original_rounds = [], []
         if original is not None:
             stack.callback(original.close)
@@ -157,20 +207,29 @@ def main() -> None:
             rounds.append(steps.round())
             if original is not None and original.available:
                 original_rounds.append(original.round(split=index == 0))
-    summary = summarize(steps, first, rounds, original_rounds)
+        profile = steps.profile()
+    summary = summarize(steps, first, rounds, original_rounds, profile)
     print_summary(console, summary)
     if arguments.profile:
-        print_profile(console, steps, arguments.num_rows)
+        print_profile(console, profile, arguments)
     if arguments.json:
         print(json.dumps(summary))
 
 
-def summarize(steps, first, rounds, original_rounds) -> dict:
+def summarize(steps, first, rounds, original_rounds, profile) -> dict:
     """Medians over the rounds, with the names the project's measurements use."""
     medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    parts = {"forward": 0.0, "backward": 0.0}
+    for (program, _), (seconds, _) in profile.items():
+        parts[program] += seconds
+    share = parts["forward"] / sum(parts.values())
     summary = {
         "seconds_per_architecture": medians["step"],
         **{f"seconds_{name}": medians[name] for name in PHASES},
+        "seconds_targets_forward": share * medians["targets"],
+        "seconds_targets_backward": (1 - share) * medians["targets"],
+        "seconds_waiting": medians["waiting"],
+        "waiting_share": medians["waiting"] / (medians["waiting"] + medians["step"]),
         "ghn_share": 1 - medians["targets"] / medians["step"],
         "compilations_first": first["compilations"],
         "compilations_steady": steps.num_compilations - first["compilations"],
@@ -200,14 +259,14 @@ def print_summary(console: Console, summary: dict) -> None:
     console.print(table)
 
 
-def print_profile(console: Console, steps: Steps, num_rows: int) -> None:
+def print_profile(console: Console, total: dict, arguments: argparse.Namespace) -> None:
     """Seconds per architecture by kind of block, and the costliest signatures."""
-    total = steps.profile()
+    num_architectures = arguments.num_architectures
     by_kind: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for (program, signature), (seconds, count) in total.items():
         kind = signature.split(" ")[0]
-        by_kind[kind][program] += seconds / steps.num_architectures
-        by_kind[kind]["calls"] += count / 2 / steps.num_architectures
+        by_kind[kind][program] += seconds / num_architectures
+        by_kind[kind]["calls"] += count / 2 / num_architectures
     table = Table(title="ms per architecture by block")
     for column in ("block", "calls", "forward", "backward", "both"):
         table.add_column(column, justify="left" if column == "block" else "right")
@@ -222,8 +281,8 @@ def print_profile(console: Console, steps: Steps, num_rows: int) -> None:
         table.add_column(column, justify="left" if column == "signature" else "right")
     for (program, signature), (seconds, count) in sorted(
         total.items(), key=lambda item: item[1][0], reverse=True
-    )[:num_rows]:
-        per = 1e3 * seconds / steps.num_architectures
+    )[: arguments.num_rows]:
+        per = 1e3 * seconds / num_architectures
         table.add_row(signature, program, str(count), f"{1e3 * seconds / count:.2f}", f"{per:.1f}")
     console.print(table)
 
@@ -239,6 +298,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--channels", type=int, default=32, help="Width C of the networks.")
     parser.add_argument("--fc_size", type=int, default=128, help="Width of their hidden layers.")
     parser.add_argument("--num_threads", type=int, default=2, help="Architectures at a time.")
+    parser.add_argument("--num_workers", type=int, default=2, help="Processes that prepare.")
     parser.add_argument("--num_rounds", type=int, default=3, help="Over all architectures.")
     parser.add_argument("--compilation_cache_dir", help="Folder of compiled programs.")
     parser.add_argument("--profile", action="store_true", help="Print the time of each block.")

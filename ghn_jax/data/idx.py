@@ -1,8 +1,9 @@
 """Images in the IDX format of MNIST and its successors.
 
 In: a folder with the four published files, `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
-`t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each plain or with `.gz`. Out: an `ArraySplit`
-for each of the three splits, checked; the validation images are the last 10 % of the training ones.
+`t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each plain or with `.gz`. Out: an
+`ArraySplit` for each of the three splits, checked; the validation images are the last 10 % of the
+training ones.
 
 The format, as the page of MNIST describes it (yann.lecun.com/exdb/mnist): two zero bytes, one byte
 for the type of the elements (8 is uint8, the only one used here), one for the number of axes, the

@@ -96,8 +96,8 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set by name.
 
-    `digits` needs nothing but scikit-learn; it and one's own files are not augmented. The sets read through tfds are
-    never downloaded from here: an error names the command that prepares them.
+    `digits` needs nothing but scikit-learn; it and one's own files are not augmented. The sets read
+    through tfds are never downloaded from here: an error names the command that prepares them.
 
     Args:
       name: 'digits', 'cifar10', 'cifar100', 'fashion_mnist', 'imagenet2012', 'npz:<path>' or

@@ -106,7 +106,7 @@ class Predictor:
         """
         if not graphs:
             raise ValueError("graphs is empty, expected at least one graph")
-        num_nodes = _padded_num_nodes(max(g.num_nodes for g in graphs))
+        num_nodes = padded_num_nodes(max(g.num_nodes for g in graphs))
         num_graphs = num_graphs or len(graphs)
         vocabulary = shape_vocabulary(self.config.num_classes, self.config.max_shape[2])
         tuples = [to_graphs_tuple(graph) for graph in graphs]
@@ -265,7 +265,7 @@ def _decoder(key: TileKey) -> str:
     return "vectors" if key.kind in ("vector", "classifier_bias") else "kernels"
 
 
-def _padded_num_nodes(num_nodes: int) -> int:
+def padded_num_nodes(num_nodes: int) -> int:
     """The next of 128, 256, 384, 512, 768, 1024, ...: time and memory follow its square."""
     size = _next_size(num_nodes, _SMALLEST_NUM_NODES)
     smaller = 3 * size // 4
