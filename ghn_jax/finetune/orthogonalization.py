@@ -8,6 +8,27 @@ import jax
 import jax.numpy as jnp
 
 
+def as_tall_matrix(kernel: jax.Array) -> tuple[jax.Array, bool]:
+    """A kernel as the matrix that the original decomposes.
+
+    Args:
+        kernel: (kh, kw, in, out), or (in, out) of a linear layer.
+
+    Returns:
+        (out, in kh kw), in PyTorch's order of elements, transposed where that is wider than tall;
+        and whether it was transposed.
+
+    Raises:
+        ValueError: if the kernel has fewer than two axes.
+    """
+    if kernel.ndim < 2:
+        raise ValueError(f"kernel has shape {kernel.shape}, expected (..., in, out)")
+    by_output = jnp.moveaxis(kernel, (-1, -2), (0, 1))  # (out, in, kh, kw)
+    matrix = by_output.reshape(by_output.shape[0], -1)
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    return (matrix.T if is_wide else matrix), is_wide
+
+
 @jax.jit
 def orthogonalize(kernel: jax.Array) -> jax.Array:
     """Replace a kernel by the orthogonal factor of its QR decomposition.
@@ -22,13 +43,11 @@ def orthogonalize(kernel: jax.Array) -> jax.Array:
     Raises:
         ValueError: if the kernel has fewer than two axes.
     """
-    if kernel.ndim < 2:
-        raise ValueError(f"kernel has shape {kernel.shape}, expected (..., in, out)")
-    # (out, in, kh, kw): decomposing a tall matrix column by column depends on the order of columns,
-    # which is PyTorch's in the original.
-    by_output = jnp.moveaxis(kernel, (-1, -2), (0, 1))
-    matrix = by_output.reshape(by_output.shape[0], -1)  # (out, in kh kw)
-    is_wide = matrix.shape[0] < matrix.shape[1]
-    q, r = jnp.linalg.qr(matrix.T if is_wide else matrix)
+    # Decomposing a tall matrix column by column depends on the order of columns.
+    matrix, is_wide = as_tall_matrix(kernel)
+    q, r = jnp.linalg.qr(matrix)
     q = q * jnp.sign(jnp.diagonal(r))[None, :]
-    return jnp.moveaxis((q.T if is_wide else q).reshape(by_output.shape), (0, 1), (-1, -2))
+    by_output = (q.T if is_wide else q).reshape(
+        kernel.shape[-1], kernel.shape[-2], *kernel.shape[:-2]
+    )
+    return jnp.moveaxis(by_output, (0, 1), (-1, -2))

@@ -34,7 +34,7 @@ import rich.table
 from ghn_jax.deepnets1m.node_order import match_nodes
 from ghn_jax.deepnets1m.parameter_names import torch_parameter_names
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.finetune.orthogonalization import orthogonalize
+from ghn_jax.finetune.postprocessing import postprocess
 from ghn_jax.graphs import PRIMITIVES, ArchGraph
 from ghn_jax.hypernetworks.prediction import Predictor
 from ghn_jax.interop.reference import (
@@ -213,8 +213,15 @@ class Parity:
 
     def measure_orthogonalization(self) -> Iterator[Deviation]:
         """Yield the deviations of the post-processing's QR step."""
-        for index, (kernel, expected) in enumerate(self.reference.orthogonalizations()):
-            found = np.asarray(orthogonalize(np.moveaxis(kernel, (0, 1), (-1, -2))))
+        pairs = self.reference.orthogonalizations()
+        variables = {
+            f"kernel_{index}": np.moveaxis(kernel, (0, 1), (-1, -2))
+            for index, (kernel, _) in enumerate(pairs)
+        }
+        variables["classifier"] = np.eye(2, dtype=np.float32)
+        result = postprocess(variables, list(variables)).variables
+        for index, (kernel, expected) in enumerate(pairs):
+            found = result[f"kernel_{index}"]
             value = _relative(np.moveaxis(found, (-1, -2), (0, 1)), expected)
             yield Deviation("orthogonalisation", f"kernel {index} {kernel.shape}", value)
 

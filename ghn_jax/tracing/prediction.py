@@ -10,6 +10,7 @@ import numpy as np
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks.prediction import Predictor
 from ghn_jax.tracing.traced_network import STATE, TracedNetwork, trace
+from ghn_jax.tracing.views import View
 
 
 class UnpredictedError(ValueError):
@@ -51,12 +52,14 @@ class NetworkPrediction:
         variables: What the network's `init` returns, in shapes and dtypes: for `network.apply`.
         graph: What the GHN read.
         report: What was predicted.
+        views: For every tensor of the graph, which elements it is of the array at its path.
     """
 
     network: Any
     variables: Any
     graph: ArchGraph
     report: Report
+    views: tuple[View, ...]
 
     @property
     def num_parameters(self) -> int:
@@ -108,7 +111,7 @@ def predict_network(
         raise ValueError(f"no parameter can be predicted:\n{report}")
     (arrays,) = predictor.predict(ghn_params, predictor.prepare([traced.graph]))
     network, variables = traced.network.finish(fill_variables(traced, arrays))
-    return NetworkPrediction(network, variables, traced.graph, report)
+    return NetworkPrediction(network, variables, traced.graph, report, traced.views)
 
 
 def make_report(traced: TracedNetwork) -> Report:

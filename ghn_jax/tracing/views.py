@@ -64,6 +64,19 @@ class View:
         """The inverse of `extend`: of (n, C) tokens the (1, s, s, C) grid that predicts them."""
         return self._then("shrink", side, (1, side, side, self.shape[-1]))
 
+    def read(self, source: np.ndarray) -> np.ndarray:
+        """The inverse of `restore`: the value that the parameter holds.
+
+        Args:
+            source: The parameter.
+
+        Returns:
+            An array of shape `shape`.
+        """
+        for step in self.steps:
+            source = _apply(step, source)
+        return source
+
     def restore(self, target: np.ndarray, value: np.ndarray) -> None:
         """Write a value of the view's shape where the parameter holds it.
 
@@ -93,7 +106,11 @@ class View:
 
 
 def _apply(step, array):
-    kind, _, argument = step
+    kind, shape, argument = step
+    if kind == "shrink":
+        size = argument * argument
+        grid = array.reshape(shape)[-size:]
+        return grid.reshape(1, argument, argument, shape[-1])
     if kind == "reshape":
         return array.reshape(argument)
     if kind == "transpose":

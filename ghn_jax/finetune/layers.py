@@ -1,0 +1,145 @@
+"""The kernels of a network in the order in which data flows through them.
+
+In: the graph of a network. Out: `Layer`s, the last one the classifier; and how the matrix of each
+is read from the network's variables, of whatever library, and written back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ghn_jax.graphs import ArchGraph
+from ghn_jax.tracing.views import View
+
+PyTree = Any
+Path = tuple[str, ...]
+KERNEL_ROLES = ("kernel", "depthwise", "classifier_kernel")
+
+
+class Layer(NamedTuple):
+    """A kernel of a network.
+
+    Attributes:
+        path: Of the array that holds it, within the network's parameters.
+        shape: (kh, kw, in, out), or (in, out) of a linear layer.
+        view: Where in the array it lies, if the network rearranges or shares it out; None where the
+            array is the kernel.
+        is_classifier: Whether the graph marks it as the classifier.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    view: View | None = None
+    is_classifier: bool = False
+
+    @property
+    def name(self) -> str:
+        """The path, joined by "/"."""
+        return "/".join(self.path)
+
+
+def layer_order(graph: ArchGraph, views: Sequence[View | None] | None = None) -> list[Layer]:
+    """List the kernels of a network in the order of its graph.
+
+    Args:
+        graph: Of the network; nodes are in topological order.
+        views: For each tensor of a traced graph, where it lies (`TracedNetwork.views` or
+            `NetworkPrediction.views`). None where every tensor is an array of its own, as in the
+            networks of the space.
+
+    Returns:
+        The layers with two or more axes; norms, biases and positional encodings are none.
+    """
+    views = [None] * len(graph.tensors) if views is None else views
+    layers = [
+        (
+            tensor.node,
+            Layer(tensor.path, tensor.shape, view, tensor.role == "classifier_kernel"),
+        )
+        for tensor, view in zip(graph.tensors, views, strict=True)
+        if tensor.role in KERNEL_ROLES
+    ]
+    return [layer for _, layer in sorted(layers, key=lambda pair: pair[0])]
+
+
+class Kernels:
+    """The variables of a network, and the kernels in them.
+
+    Args:
+        variables: Any pytree: of Flax (with its collections, or `params` alone), NNX, or plain.
+        layers: `Layer`s, or the paths of arrays with two or more axes, output channels last.
+
+    Raises:
+        ValueError: If a path is that of no array, or of several, or the array has not two axes.
+    """
+
+    def __init__(self, variables: PyTree, layers: Iterable[Layer | Path | str]) -> None:
+        paths, self._structure = jax.tree_util.tree_flatten_with_path(variables)
+        self._leaves = [leaf for _, leaf in paths]
+        names = [_names(path) for path, _ in paths]
+        found = [(_find(names, _path_of(layer)), layer) for layer in layers]
+        self._indices = [index for index, _ in found]
+        self.layers = [
+            layer if isinstance(layer, Layer) else self._plain(index, _path_of(layer))
+            for index, layer in found
+        ]
+
+    def read(self, number: int) -> np.ndarray:
+        """The kernel of a layer, in the layer's shape."""
+        layer, leaf = self.layers[number], np.asarray(self._leaves[self._indices[number]])
+        return leaf if layer.view is None else layer.view.read(leaf)
+
+    def write(self, number: int, kernel: Any) -> None:
+        """Replace the kernel of a layer; the variables given stay as they are."""
+        layer, index = self.layers[number], self._indices[number]
+        leaf = self._leaves[index]
+        new = np.array(leaf)
+        if layer.view is None:
+            new[...] = kernel
+        else:
+            layer.view.restore(new, np.asarray(kernel, new.dtype))
+        self._leaves[index] = new
+
+    def variables(self) -> PyTree:
+        """The variables with all that was written."""
+        return jax.tree.unflatten(self._structure, self._leaves)
+
+    def _plain(self, index: int, path: Path) -> Layer:
+        shape = tuple(np.shape(self._leaves[index]))
+        if len(shape) < 2:
+            raise ValueError(
+                f"order has the path {'/'.join(path)!r} of an array of shape {shape}, expected two"
+                " or more axes, output channels last"
+            )
+        return Layer(path, shape)
+
+
+def _path_of(layer: Layer | Path | str) -> Path:
+    if isinstance(layer, Layer):
+        return layer.path
+    return tuple(layer.split("/")) if isinstance(layer, str) else tuple(layer)
+
+
+def _names(path: tuple[Any, ...]) -> Path:
+    """A path in a tree as strings; the `value` of an NNX variable is the variable."""
+    names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    return names[:-1] if names and names[-1] in ("value", "") else names
+
+
+def _find(names: Sequence[Path], path: Path) -> int:
+    """The leaf at a path, which may leave out what comes before, such as the collection."""
+    exact = [index for index, name in enumerate(names) if name in (path, ("params", *path))]
+    ends = [index for index, name in enumerate(names) if name[-len(path) :] == path]
+    found = exact or ends
+    if len(found) != 1:
+        described = f"{len(found)} arrays" if found else "no array"
+        some = ", ".join("/".join(name) for name in names[:5])
+        raise ValueError(
+            f"order has the path {'/'.join(path)!r} of {described}, expected one of the variables"
+            f" ({some}, ...)"
+        )
+    return found[0]

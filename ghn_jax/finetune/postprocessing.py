@@ -1,0 +1,194 @@
+"""Break the symmetry of predicted parameters before training goes on (GHN-orth).
+
+In: a network's variables and its kernels in order. Out: the variables with noise added to the
+kernels and each replaced by an orthogonal one, and how alike their filters were before and after.
+
+Predicted filters are correlated: in each kernel the decoder varies little from one output channel
+to the next. Source: Knyazev, "Pretraining a Neural Network before Knowing Its Architecture", ICML
+2022 workshop, arXiv 2207.10049 (spec section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax.finetune.layers import Kernels, Layer, Path
+from ghn_jax.finetune.orthogonalization import as_tall_matrix
+from ghn_jax.finetune.orthogonalization import orthogonalize as orthogonalize_kernel
+
+PyTree = Any
+AUTO = "auto"
+
+
+class KernelStatistics(NamedTuple):
+    """How alike the filters of a kernel are, seen as a matrix (out, in kh kw) or, where that is
+    wider than tall, its transpose, as the original takes it.
+
+    Attributes:
+        correlation: Mean absolute correlation between two rows; 1 where all are alike.
+        correlation_std: Standard deviation of all entries of the correlation matrix: the noise is
+            in proportion to it.
+        largest_eigenvalue: Of the matrix' Gram matrix; 1 once orthogonal.
+    """
+
+    correlation: float
+    correlation_std: float
+    largest_eigenvalue: float
+
+
+class LayerChange(NamedTuple):
+    """What post-processing did to a layer.
+
+    Attributes:
+        layer: Which.
+        index: Of the layer, from 1, as `first_layer` counts.
+        is_changed: Whether it was post-processed: from `first_layer` on, but the classifier.
+        before: Statistics before.
+        after: Statistics after.
+    """
+
+    layer: Layer
+    index: int
+    is_changed: bool
+    before: KernelStatistics
+    after: KernelStatistics
+
+
+class Postprocessed(NamedTuple):
+    """The result of `postprocess`.
+
+    Attributes:
+        variables: As given, with new kernels (numpy arrays).
+        changes: One for each layer but the classifier, in order.
+    """
+
+    variables: PyTree
+    changes: list[LayerChange]
+
+
+def postprocess(
+    variables: PyTree,
+    order: Iterable[Layer | Path | str],
+    *,
+    orthogonalize: bool = True,
+    noise_beta: float = 0.0,
+    first_layer: int | str = 1,
+    key: jax.Array | None = None,
+) -> Postprocessed:
+    """Add noise to the kernels of a network and make them orthogonal.
+
+    Every kernel of `order` from `first_layer` on is changed, but the last one, the classifier: its
+    matrix (out, in kh kw) gets Gaussian noise of standard deviation noise_beta times that of the
+    entries of its rows' correlation matrix, then is replaced by the Q of its QR decomposition whose
+    R has a positive diagonal.
+
+    Args:
+        variables: Any pytree: of Flax (with its collections or without), NNX, or plain.
+        order: The kernels in the order of the graph, the classifier last: `layer_order(graph)`, or
+            paths of arrays with two or more axes, output channels last.
+        orthogonalize: Whether kernels become orthogonal (GHN-orth).
+        noise_beta: Scale of the noise; 0 adds none. 3e-5 in the paper.
+        first_layer: The first layer that is changed, counted from 1; "auto" is half of the layers.
+        key: For the noise; None is `jax.random.key(0)`.
+
+    Returns:
+        New variables, and statistics of every layer before and after.
+
+    Raises:
+        ValueError: If `order` has no classifier and another kernel, `first_layer` lies beyond the
+            last kernel, or noise_beta is negative.
+    """
+    kernels = Kernels(variables, order)
+    first = find_first_layer(first_layer, len(kernels.layers))
+    if not (np.isfinite(noise_beta) and noise_beta >= 0):
+        raise ValueError(f"noise_beta is {noise_beta!r}, expected a finite number of at least 0")
+    keys = jax.random.split(jax.random.key(0) if key is None else key, len(kernels.layers))
+    changes = []
+    for number, layer in enumerate(kernels.layers[:-1]):
+        is_changed = number + 1 >= first and (orthogonalize or noise_beta > 0)
+        kernel = np.asarray(kernels.read(number), np.float32)
+        before = measure(kernel)
+        after = before
+        if is_changed:
+            kernel = _change(kernel, keys[number], jnp.float32(noise_beta), orthogonalize)
+            kernels.write(number, kernel)
+            after = measure(kernel)
+        changes.append(LayerChange(layer, number + 1, is_changed, before, after))
+    return Postprocessed(kernels.variables(), changes)
+
+
+def find_first_layer(first_layer: int | str, num_layers: int) -> int:
+    """The number that `first_layer` means for a network of so many kernels.
+
+    Args:
+        first_layer: From 1, or "auto": the first one of the second half.
+        num_layers: Number of kernels, the classifier included.
+
+    Returns:
+        A number in 1 .. num_layers - 1.
+
+    Raises:
+        ValueError: If there is no kernel besides the classifier, or it is not in that range.
+    """
+    if num_layers < 2:
+        raise ValueError(
+            f"order has {num_layers} kernels, expected a classifier and at least one before it"
+        )
+    if first_layer == AUTO:
+        return (num_layers - 1) // 2 + 1
+    if type(first_layer) is not int or not 1 <= first_layer < num_layers:
+        raise ValueError(
+            f"first_layer is {first_layer!r}, expected 'auto' or an int in 1..{num_layers - 1}: the"
+            f" network has {num_layers} kernels, of which the last one, the classifier, is never"
+            " changed"
+        )
+    return first_layer
+
+
+def measure(kernel: Any) -> KernelStatistics:
+    """How alike the filters of a kernel are.
+
+    Args:
+        kernel: (kh, kw, in, out) or (in, out).
+
+    Returns:
+        The statistics.
+    """
+    return KernelStatistics(*(float(value) for value in _measure(jnp.asarray(kernel))))
+
+
+def correlation_matrix(matrix: jax.Array) -> jax.Array:
+    """Correlation between rows, (R, C) -> (R, R); 0 for a constant row, where it is undefined."""
+    centred = matrix - jnp.mean(matrix, axis=1, keepdims=True)
+    norms = jnp.linalg.norm(centred, axis=1, keepdims=True)
+    unit = jnp.where(norms > 0, centred / jnp.where(norms > 0, norms, 1), 0)
+    return jnp.clip(unit @ unit.T, -1, 1)
+
+
+@jax.jit
+def _measure(kernel):
+    matrix, _ = as_tall_matrix(kernel)
+    correlation = correlation_matrix(matrix)
+    num_rows = matrix.shape[0]
+    off_diagonal = jnp.sum(jnp.abs(correlation)) - jnp.sum(jnp.abs(jnp.diagonal(correlation)))
+    mean = off_diagonal / max(num_rows * (num_rows - 1), 1)
+    largest = jnp.square(jnp.linalg.norm(matrix, ord=2))
+    return mean, _std(correlation), largest
+
+
+def _std(values):
+    # Of n - 1, as PyTorch's; a single value has none.
+    return jnp.std(values, ddof=1) if values.size > 1 else jnp.zeros((), values.dtype)
+
+
+@jax.jit(static_argnums=3)
+def _change(kernel, key, noise_beta, orthogonalize):
+    matrix, _ = as_tall_matrix(kernel)
+    std = noise_beta * _std(correlation_matrix(matrix))
+    kernel = kernel + std * jax.random.normal(key, kernel.shape, kernel.dtype)
+    return orthogonalize_kernel(kernel) if orthogonalize else kernel
