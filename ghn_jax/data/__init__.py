@@ -6,12 +6,13 @@ from ghn_jax.data.augmentation import (
     RandomResizedCrop,
     Resize,
     add_gaussian_noise,
+    cut_out,
     normalize,
     to_unit_range,
 )
 from ghn_jax.data.loader import EvaluationBatch, EvaluationBatches, Prefetcher, TrainBatches
 from ghn_jax.data.sources import load_dataset
-from ghn_jax.data.splits import ArraySplit, Dataset, RecordSplit, Split
+from ghn_jax.data.splits import ArraySplit, Dataset, RecordSplit, Split, take_shots
 
 __all__ = [
     "ArraySplit",
@@ -27,7 +28,9 @@ __all__ = [
     "Split",
     "TrainBatches",
     "add_gaussian_noise",
+    "cut_out",
     "load_dataset",
     "normalize",
+    "take_shots",
     "to_unit_range",
 ]

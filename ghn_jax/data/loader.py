@@ -19,13 +19,13 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from ghn_jax.architectures.validation import check_positive_int
-from ghn_jax.data.augmentation import add_gaussian_noise, normalize
+from ghn_jax.data.augmentation import add_gaussian_noise, cut_out, normalize
 from ghn_jax.data.splits import Dataset
 
 T = TypeVar("T")
 
 # First words of the spawn keys that separate a seed's streams.
-ORDER_STREAM, AUGMENTATION_STREAM, NOISE_STREAM = 0, 1, 2
+ORDER_STREAM, AUGMENTATION_STREAM, NOISE_STREAM, CUTOUT_STREAM = 0, 1, 2, 3
 
 
 class TrainBatches:
@@ -35,13 +35,14 @@ class TrainBatches:
     end are skipped until the next one.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, cutout: int = 0) -> None:
         """Set up batches.
 
         Args:
           dataset: its training images are used.
           batch_size: B.
           seed: at least 0; decides order and augmentation.
+          cutout: side of the square that is set to 0 in each image, pixels; 0 is none.
 
         Raises:
           ValueError: if batch_size is not positive or exceeds the number of training images, or
@@ -56,6 +57,7 @@ class TrainBatches:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = _check_index("seed", seed)
+        self.cutout = _check_index("cutout", cutout)
         self.steps_per_epoch = len(dataset.train) // batch_size
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +79,11 @@ class TrainBatches:
         images, labels = self.dataset.train.read(indices)
         generator = _make_generator(self.seed, AUGMENTATION_STREAM, step)
         images = self.dataset.train_transform(images, generator)
-        return normalize(images, self.dataset.mean, self.dataset.std), labels
+        images = normalize(images, self.dataset.mean, self.dataset.std)
+        if self.cutout:
+            generator = _make_generator(self.seed, CUTOUT_STREAM, step)
+            images = cut_out(images, self.cutout, generator)
+        return images, labels
 
     def prefetch(
         self, start_step: int = 0, num_workers: int = 1, buffer_size: int = 2

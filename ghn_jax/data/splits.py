@@ -8,12 +8,12 @@ splits and what the images need before a network reads them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from ghn_jax.architectures.validation import check_choice
+from ghn_jax.architectures.validation import check_choice, check_positive_int
 from ghn_jax.data.augmentation import Images
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -132,6 +132,33 @@ def hold_out_last(split: ArraySplit) -> tuple[ArraySplit, ArraySplit]:
         ArraySplit(split.images[:num_train], split.labels[:num_train]),
         ArraySplit(split.images[num_train:], split.labels[num_train:]),
     )
+
+
+def take_shots(dataset: Dataset, num_shots: int) -> Dataset:
+    """Keep the first images of each class to train on, as in the original's few-shot protocol.
+
+    Args:
+      dataset: validation and test images stay as they are.
+      num_shots: number of training images of each class.
+
+    Returns:
+      The data set with `num_shots * num_classes` training images, in their order.
+
+    Raises:
+      ValueError: if a class has fewer training images.
+    """
+    check_positive_int("num_shots", num_shots)
+    labels = dataset.train.labels_at(np.arange(len(dataset.train)))
+    chosen = []
+    for label in range(dataset.num_classes):
+        positions = np.flatnonzero(labels == label)
+        if len(positions) < num_shots:
+            raise ValueError(
+                f"num_shots is {num_shots}, expected at most {len(positions)}: class {label} of"
+                f" {dataset.name!r} has no more training images"
+            )
+        chosen.append(positions[:num_shots])
+    return replace(dataset, train=dataset.train.subset(np.sort(np.concatenate(chosen))))
 
 
 def _labels_of(examples: Sequence[Any]) -> np.ndarray:

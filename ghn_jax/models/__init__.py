@@ -23,6 +23,7 @@ from ghn_jax.models.resnet import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
+from ghn_jax.models.small import small_convnext, small_resnet, small_vit
 from ghn_jax.models.swin import swin_t
 from ghn_jax.models.vgg import vgg16_bn
 from ghn_jax.models.vit import vit_b16, vit_l16
@@ -50,15 +51,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         densenet121,
     )
 }
+SMALL_MODELS: dict[str, Callable[..., nn.Module]] = {
+    make.__name__: make for make in (small_resnet, small_convnext, small_vit)
+}
 
-__all__ = ["MODELS", "build", *MODELS]
+__all__ = ["MODELS", "SMALL_MODELS", "build", *MODELS, *SMALL_MODELS]
 
 
 def build(name: str, num_classes: int = 1000, **fields) -> nn.Module:
     """Make a network.
 
     Args:
-        name: One of `MODELS`.
+        name: One of `MODELS`, or of `SMALL_MODELS`, which are none of torchvision's.
         num_classes: Width of the output.
         **fields: Of the network, such as `small_images=True`.
 
@@ -68,8 +72,9 @@ def build(name: str, num_classes: int = 1000, **fields) -> nn.Module:
     Raises:
         ValueError: If there is no such network; names the nearest.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, 1)
+    models = {**MODELS, **SMALL_MODELS}
+    if name not in models:
+        near = difflib.get_close_matches(name, models, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"model is {name!r}, expected one of {', '.join(MODELS)}{hint}")
-    return MODELS[name](num_classes=num_classes, **fields)
+        raise ValueError(f"model is {name!r}, expected one of {', '.join(models)}{hint}")
+    return models[name](num_classes=num_classes, **fields)

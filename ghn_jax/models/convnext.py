@@ -4,7 +4,7 @@ import functools
 
 import flax.linen as nn
 
-from ghn_jax.models.layers import StochasticDepth, global_mean, layer_norm
+from ghn_jax.models.layers import StochasticDepth, convolve_groups, global_mean, layer_norm
 
 
 class Block(nn.Module):
@@ -15,7 +15,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         features = x.shape[-1]
-        y = nn.Conv(features, (7, 7), padding=3, feature_group_count=features)(x)
+        y = nn.Conv(
+            features,
+            (7, 7),
+            padding=3,
+            feature_group_count=features,
+            conv_general_dilated=convolve_groups,
+        )(x)
         y = nn.gelu(nn.Dense(4 * features)(layer_norm()(y)), approximate=False)
         y = nn.Dense(features)(y)
         scale = self.param("layer_scale", nn.initializers.constant(1e-6), (1, 1, 1, features))
@@ -30,7 +36,8 @@ class ConvNeXt(nn.Module):
         widths: Channels per stage.
         num_classes: K.
         drop_rate: Stochastic depth of the last block.
-        small_images: Patches of 1 px instead of 4.
+        small_images: Patches of 1 px instead of `patch_size`.
+        patch_size: Of the stem, pixels.
     """
 
     stage_sizes: tuple[int, ...]
@@ -38,6 +45,7 @@ class ConvNeXt(nn.Module):
     num_classes: int = 1000
     drop_rate: float = 0.0
     small_images: bool = False
+    patch_size: int = 4
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -46,7 +54,7 @@ class ConvNeXt(nn.Module):
             zip(self.stage_sizes, self.widths, strict=True)
         ):
             if stage == 0:
-                patch = (1, 1) if self.small_images else (4, 4)
+                patch = (1 if self.small_images else self.patch_size,) * 2
                 x = layer_norm()(nn.Conv(width, patch, strides=patch, padding="VALID")(x))
             else:
                 x = nn.Conv(width, (2, 2), strides=(2, 2), padding="VALID")(layer_norm()(x))

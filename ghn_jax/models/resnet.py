@@ -48,6 +48,7 @@ class ResNet(nn.Module):
         num_classes: K.
         is_bottleneck: Kind of the blocks.
         width_factor: Of the middle of bottlenecks.
+        width: Channels of the stem, and of the first stage's middles.
         small_images: 3x3 stem with stride 1, no pool.
     """
 
@@ -55,16 +56,17 @@ class ResNet(nn.Module):
     num_classes: int = 1000
     is_bottleneck: bool = True
     width_factor: int = 1
+    width: int = 64
     small_images: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         kernel, stride = (3, 1) if self.small_images else (7, 2)
-        x = ConvNorm(64, kernel, stride, name="stem")(x, train)
+        x = ConvNorm(self.width, kernel, stride, name="stem")(x, train)
         if not self.small_images:
             x = max_pool(x, 3, 2)
         for stage, num_blocks in enumerate(self.stage_sizes):
-            width = 64 * 2**stage
+            width = self.width * 2**stage
             for index in range(num_blocks):
                 x = Block(
                     width * self.width_factor,

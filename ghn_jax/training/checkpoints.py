@@ -16,7 +16,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -30,6 +30,19 @@ PyTree = Any
 _FOLDER = "checkpoints"
 _FORMAT = 1
 _RUN_KEYS = ("format", "step", "key_impl", "counters", "config", "checksums")
+
+
+class RunConfig(Protocol):
+    """The config of a run: a frozen dataclass that travels as JSON."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Any:
+        """Build it from what `to_dict` returned; ValueError if something is wrong."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return values that JSON can hold."""
+        ...
 
 
 class CheckpointError(ValueError):
@@ -46,7 +59,7 @@ class Checkpoint:
         opt_state: state of the optimizer, of the template's structure.
         key: random key, as `jax.random.key` makes it.
         counters: what else the loop counts (position in the data, skipped architectures, ...).
-        config: the run's config.
+        config: the run's config, of the store's type.
     """
 
     step: int
@@ -54,13 +67,21 @@ class Checkpoint:
     opt_state: PyTree
     key: jax.Array
     counters: dict[str, Any]
-    config: ExperimentConfig
+    config: Any
 
 
 class CheckpointStore:
-    """The checkpoints of one run; a context manager that finishes pending saves on exit."""
+    """The checkpoints of one run; a context manager that finishes pending saves on exit.
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int = 3) -> None:
+    The run trains a GHN, or one network by itself: then `ghn_params` are the network's parameters.
+    """
+
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        keep: int = 3,
+        config_type: type[RunConfig] = ExperimentConfig,
+    ) -> None:
         """Open the checkpoints of a run, removing what interrupted saves left behind.
 
         Only the process that trains may open a store; `load_checkpoint` reads without touching.
@@ -68,7 +89,9 @@ class CheckpointStore:
         Args:
             workdir: folder of the run, created if missing.
             keep: number of most recent checkpoints kept.
+            config_type: of the runs' configs.
         """
+        self._config_type = config_type
         self.folder = pathlib.Path(workdir).absolute() / _FOLDER
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -94,7 +117,7 @@ class CheckpointStore:
         opt_state: PyTree,
         key: jax.Array,
         counters: Mapping[str, Any],
-        config: ExperimentConfig,
+        config: RunConfig,
     ) -> None:
         """Save a checkpoint; files are written in the background after the arrays are copied.
 
@@ -168,7 +191,7 @@ class CheckpointStore:
             opt_state=_unflatten(items["opt_state"], opt_state_template, path),
             key=jax.random.wrap_key_data(items["key"]["data"], impl=run["key_impl"]),
             counters=run["counters"],
-            config=_build_config(run["config"], path),
+            config=_build_config(run["config"], path, self._config_type),
         )
 
     def wait(self) -> None:
@@ -230,7 +253,8 @@ def load_checkpoint(path: str | pathlib.Path) -> tuple[ExperimentConfig, PyTree]
     """
     path = _find_checkpoint(path)
     items = _read(path, arrays=("ghn_params",))
-    return _build_config(items["run"]["config"], path), items["ghn_params"]
+    config = _build_config(items["run"]["config"], path, ExperimentConfig)
+    return config, items["ghn_params"]
 
 
 def load_counters(path: str | pathlib.Path) -> dict[str, Any]:
@@ -268,9 +292,11 @@ def _find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
     return folder / str(steps[-1])
 
 
-def _build_config(values: Mapping[str, Any], path: pathlib.Path) -> ExperimentConfig:
+def _build_config(
+    values: Mapping[str, Any], path: pathlib.Path, config_type: type[RunConfig]
+) -> Any:
     try:
-        return ExperimentConfig.from_dict(values)
+        return config_type.from_dict(values)
     except ValueError as error:
         raise CheckpointError(
             f"the config in the checkpoint {path} is not valid: {error}"

@@ -164,13 +164,25 @@ class TrainingProgress:
             num_compilations: programs compiled since the run began.
         """
         self._num_architectures += num_architectures
-        elapsed = max(self._clock() - self._start, 1e-9)
-        steps_per_second = (step - self._first_step) / elapsed
-        rates = (
-            f"loss {loss:.4f}  {steps_per_second:.2f} steps/s"
-            f"  {self._num_architectures / elapsed:.2f} architectures/s"
-            f"  {num_compilations} compilations"
-        )
+        rates = f"{self._num_architectures / self._elapsed():.2f} architectures/s"
+        self._show(step, loss, f"{rates}  {num_compilations} compilations")
+
+    def update_network(self, step: int, *, loss: float, accuracy: float | None) -> None:
+        """Show one more step of training a single network.
+
+        Args:
+            step: number of updates made.
+            loss: loss to show.
+            accuracy: top-1 of the last evaluation, in [0, 1]; None before the first one.
+        """
+        self._show(step, loss, "" if accuracy is None else f"top-1 {100 * accuracy:.2f}%")
+
+    def _elapsed(self) -> float:
+        return max(self._clock() - self._start, 1e-9)
+
+    def _show(self, step: int, loss: float, more: str) -> None:
+        steps_per_second = (step - self._first_step) / self._elapsed()
+        rates = f"loss {loss:.4f}  {steps_per_second:.2f} steps/s  {more}".rstrip()
         if self._console.is_terminal:
             self._bar.update(self._task, completed=step, rates=rates)
             return

@@ -1,0 +1,164 @@
+"""What training one network by itself is told, as frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ghn_jax.architectures.validation import check_choice, check_positive_int
+from ghn_jax.training.config import DataConfig, OptimizerConfig
+from ghn_jax.training.conversion import build_dataclass, to_dictionary
+
+INITS = ("random", "ghn", "ghn-noise", "ghn-orth")
+CLASSIFIERS = ("auto", "predicted", "random")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1)")
+
+
+def _check_count(name: str, value: object) -> None:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} is {value!r}, expected an int of at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkTrainingConfig:
+    """The training of one network.
+
+    Attributes:
+        num_epochs: passes over the training images.
+        num_steps: number of updates, instead of whole epochs; None trains `num_epochs`.
+        seed: seed of the order of the images, their augmentation and dropout.
+        label_smoothing: share of the target probability spread evenly over all classes.
+        image_sizes: heights of images, pixels, of which each step draws one (mixed image sizes);
+            none leaves the data set's. The network's parameters must not depend on it.
+        cutout: side, in pixels, of the square that is blanked in each training image; 0 is none.
+        drop_path: probability, at the last epoch, that an operation in a cell is skipped for an
+            image; it grows linearly from 0. For networks of the space only.
+        auxiliary_weight: weight of the auxiliary head's loss; 0 is without such a head. For
+            networks of the space only.
+        calibrate: whether batch norm's running statistics are those of training images before the
+            first step; otherwise they begin at mean 0 and variance 1.
+        evaluate_every: number of steps between evaluations on validation images; None is before
+            the first and after the last step only.
+        log_every: number of steps between lines of metrics.
+        checkpoint_every: number of steps between checkpoints; None saves after the last step only.
+        keep_checkpoints: number of most recent checkpoints kept.
+        evaluation_batch_size: number of images in each batch of an evaluation.
+        max_images: largest number of images in an evaluation; None is all of the split.
+    """
+
+    num_epochs: int = 50
+    num_steps: int | None = None
+    seed: int = 0
+    label_smoothing: float = 0.0
+    image_sizes: tuple[int, ...] = ()
+    cutout: int = 0
+    drop_path: float = 0.0
+    auxiliary_weight: float = 0.0
+    calibrate: bool = True
+    evaluate_every: int | None = None
+    log_every: int = 50
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 1
+    evaluation_batch_size: int = 100
+    max_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "log_every", "keep_checkpoints", "evaluation_batch_size"):
+            check_positive_int(name, getattr(self, name))
+        for name in ("num_steps", "evaluate_every", "checkpoint_every", "max_images"):
+            if getattr(self, name) is not None:
+                check_positive_int(name, getattr(self, name))
+        for index, size in enumerate(self.image_sizes):
+            check_positive_int(f"image_sizes[{index}]", size)
+        for name in ("seed", "cutout"):
+            _check_count(name, getattr(self, name))
+        for name in ("label_smoothing", "drop_path"):
+            _check_share(name, getattr(self, name))
+        weight = self.auxiliary_weight
+        if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ValueError(f"auxiliary_weight is {weight!r}, expected a number of at least 0")
+        check_choice("calibrate", self.calibrate, (False, True))
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """A whole run that trains one network.
+
+    Attributes:
+        data: the images.
+        optimizer: the update rule of the network's parameters.
+        training: the loop.
+    """
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: NetworkTrainingConfig = dataclasses.field(default_factory=NetworkTrainingConfig)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        """Build a config from nested mappings; ValueError names a wrong field by its path."""
+        return build_dataclass(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested dictionaries and lists that JSON can hold and `from_dict` reads."""
+        dictionary: dict[str, Any] = to_dictionary(self)
+        return dictionary
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig(NetworkConfig):
+    """A comparison of initialisations: each is fine-tuned, several times, and tabulated.
+
+    Attributes:
+        data: the images.
+        optimizer: the update rule; its learning rate is the grid's only one if there is no grid.
+        training: the loop.
+        num_shots: number of training images of each class; None is all of them.
+        learning_rates: grid of rates, of which the best one on validation images is taken for each
+            initialisation; none is `optimizer.learning_rate`.
+        num_seeds: number of repetitions: training.seed, training.seed + 1, ... Each draws the
+            random initialisation, the noise, the classifier and the order of images anew.
+        inits: what is compared: random, ghn, ghn-noise (GHN with noise), ghn-orth (with noise, then
+            orthogonal).
+        noise_beta: scale of the noise of ghn-noise and ghn-orth.
+        first_layer: first layer, from 1, that is post-processed; None is the first of the second
+            half.
+        classifier: predicted, random, or auto: random if the number of classes is not the GHN's.
+    """
+
+    num_shots: int | None = None
+    learning_rates: tuple[float, ...] = ()
+    num_seeds: int = 3
+    inits: tuple[str, ...] = INITS
+    noise_beta: float = 3e-5
+    first_layer: int | None = None
+    classifier: str = "random"
+
+    def __post_init__(self) -> None:
+        if self.num_shots is not None:
+            check_positive_int("num_shots", self.num_shots)
+        for index, rate in enumerate(self.learning_rates):
+            if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+                raise ValueError(f"learning_rates[{index}] is {rate!r}, expected a number > 0")
+        check_positive_int("num_seeds", self.num_seeds)
+        for index, init in enumerate(self.inits):
+            check_choice(f"inits[{index}]", init, INITS)
+        if not self.inits:
+            raise ValueError(f"inits is (), expected some of {', '.join(INITS)}")
+        beta = self.noise_beta
+        if not isinstance(beta, (int, float)) or not 0 <= beta < math.inf:
+            raise ValueError(f"noise_beta is {beta!r}, expected a number of at least 0")
+        if self.first_layer is not None:
+            check_positive_int("first_layer", self.first_layer)
+        check_choice("classifier", self.classifier, CLASSIFIERS)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to try."""
+        return self.learning_rates or (self.optimizer.learning_rate,)

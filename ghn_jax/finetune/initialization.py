@@ -1,0 +1,162 @@
+"""The variables with which fine-tuning begins: random, predicted, or predicted and post-processed.
+
+In: a Flax module, a GHN and the name of an initialisation. Out: the module's variables. The
+classifier is predicted only where it means the same classes; otherwise it is the module's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from ghn_jax.architectures.validation import check_choice
+from ghn_jax.finetune.config import CLASSIFIERS, INITS
+from ghn_jax.finetune.layers import Kernels, Layer, layer_order
+from ghn_jax.finetune.postprocessing import AUTO, Postprocessed, find_first_layer, postprocess
+from ghn_jax.pretrained import GHN
+from ghn_jax.tracing import TracedNetwork, trace
+from ghn_jax.tracing.prediction import fill_variables
+
+PyTree = Any
+NUM_CHANNELS = 3
+
+
+class NetworkInitializer:
+    """Makes the variables of one network, by each of the four initialisations.
+
+    Args:
+        module: (B, S, S, 3) images -> (B, num_classes) logits, a Flax linen module.
+        ghn: Predicts; None where only 'random' is asked for.
+        image_size: S, pixels.
+        num_classes: Of the network's classifier.
+        classifier: 'predicted', 'random', or 'auto': predicted if the GHN has as many classes.
+        noise_beta: Scale of the noise of 'ghn-noise' and 'ghn-orth'.
+        first_layer: First layer that they change, from 1, or 'auto'.
+        call_arguments: Of the module's call.
+
+    Raises:
+        ValueError: If an argument is not as described, the module has no classifier of so many
+            classes, or `first_layer` lies beyond the last layer before it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        ghn: GHN | None,
+        image_size: int,
+        num_classes: int,
+        *,
+        classifier: str = "auto",
+        noise_beta: float = 3e-5,
+        first_layer: int | str = AUTO,
+        call_arguments: dict[str, Any] | None = None,
+    ) -> None:
+        check_choice("classifier", classifier, CLASSIFIERS)
+        arguments = call_arguments or {}
+        self._noise_beta, self._first_layer = noise_beta, first_layer
+        images = jax.ShapeDtypeStruct((1, image_size, image_size, NUM_CHANNELS), np.float32)
+        self._init = jax.jit(
+            lambda key: module.init(key, np.zeros(images.shape, images.dtype), **arguments)
+        )
+        self.layers: list[Layer] = []
+        self._predicted: PyTree = None
+        if ghn is None:
+            return
+        traced = trace(
+            module,
+            images,
+            num_classes=num_classes,
+            max_distance=ghn.config.virtual_edges,
+            **arguments,
+        )
+        self.layers = layer_order(traced.graph, traced.views)
+        if not any(layer.is_classifier for layer in self.layers):
+            raise ValueError(
+                f"architecture {type(module).__name__} has no classifier, expected its last linear"
+                f" layer to have {num_classes} outputs, one for each class"
+            )
+        self.layers.sort(key=lambda layer: layer.is_classifier)  # stable: the classifier last
+        find_first_layer(first_layer, len(self.layers))
+        same = ghn.config.num_classes == num_classes
+        if classifier == "predicted" and not same:
+            raise ValueError(
+                f"classifier is 'predicted', expected 'random': the GHN predicts"
+                f" {ghn.config.num_classes} classes, the data set has {num_classes}"
+            )
+        self._is_classifier_random = classifier == "random" or not same
+        self._classifier_paths = {
+            tensor.path
+            for tensor in traced.graph.tensors
+            if tensor.role in ("classifier_kernel", "classifier_bias")
+        }
+        self._traced: TracedNetwork = traced
+        self._predict(ghn)
+
+    def make(self, init: str, key: jax.Array) -> PyTree:
+        """Make variables.
+
+        Args:
+            init: 'random', 'ghn', 'ghn-noise' or 'ghn-orth'.
+            key: For the module's own initialiser (of the classifier, and of what cannot be
+                predicted), and for the noise.
+
+        Returns:
+            The variables, numpy arrays.
+
+        Raises:
+            ValueError: If there is no such initialisation, or it needs a GHN and there is none.
+        """
+        check_choice("init", init, INITS)
+        init_key, noise_key = jax.random.split(key)
+        drawn = jax.tree.map(np.asarray, dict(self._init(init_key)))
+        if init == "random":
+            return drawn
+        variables = self._with_drawn(drawn)
+        if init == "ghn":
+            return variables
+        return self.postprocess(variables, init == "ghn-orth", noise_key).variables
+
+    def postprocess(self, variables: PyTree, orthogonalize: bool, key: jax.Array) -> Postprocessed:
+        """Post-process variables as 'ghn-orth' does, or 'ghn-noise' if not `orthogonalize`."""
+        return postprocess(
+            variables,
+            self.layers,
+            orthogonalize=orthogonalize,
+            noise_beta=self._noise_beta,
+            first_layer=self._first_layer,
+            key=key,
+        )
+
+    def read_kernels(self, variables: PyTree) -> list[np.ndarray]:
+        """The kernels of `layers` in variables."""
+        kernels = Kernels(variables, self.layers)
+        return [kernels.read(number) for number in range(len(self.layers))]
+
+    def _predict(self, ghn: GHN) -> None:
+        graph = self._traced.graph
+        (arrays,) = ghn.predictor.predict(ghn.ghn_params, ghn.predictor.prepare([graph]))
+        _, self._predicted = self._traced.network.finish(fill_variables(self._traced, arrays))
+
+    def _with_drawn(self, drawn: PyTree) -> PyTree:
+        """The predicted variables; those that are not predicted are drawn ones."""
+        if self._predicted is None:
+            raise ValueError("ghn is None, expected a GHN for every initialisation but 'random'")
+        paths, structure = jax.tree_util.tree_flatten_with_path(self._predicted)
+        keep = set(self._kept_indices())
+        leaves = []
+        for index, ((_, predicted), own) in enumerate(
+            zip(paths, jax.tree.leaves(drawn), strict=True)
+        ):
+            leaves.append(own if index in keep else np.asarray(predicted))
+        return jax.tree.unflatten(structure, leaves)
+
+    def _kept_indices(self) -> Iterable[int]:
+        yield from self._traced.kept
+        if self._is_classifier_random:
+            for index, path in enumerate(self._traced.network.paths):
+                if path in self._classifier_paths:
+                    yield index

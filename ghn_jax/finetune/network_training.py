@@ -1,0 +1,425 @@
+"""Train one network: from scratch, or from predicted parameters.
+
+In: a Flax module, its variables and a data set. Out: trained variables, and the losses and
+accuracies on the way.
+
+    trainer = NetworkTrainer(module, dataset, config)
+    result = trainer.run(variables, seed=0, learning_rate=0.01, workdir="/tmp/run")
+    accuracy = trainer.evaluate(result.variables, "test")
+
+One `NetworkTrainer` is for many runs: learning rate, seed and variables are data, so that a grid of
+rates over several seeds and initialisations compiles the network once. A run in a folder goes on
+from its checkpoint bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax.compilation import keep_freed_memory
+from ghn_jax.data import Dataset, EvaluationBatches, TrainBatches
+from ghn_jax.data.loader import EvaluationBatch
+from ghn_jax.engine.blockwise import cross_entropy
+from ghn_jax.finetune.config import NetworkConfig
+from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore
+from ghn_jax.training.interruption import InterruptedRunError, StopRequest
+from ghn_jax.training.metrics import MetricWriter, NoMetrics, TrainingProgress
+from ghn_jax.training.optimizers import create_optimizer
+
+PyTree = Any
+_SIZE_STREAM = 4  # of the image sizes; 0 to 3 are the loader's
+_LARGEST_CACHE = 2**30  # bytes of evaluation images kept in memory
+_NUM_CALIBRATION_BATCHES = 10
+
+
+class DivergedError(ValueError):
+    """The loss is no longer finite."""
+
+
+class CurvePoint(NamedTuple):
+    """An evaluation.
+
+    Attributes:
+        step: Number of updates made.
+        accuracy: Top-1 on validation images, in [0, 1].
+    """
+
+    step: int
+    accuracy: float
+
+
+class NetworkResult(NamedTuple):
+    """A trained network.
+
+    Attributes:
+        variables: For `module.apply`, numpy arrays.
+        curve: Accuracies on validation images, the first one before training.
+    """
+
+    variables: PyTree
+    curve: list[CurvePoint]
+
+
+class _State(NamedTuple):
+    """What a step changes: parameters, other collections (running statistics), the optimizer."""
+
+    params: PyTree
+    collections: PyTree
+    opt_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class CallArguments:
+    """How a module is called.
+
+    Attributes:
+        train: Keyword arguments while it is trained.
+        evaluate: Keyword arguments while it is evaluated, batch norm on running statistics.
+        has_drop_path: Whether it takes `drop_path_rate`.
+    """
+
+    train: Mapping[str, Any]
+    evaluate: Mapping[str, Any]
+    has_drop_path: bool
+
+
+def call_arguments(module: nn.Module) -> CallArguments:
+    """Find out how a module is told whether it is trained.
+
+    Args:
+        module: Whose call takes `train`, `use_running_average`, `deterministic`, or none of them.
+
+    Returns:
+        The arguments.
+    """
+    names = inspect.signature(type(module).__call__).parameters
+    train: dict[str, Any] = {}
+    evaluate: dict[str, Any] = {}
+    if "train" in names:
+        train["train"], evaluate["train"] = True, False
+    for name in ("use_running_average", "deterministic"):
+        if name in names:
+            train[name], evaluate[name] = False, True
+    return CallArguments(train, evaluate, "drop_path_rate" in names)
+
+
+class NetworkTrainer:
+    """Programs and data that train one network, for any number of runs.
+
+    Args:
+        module: (B, S, S, 3) images -> (B, K) logits, or while it is trained a pair with the logits
+            of an auxiliary head.
+        dataset: Of K classes.
+        config: Of the runs.
+
+    Raises:
+        ValueError: If the config asks for what the network does not have.
+    """
+
+    def __init__(self, module: nn.Module, dataset: Dataset, config: NetworkConfig) -> None:
+        keep_freed_memory()
+        self.module, self.dataset, self.config = module, dataset, config
+        self._arguments = call_arguments(module)
+        training = config.training
+        if training.drop_path and not self._arguments.has_drop_path:
+            raise ValueError(
+                f"training.drop_path is {training.drop_path}, expected 0 for a"
+                f" {type(module).__name__}, which has no drop path"
+            )
+        batch_size = min(config.data.batch_size, len(dataset.train))
+        self._batch_size = batch_size
+        self.steps_per_epoch = len(dataset.train) // batch_size
+        self.num_steps = training.num_steps or training.num_epochs * self.steps_per_epoch
+        # The rate is data: the optimizer's is 1, and updates are multiplied by it.
+        optimizer = dataclasses.replace(config.optimizer, learning_rate=1.0)
+        self._optimizer = create_optimizer(optimizer, self.num_steps)
+        self._init_opt_state = jax.jit(self._optimizer.init)
+        self._update = jax.jit(self._make_update, static_argnums=5, donate_argnums=0)
+        self._count_correct = jax.jit(self._correct)
+        self._statistics = jax.jit(self._batch_statistics)
+        self._evaluation: dict[str, list[EvaluationBatch]] = {}
+
+    def run(
+        self,
+        variables: PyTree,
+        *,
+        seed: int | None = None,
+        learning_rate: float | None = None,
+        workdir: str | pathlib.Path | None = None,
+        quiet: bool = False,
+    ) -> NetworkResult:
+        """Train, from the folder's checkpoint if there is one.
+
+        Args:
+            variables: The network's, {"params": ..., other collections}.
+            seed: Instead of the config's.
+            learning_rate: Instead of the config's.
+            workdir: Folder for checkpoints and metrics; None writes nothing.
+            quiet: Whether no progress is shown.
+
+        Returns:
+            The trained variables and the curve.
+
+        Raises:
+            DivergedError: If the loss is not finite.
+            InterruptedRunError: If SIGTERM or SIGINT came; what was done is saved.
+            CheckpointError: If the folder holds a run with other settings.
+        """
+        training, optimizer = self.config.training, self.config.optimizer
+        seed = training.seed if seed is None else seed
+        rate = optimizer.learning_rate if learning_rate is None else learning_rate
+        config = dataclasses.replace(
+            self.config,
+            training=dataclasses.replace(training, seed=seed),
+            optimizer=dataclasses.replace(optimizer, learning_rate=rate),
+        )
+        batches = TrainBatches(self.dataset, self._batch_size, seed, training.cutout)
+        # Copies: a step takes the memory of the state it is given.
+        variables = jax.tree.map(jnp.array, dict(variables))
+        params = variables["params"]
+        collections = {name: value for name, value in variables.items() if name != "params"}
+        with contextlib.ExitStack() as stack:
+            store = writer = None
+            resume_step = None
+            if workdir is not None:
+                keep = training.keep_checkpoints
+                store = stack.enter_context(CheckpointStore(workdir, keep, type(self.config)))
+                resume_step = store.latest_step()
+            state = _State(params, collections, self._init_opt_state(params))
+            if store is not None and resume_step is not None:
+                state, curve = _restore(store, state, config)
+            else:
+                if training.calibrate and collections.get("batch_stats"):
+                    state = state._replace(collections=self._calibrate(state, batches))
+                curve = [CurvePoint(0, self._evaluate(state, "validation"))]
+            writer = MetricWriter(workdir, resume_step) if workdir is not None else NoMetrics()
+            writer = stack.enter_context(writer)
+            if resume_step is None:
+                writer.write(0, {"validation/top1": curve[0].accuracy})
+            first = resume_step or 0
+            progress = stack.enter_context(
+                TrainingProgress(self.num_steps, first, quiet=quiet or first == self.num_steps)
+            )
+            request = stack.enter_context(StopRequest())
+            loop = _Loop(self, config, store, writer, progress, request, batches, rate, curve)
+            state = loop.until_end(state, first)
+        return NetworkResult(_to_variables(state), curve)
+
+    def evaluate(self, variables: PyTree, split: str) -> float:
+        """Top-1 accuracy, in [0, 1], with batch norm on running statistics.
+
+        Args:
+            variables: The network's.
+            split: 'train', 'validation' or 'test'; at most `training.max_images` of it.
+        """
+        params = variables["params"]
+        others = {name: value for name, value in variables.items() if name != "params"}
+        return self._evaluate(_State(params, others, None), split)
+
+    def step(self, state: _State, batch, rate: float, seed: int, step: int):
+        """Make update number `step`, from 0: the new state and the loss."""
+        images, labels = batch
+        training = self.config.training
+        size = None
+        if training.image_sizes:
+            sequence = np.random.SeedSequence(seed, spawn_key=(_SIZE_STREAM, step))
+            size = int(np.random.default_rng(sequence).choice(training.image_sizes))
+        epoch = step // self.steps_per_epoch
+        num_epochs = max(self.num_steps / self.steps_per_epoch, 1)
+        scalars = np.array([rate, training.drop_path * epoch / num_epochs], np.float32)
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        return self._update(state, images, labels, scalars, key, size)
+
+    def _make_update(self, state, images, labels, scalars, key, size):
+        training = self.config.training
+        rate, drop_path = scalars
+        if size is not None and images.shape[1:3] != (size, size):
+            shape = (images.shape[0], size, size, images.shape[3])
+            images = jax.image.resize(images, shape, "bilinear")
+        arguments = dict(self._arguments.train)
+        if self._arguments.has_drop_path:
+            arguments["drop_path_rate"] = drop_path
+        keys = dict(zip(("dropout", "drop_path"), jax.random.split(key), strict=True))
+
+        def loss_fn(params):
+            outputs, new = self.module.apply(
+                {"params": params, **state.collections},
+                images,
+                mutable=list(state.collections),
+                rngs=keys,
+                **arguments,
+            )
+            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+            smoothing = training.label_smoothing
+            loss = cross_entropy(logits, labels, smoothing)
+            for more in auxiliary:
+                loss += training.auxiliary_weight * cross_entropy(more, labels, smoothing)
+            return loss, new
+
+        (loss, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        return _State(params, {**state.collections, **new}, opt_state), loss
+
+    def _correct(self, variables, images, labels, mask):
+        logits = self.module.apply(variables, images, **self._arguments.evaluate)
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & mask)
+
+    def _evaluate(self, state: _State, split: str) -> float:
+        variables = {"params": state.params, **state.collections}
+        counts = [
+            (self._count_correct(variables, *batch), batch.counted_mask.sum())
+            for batch in self._evaluation_batches(split)
+        ]
+        correct = sum(int(correct) for correct, _ in counts)
+        return correct / sum(int(count) for _, count in counts)
+
+    def _evaluation_batches(self, split: str):
+        if split in self._evaluation:
+            return self._evaluation[split]
+        training, part = self.config.training, self.dataset.split(split)
+        dataset = self.dataset
+        if training.max_images is not None and len(part) > training.max_images:
+            # Spread evenly over the split, whose order may be that of the classes.
+            positions = np.linspace(0, len(part) - 1, training.max_images).astype(np.int64)
+            dataset = dataclasses.replace(dataset, **{split: part.subset(positions)})
+        batch_size = min(training.evaluation_batch_size, len(dataset.split(split)))
+        batches = EvaluationBatches(dataset, split, batch_size)
+        num_bytes = len(batches) * batch_size * dataset.image_size**2 * 3 * 4
+        if num_bytes > _LARGEST_CACHE:
+            return batches
+        self._evaluation[split] = list(batches)
+        return self._evaluation[split]
+
+    def _batch_statistics(self, variables, images, fill):
+        stats = jax.tree.map(lambda x: jnp.full_like(x, fill), variables["batch_stats"])
+        keys = {name: jax.random.key(0) for name in ("dropout", "drop_path")}
+        _, new = self.module.apply(
+            {**variables, "batch_stats": stats},
+            images,
+            mutable=["batch_stats"],
+            rngs=keys,
+            **self._arguments.train,
+        )
+        return new["batch_stats"]
+
+    def _calibrate(self, state: _State, batches: TrainBatches) -> PyTree:
+        """Running statistics of the first training batches, as `calibrate_batch_stats`."""
+        variables = {"params": state.params, **state.collections}
+        parts = []
+        for step in range(min(_NUM_CALIBRATION_BATCHES, batches.steps_per_epoch)):
+            images, _ = batches.batch(step)
+            zeros, ones = (self._statistics(variables, images, fill) for fill in (0.0, 1.0))
+            parts.append(jax.tree.map(_without_momentum, zeros, ones))
+        stats = jax.tree.map(lambda *x: jnp.asarray(np.mean(x, axis=0)), *parts)
+        return {**state.collections, "batch_stats": stats}
+
+
+def _without_momentum(from_zeros, from_ones):
+    # A running average is m * old + (1 - m) * new: computed from 0 and from 1 it tells m.
+    momentum = np.median(np.asarray(from_ones - from_zeros))
+    return np.asarray(from_zeros) / np.float32(1 - momentum)
+
+
+@dataclasses.dataclass
+class _Loop:
+    trainer: NetworkTrainer
+    config: NetworkConfig
+    store: CheckpointStore | None
+    writer: MetricWriter | NoMetrics
+    progress: TrainingProgress
+    request: StopRequest
+    batches: TrainBatches
+    rate: float
+    curve: list[CurvePoint]
+
+    def until_end(self, state: _State, step: int) -> _State:
+        training, num_steps = self.config.training, self.trainer.num_steps
+        losses: list[jax.Array] = []
+        if step >= num_steps:
+            return state
+        with self.batches.prefetch(step) as images:
+            for batch in images:
+                state, loss = self.trainer.step(state, batch, self.rate, training.seed, step)
+                step += 1
+                losses.append(loss)
+                is_last = step == num_steps
+                if step % training.log_every == 0 or is_last or self.request.is_made:
+                    self._log(step, losses)
+                if is_last or (training.evaluate_every and step % training.evaluate_every == 0):
+                    self.curve.append(
+                        CurvePoint(step, self.trainer._evaluate(state, "validation"))
+                    )
+                    self.writer.write(step, {"validation/top1": self.curve[-1].accuracy})
+                every = training.checkpoint_every
+                if is_last or self.request.is_made or (every and step % every == 0):
+                    self._save(step, state)
+                if is_last:
+                    return state
+                if self.request.is_made:
+                    self._stop(step)
+        raise AssertionError("batches end")
+
+    def _log(self, step: int, losses: list[jax.Array]) -> None:
+        loss = float(np.mean(jax.device_get(losses)))
+        losses.clear()
+        self.writer.write(step, {"loss": loss})
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {step} with learning rate {self.rate:g}: try a"
+                " smaller rate, or optimizer.clip_norm"
+            )
+        accuracy = self.curve[-1].accuracy if self.curve else None
+        self.progress.update_network(step, loss=loss, accuracy=accuracy)
+
+    def _save(self, step: int, state: _State) -> None:
+        if self.store is None:
+            return
+        self.store.save(
+            step,
+            ghn_params=state.params,
+            opt_state=(state.collections, state.opt_state),
+            key=jax.random.key(self.config.training.seed),
+            counters={"curve": [list(point) for point in self.curve]},
+            config=self.config,
+        )
+
+    def _stop(self, step: int) -> None:
+        saved = "nothing is saved, for want of a work directory"
+        if self.store is not None:
+            self.store.wait()
+            saved = f"step {step} of {self.trainer.num_steps} is saved in {self.store.folder}"
+        raise InterruptedRunError(f"asked to stop: {saved}; the same command goes on from there")
+
+
+def _restore(store: CheckpointStore, state: _State, config: NetworkConfig):
+    """The state and the curve of the latest checkpoint, if its run had the same settings."""
+    checkpoint = store.restore((state.collections, state.opt_state))
+    was, now = checkpoint.config.to_dict(), config.to_dict()
+    for section in ("data", "optimizer", "training"):
+        for name, value in now[section].items():
+            if was[section][name] != value and name not in ("log_every", "keep_checkpoints"):
+                raise CheckpointError(
+                    f"{store.folder} holds a run with {section}.{name} = {was[section][name]!r},"
+                    f" expected {value!r}: take another work directory"
+                )
+    collections, opt_state = jax.tree.map(jnp.asarray, checkpoint.opt_state)
+    params = jax.tree.map(jnp.asarray, checkpoint.ghn_params)
+    curve = [CurvePoint(int(step), acc) for step, acc in checkpoint.counters["curve"]]
+    return _State(params, collections, opt_state), curve
+
+
+def _to_variables(state: _State) -> PyTree:
+    return jax.tree.map(np.asarray, {"params": state.params, **state.collections})
