@@ -6,18 +6,23 @@ Out: a plan and its graph, at an image size and with a number of classes.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import re
 import sys
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+
 from ghn_jax.architectures import PREDEFINED, Architecture, ResNet
 from ghn_jax.architectures.validation import check_choice, suggest
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.graphs import ArchGraph, build_graph
+from ghn_jax.models import MODELS, SMALL_MODELS, build
 from ghn_jax.sampling import SPLITS
-from ghn_jax.targets.plan import Plan, lower
+from ghn_jax.targets.network import TargetNetwork
+from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, Plan, lower
 
 _STORED = re.compile(r"(?P<split>[a-z0-9_]+)/(?P<index>-?\d+)")
 _FACTORY = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+)")
@@ -84,6 +89,45 @@ def resolve_architecture(
     raise ValueError(
         f"architecture is {spec!r}{suggest(spec, tuple(PREDEFINED))}, expected {_FORMS}"
     )
+
+
+def resolve_module(
+    spec: str,
+    image_size: int,
+    num_classes: int,
+    deepnets: str | os.PathLike[str] | None = None,
+) -> nn.Module:
+    """Make the Flax module that a SPEC means, to train it.
+
+    Args:
+        spec: as `resolve_architecture` takes; also a name of `ghn_jax.models`, and a
+            `package.module:factory` that makes a Flax linen module.
+        image_size: height and width of its images, pixels; up to 64 is the small-image variant.
+        num_classes: width of its output.
+        deepnets: folder of the file that `SPLIT/INDEX` refers to.
+
+    Returns:
+        The module; a `TargetNetwork` for networks of the space and the predefined ones.
+
+    Raises:
+        ValueError: if the SPEC has none of these forms, or what it names is not there.
+    """
+    models = {**MODELS, **SMALL_MODELS}
+    if spec in models and spec not in PREDEFINED:
+        is_small = image_size <= SMALL_IMAGE_LIMIT and spec in MODELS
+        names = {field.name for field in dataclasses.fields(models[spec]())}
+        fields = {"small_images": True} if is_small and "small_images" in names else {}
+        return build(spec, num_classes, **fields)
+    if is_factory(spec):
+        made = make_network(spec)
+        if isinstance(made, nn.Module):
+            return made
+    elif not is_stored(spec) and spec not in PREDEFINED:
+        near = suggest(spec, (*PREDEFINED, *models))
+        raise ValueError(
+            f"architecture is {spec!r}{near}, expected {_FORMS}, or one of {', '.join(models)}"
+        )
+    return TargetNetwork(resolve_architecture(spec, image_size, num_classes, 1, deepnets).plan)
 
 
 def is_stored(spec: str) -> bool:

@@ -49,7 +49,7 @@ class NetworkTrainingConfig:
         checkpoint_every: number of steps between checkpoints; None saves after the last step only.
         keep_checkpoints: number of most recent checkpoints kept.
         evaluation_batch_size: number of images in each batch of an evaluation.
-        max_images: largest number of images in an evaluation; None is all of the split.
+        max_validation_images: largest number of validation images used, spread evenly; None is all.
     """
 
     num_epochs: int = 50
@@ -66,12 +66,12 @@ class NetworkTrainingConfig:
     checkpoint_every: int | None = None
     keep_checkpoints: int = 1
     evaluation_batch_size: int = 100
-    max_images: int | None = None
+    max_validation_images: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "log_every", "keep_checkpoints", "evaluation_batch_size"):
             check_positive_int(name, getattr(self, name))
-        for name in ("num_steps", "evaluate_every", "checkpoint_every", "max_images"):
+        for name in ("num_steps", "evaluate_every", "checkpoint_every", "max_validation_images"):
             if getattr(self, name) is not None:
                 check_positive_int(name, getattr(self, name))
         for index, size in enumerate(self.image_sizes):

@@ -221,7 +221,7 @@ class NetworkTrainer:
 
         Args:
             variables: The network's.
-            split: 'train', 'validation' or 'test'; at most `training.max_images` of it.
+            split: 'train', 'validation' (at most `training.max_validation_images`) or 'test'.
         """
         params = variables["params"]
         others = {name: value for name, value in variables.items() if name != "params"}
@@ -291,9 +291,10 @@ class NetworkTrainer:
             return self._evaluation[split]
         training, part = self.config.training, self.dataset.split(split)
         dataset = self.dataset
-        if training.max_images is not None and len(part) > training.max_images:
+        most = training.max_validation_images if split == "validation" else None
+        if most is not None and len(part) > most:
             # Spread evenly over the split, whose order may be that of the classes.
-            positions = np.linspace(0, len(part) - 1, training.max_images).astype(np.int64)
+            positions = np.linspace(0, len(part) - 1, most).astype(np.int64)
             dataset = dataclasses.replace(dataset, **{split: part.subset(positions)})
         batch_size = min(training.evaluation_batch_size, len(dataset.split(split)))
         batches = EvaluationBatches(dataset, split, batch_size)
@@ -359,9 +360,7 @@ class _Loop:
                 if step % training.log_every == 0 or is_last or self.request.is_made:
                     self._log(step, losses)
                 if is_last or (training.evaluate_every and step % training.evaluate_every == 0):
-                    self.curve.append(
-                        CurvePoint(step, self.trainer._evaluate(state, "validation"))
-                    )
+                    self.curve.append(CurvePoint(step, self.trainer._evaluate(state, "validation")))
                     self.writer.write(step, {"validation/top1": self.curve[-1].accuracy})
                 every = training.checkpoint_every
                 if is_last or self.request.is_made or (every and step % every == 0):

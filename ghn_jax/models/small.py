@@ -25,6 +25,4 @@ small_convnext = _name(
     "small_convnext", functools.partial(ConvNeXt, (2, 2, 2), (16, 32, 64), patch_size=2)
 )
 # As ViT: patches, class token, positions, pre-norm encoder blocks.
-small_vit = _name(
-    "small_vit", functools.partial(VisionTransformer, 4, 4, 32, 128, patch_size=2)
-)
+small_vit = _name("small_vit", functools.partial(VisionTransformer, 4, 4, 32, 128, patch_size=2))
