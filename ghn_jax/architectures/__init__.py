@@ -9,7 +9,7 @@ from ghn_jax.architectures.genotype import (
     NodeOp,
     ResNet,
 )
-from ghn_jax.architectures.predefined import PREDEFINED, RESNET50, VIT
+from ghn_jax.architectures.predefined import PREDEFINED, RESNET50, VIT, darts
 
 __all__ = [
     "ATTENTION_HEADS",
@@ -22,4 +22,5 @@ __all__ = [
     "Genotype",
     "NodeOp",
     "ResNet",
+    "darts",
 ]

@@ -132,6 +132,10 @@ class NetworkTrainer:
         self.module, self.dataset, self.config = module, dataset, config
         self._arguments = call_arguments(module)
         training = config.training
+        if training.cutout > (size := dataset.image_size):
+            raise ValueError(
+                f"training.cutout is {training.cutout}, expected at most the image size, {size}"
+            )
         if training.drop_path and not self._arguments.has_drop_path:
             raise ValueError(
                 f"training.drop_path is {training.drop_path}, expected 0 for a"
@@ -186,9 +190,8 @@ class NetworkTrainer:
         )
         batches = TrainBatches(self.dataset, self._batch_size, seed, training.cutout)
         # Copies: a step takes the memory of the state it is given.
-        variables = jax.tree.map(jnp.array, dict(variables))
-        params = variables["params"]
-        collections = {name: value for name, value in variables.items() if name != "params"}
+        state = _as_state(jax.tree.map(jnp.array, dict(variables)))
+        state = state._replace(opt_state=self._init_opt_state(state.params))
         with contextlib.ExitStack() as stack:
             store = writer = None
             resume_step = None
@@ -196,11 +199,10 @@ class NetworkTrainer:
                 keep = training.keep_checkpoints
                 store = stack.enter_context(CheckpointStore(workdir, keep, type(self.config)))
                 resume_step = store.latest_step()
-            state = _State(params, collections, self._init_opt_state(params))
             if store is not None and resume_step is not None:
                 state, curve = _restore(store, state, config)
             else:
-                if training.calibrate and collections.get("batch_stats"):
+                if training.calibrate and state.collections.get("batch_stats"):
                     state = state._replace(collections=self._calibrate(state, batches))
                 curve = [CurvePoint(0, self._evaluate(state, "validation"))]
             writer = MetricWriter(workdir, resume_step) if workdir is not None else NoMetrics()
@@ -223,9 +225,25 @@ class NetworkTrainer:
             variables: The network's.
             split: 'train', 'validation' (at most `training.max_validation_images`) or 'test'.
         """
-        params = variables["params"]
-        others = {name: value for name, value in variables.items() if name != "params"}
-        return self._evaluate(_State(params, others, None), split)
+        return self._evaluate(_as_state(variables), split)
+
+    def calibrate(self, variables: PyTree, seed: int | None = None) -> PyTree:
+        """Fill batch norm's running statistics from training images.
+
+        Args:
+            variables: The network's, such as those predicted.
+            seed: Of the order of the images; None is the config's.
+
+        Returns:
+            New variables.
+        """
+        training = self.config.training
+        seed = training.seed if seed is None else seed
+        batches = TrainBatches(self.dataset, self._batch_size, seed)
+        state = _as_state(variables)
+        if state.collections.get("batch_stats"):
+            state = state._replace(collections=self._calibrate(state, batches))
+        return _to_variables(state)
 
     def step(self, state: _State, batch, rate: float, seed: int, step: int):
         """Make update number `step`, from 0: the new state and the loss."""
@@ -414,10 +432,22 @@ def _restore(store: CheckpointStore, state: _State, config: NetworkConfig):
                     f"{store.folder} holds a run with {section}.{name} = {was[section][name]!r},"
                     f" expected {value!r}: take another work directory"
                 )
-    collections, opt_state = jax.tree.map(jnp.asarray, checkpoint.opt_state)
-    params = jax.tree.map(jnp.asarray, checkpoint.ghn_params)
+    shapes = lambda tree: jax.tree.map(np.shape, tree)  # noqa: E731
+    if shapes(checkpoint.ghn_params) != shapes(state.params):
+        raise CheckpointError(
+            f"{store.folder} holds another network's parameters, expected those of the network that"
+            " is trained: take another work directory"
+        )
+    # Copies: a step takes the memory of the state it is given.
+    collections, opt_state = jax.tree.map(jnp.array, checkpoint.opt_state)
+    params = jax.tree.map(jnp.array, checkpoint.ghn_params)
     curve = [CurvePoint(int(step), acc) for step, acc in checkpoint.counters["curve"]]
     return _State(params, collections, opt_state), curve
+
+
+def _as_state(variables: PyTree) -> _State:
+    others = {name: value for name, value in variables.items() if name != "params"}
+    return _State(variables["params"], others, None)
 
 
 def _to_variables(state: _State) -> PyTree:

@@ -25,4 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 100
     config.training.num_steps = 2400
     config.training.checkpoint_every = 200
+    config.evaluation.max_images = 1000
     return config

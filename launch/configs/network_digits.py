@@ -1,0 +1,27 @@
+"""A network trained on scikit-learn's digits: seconds on a laptop.
+
+Source: chosen by us.
+Command: python launch/train_network.py --config launch/configs/network_digits.py
+    --architecture small_resnet --ghn digits --workdir /tmp/network
+Hardware: not yet run.
+Result: not yet run.
+"""
+
+import ml_collections
+
+from ghn_jax.finetune.config import NetworkConfig
+from launch.config_flags import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the config."""
+    config = default_config(NetworkConfig)
+    config.data.name = "digits"
+    config.data.batch_size = 96
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.025
+    config.optimizer.schedule = "cosine"
+    config.optimizer.weight_decay = 3e-4
+    config.training.num_epochs = 20
+    config.training.evaluate_every = 5
+    return config
