@@ -10,6 +10,7 @@ import sys
 import ml_collections
 import pytest
 
+from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
 from ghn_jax.training.config import ExperimentConfig
 from launch.config_flags import build_config, check_arguments, default_config
 
@@ -60,8 +61,10 @@ def test_config_files_cannot_set_what_does_not_exist():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_are_valid_and_documented(name):
     module = importlib.import_module(f"launch.configs.{name}")
-    config = build_config(module.get_config())
-    assert config.ghn.num_classes == config.space.num_classes
+    kind = {"finetune": FinetuneConfig, "network": NetworkConfig}.get(name.split("_")[0])
+    config = build_config(module.get_config(), kind or ExperimentConfig)
+    if kind is None:
+        assert config.ghn.num_classes == config.space.num_classes
     for heading in ("Source: ", "Command: ", "Hardware: ", "Result: "):
         assert f"\n{heading}" in module.__doc__
     assert f"--config launch/configs/{name}.py" in module.__doc__
@@ -85,6 +88,30 @@ def test_published_hyperparameters():
     imagenet = configs["imagenet_ghn2"]
     assert imagenet.ghn.max_shape == (64, 64, 16, 16)
     assert (imagenet.data.batch_size, imagenet.training.label_smoothing) == (256, 0.1)
+
+
+def test_published_hyperparameters_of_single_networks():
+    def load(name, kind):
+        return build_config(importlib.import_module(f"launch.configs.{name}").get_config(), kind)
+
+    sgd = load("network_sgd50", NetworkConfig)
+    assert (sgd.training.num_epochs, sgd.data.batch_size) == (50, 96)
+    rule = sgd.optimizer
+    assert (rule.name, rule.learning_rate, rule.schedule) == ("sgd", 0.025, "cosine")
+    darts = load("network_darts600", NetworkConfig)
+    assert darts.optimizer == rule and darts.training.num_epochs == 600
+    training = darts.training
+    assert (training.cutout, training.drop_path, training.auxiliary_weight) == (16, 0.2, 0.4)
+    for name, optimizer, rate, decay, batch, layer in (
+        ("finetune_resnet50", "sgd", 0.01, 0.01, 96, 37),
+        ("finetune_convnext_b", "adamw", 1e-3, 0.1, 48, 94),
+    ):
+        config = load(name, FinetuneConfig)
+        rule = config.optimizer
+        assert (rule.name, rule.learning_rate, rule.weight_decay) == (optimizer, rate, decay)
+        assert (config.data.batch_size, config.first_layer) == (batch, layer)
+        assert (config.noise_beta, config.num_shots) == (3e-5, 100)
+        assert config.training.num_epochs == 300
 
 
 def test_overrides_reach_the_program(tmp_path):
