@@ -34,7 +34,9 @@ REQUIREMENTS = [
 TEST = [
     # Networks of other libraries, which tests trace.
     "dm-haiku>=0.0.16,<0.1",
+    "equimo>=1.1,<2",
     "equinox>=0.13,<0.14",
+    "fabrique>=0.1.2,<0.2",
     "nbclient>=0.10,<1",
     "nbformat>=5.10,<6",
     "ipykernel>=6.29,<8",

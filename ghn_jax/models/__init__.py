@@ -26,7 +26,7 @@ from ghn_jax.models.resnet import (
 from ghn_jax.models.small import small_convnext, small_resnet, small_vit
 from ghn_jax.models.swin import swin_t
 from ghn_jax.models.vgg import vgg16_bn
-from ghn_jax.models.vit import vit_b16, vit_l16
+from ghn_jax.models.vit import deepnets_vit, vit_b16, vit_l16
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     make.__name__: make
@@ -40,6 +40,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         wide_resnet101_2,
         vit_b16,
         vit_l16,
+        deepnets_vit,
         convnext_t,
         convnext_s,
         convnext_b,

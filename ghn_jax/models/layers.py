@@ -1,15 +1,29 @@
 """Layers that several families share, with PyTorch's padding and epsilons."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from ghn_jax.targets.operations import convolve_depthwise
+from ghn_jax.targets.operations import batch_norm as normalize
+from ghn_jax.targets.operations import convolve_depthwise, moments, spells_natively
 
 Activation = Callable[[jax.Array], jax.Array]
+
+
+def he_by_fan_out(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Normal with variance 2 / (kh kw out), torchvision's for convolutions."""
+    std = math.sqrt(2 / math.prod((*shape[:-2], shape[-1])))
+    return lax.mul(jax.random.normal(key, shape, dtype), lax.full(shape, std, dtype))
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """relu; in its primitive where the computation is only read: that is traced faster."""
+    return lax.max(x, lax.full_like(x, 0)) if spells_natively() else nn.relu(x)
 
 
 def conv(features: int, kernel: int, stride: int = 1, *, bias: bool = False, groups: int = 1):
@@ -22,7 +36,7 @@ def conv(features: int, kernel: int, stride: int = 1, *, bias: bool = False, gro
         feature_group_count=groups,
         conv_general_dilated=convolve_groups,
         use_bias=bias,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        kernel_init=he_by_fan_out,
     )
 
 
@@ -37,9 +51,48 @@ def convolve_groups(x, kernel, strides, padding, **arguments):
     return lax.conv_general_dilated(x, kernel, strides, padding, **arguments)
 
 
+class BatchNorm(nn.Module):
+    """Batch norm as PyTorch's: two passes over the batch, an unbiased running variance.
+
+    Tracing a network of many norms takes half as long as with Flax's own.
+
+    Attributes:
+        use_running_average: Whether running statistics are used, not the batch's.
+        epsilon: Added to the variance.
+        momentum: What running statistics keep of themselves.
+    """
+
+    use_running_average: bool
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x):
+        shape = x.shape[-1:]
+        zeros, ones = (lambda *_, v=v: lax.full(shape, v, jnp.float32) for v in (0.0, 1.0))
+        mean = self.variable("batch_stats", "mean", zeros)
+        var = self.variable("batch_stats", "var", ones)
+        scale, bias = self.param("scale", ones), self.param("bias", zeros)
+        if not self.use_running_average:
+            if not self.is_initializing():
+                batch_mean, batch_var = moments(x)
+                count = x.size // shape[0]
+                keep, new = self.momentum, 1 - self.momentum
+                mean.value = keep * mean.value + new * batch_mean
+                unbiased = batch_var * (count / max(count - 1, 1))
+                var.value = keep * var.value + new * unbiased
+            return normalize(x, scale, bias, self.epsilon)
+        # In the primitives themselves: each function of jnp is traced as a call, which adds up.
+        as_image = lambda v: lax.broadcast_in_dim(v, x.shape, (x.ndim - 1,))  # noqa: E731
+        epsilon = np.asarray(self.epsilon, var.value.dtype)
+        factor = lax.mul(scale, lax.rsqrt(lax.add(var.value, epsilon)))
+        centred = lax.sub(x, as_image(mean.value))
+        return lax.add(lax.mul(centred, as_image(factor)), as_image(bias))
+
+
 def batch_norm(train: bool, epsilon: float = 1e-5) -> nn.BatchNorm:
     """Batch norm on the batch's statistics in training, else on running ones."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=epsilon)
+    return BatchNorm(not train, epsilon)
 
 
 def layer_norm() -> nn.LayerNorm:
@@ -62,7 +115,7 @@ class ConvNorm(nn.Module):
     kernel: int
     stride: int = 1
     groups: int = 1
-    activation: Activation | None = nn.relu
+    activation: Activation | None = relu
 
     @nn.compact
     def __call__(self, x, train: bool = False):

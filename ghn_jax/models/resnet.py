@@ -7,7 +7,7 @@ import functools
 
 import flax.linen as nn
 
-from ghn_jax.models.layers import ConvNorm, global_mean, max_pool
+from ghn_jax.models.layers import ConvNorm, global_mean, max_pool, relu
 
 
 class Block(nn.Module):
@@ -37,7 +37,7 @@ class Block(nn.Module):
         if self.stride > 1 or x.shape[-1] != self.features:
             shortcut = ConvNorm(self.features, 1, self.stride, activation=None, name="shortcut")
             x = shortcut(x, train)
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class ResNet(nn.Module):

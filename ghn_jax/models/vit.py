@@ -1,11 +1,14 @@
-"""Vision transformers (Dosovitskiy et al., ICLR 2021) as in torchvision."""
+"""Vision transformers (Dosovitskiy et al., ICLR 2021) as in torchvision, and that of DeepNets."""
 
 import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ghn_jax.architectures import VIT
 from ghn_jax.models.layers import layer_norm
+from ghn_jax.targets.network import TargetNetwork
+from ghn_jax.targets.plan import lower
 
 
 class EncoderBlock(nn.Module):
@@ -68,3 +71,16 @@ def _make(name, *sizes):
 
 vit_b16 = _make("vit_b16", 12, 12, 768, 3072)
 vit_l16 = _make("vit_l16", 24, 16, 1024, 4096)
+
+
+def deepnets_vit(num_classes: int = 1000, image_size: int = 224) -> TargetNetwork:
+    """The small ViT of 12 layers that DeepNets-1M's split `predefined` holds.
+
+    Args:
+        num_classes: K.
+        image_size: S, pixels; up to 64 it has patches of 3 px instead of 16.
+
+    Returns:
+        (B, S, S, 3) images -> (B, K) logits.
+    """
+    return TargetNetwork(lower(VIT, image_size, num_classes))

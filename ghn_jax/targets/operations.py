@@ -32,6 +32,7 @@ __all__ = [
     "multiply_pixels",
     "native_operations",
     "output_size",
+    "spells_natively",
 ]
 
 _NATIVE = contextvars.ContextVar("native", default=False)
@@ -47,8 +48,13 @@ def native_operations() -> Iterator[None]:
         _NATIVE.reset(token)
 
 
+def spells_natively() -> bool:
+    """Whether the computation is only read, within `native_operations`."""
+    return _NATIVE.get()
+
+
 def _spells_for_cpu() -> bool:
-    return jax.default_backend() == "cpu" and not _NATIVE.get()
+    return jax.default_backend() == "cpu" and not spells_natively()
 
 
 def convolve(
