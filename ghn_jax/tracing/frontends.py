@@ -235,7 +235,10 @@ def _evaluate(init, jaxpr, indices, key, images):
     """Outputs of an initialiser; constants, as most state is, without a compilation."""
     values = {index: _constant(jaxpr.jaxpr, index) for index in indices}
     rest = [index for index, value in values.items() if value is None]
-    if rest:
+    own = _own_computation(jaxpr, rest)
+    if own is not None:
+        values |= dict(zip(rest, core.jaxpr_as_fun(own)(key), strict=True))
+    elif rest:
 
         def select(key):
             # XLA leaves out what these outputs do not need, mostly the network and its images. For
@@ -246,6 +249,27 @@ def _evaluate(init, jaxpr, indices, key, images):
 
         values |= dict(zip(rest, jax.jit(select)(key), strict=True))
     return [values[index] for index in indices]
+
+
+def _own_computation(jaxpr, indices):
+    """What computes some outputs of an initialiser from the key alone; None if images take part.
+
+    It is run primitive by primitive, which the next network with such parameters shares; compiled
+    as a whole it would be compiled anew for each network.
+    """
+    inner = jaxpr.jaxpr
+    outvars = [inner.outvars[index] for index in indices]
+    needed, eqns = set(outvars), []
+    for eqn in reversed(inner.eqns):
+        if any(var in needed for var in eqn.outvars):
+            eqns.append(eqn)
+            needed.update(var for var in eqn.invars if not isinstance(var, core.Literal))
+    key, *images = inner.invars
+    if not indices or any(var in needed for var in images):
+        return None
+    debug_info = inner.debug_info.with_unknown_names()
+    own = inner.replace(invars=[key], outvars=outvars, eqns=eqns[::-1], debug_info=debug_info)
+    return core.ClosedJaxpr(own, jaxpr.consts)
 
 
 def _constant(jaxpr, index):
