@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,9 @@ from ghn_jax.finetune.config import FinetuneConfig
 from ghn_jax.finetune.initialization import NetworkInitializer
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 from ghn_jax.finetune.postprocessing import AUTO
-from ghn_jax.pretrained import GHN
+
+if TYPE_CHECKING:
+    from ghn_jax.pretrained import GHN
 
 _RESULT = "result.json"
 _RESULTS = "results.json"

@@ -7,7 +7,7 @@ classifier is predicted only where it means the same classes; otherwise it is th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -17,9 +17,11 @@ from ghn_jax.architectures.validation import check_choice
 from ghn_jax.finetune.config import CLASSIFIERS, INITS
 from ghn_jax.finetune.layers import Kernels, Layer, layer_order
 from ghn_jax.finetune.postprocessing import AUTO, Postprocessed, find_first_layer, postprocess
-from ghn_jax.pretrained import GHN
 from ghn_jax.tracing import TracedNetwork, trace
 from ghn_jax.tracing.prediction import fill_variables
+
+if TYPE_CHECKING:
+    from ghn_jax.pretrained import GHN
 
 PyTree = Any
 NUM_CHANNELS = 3

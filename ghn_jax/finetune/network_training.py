@@ -313,7 +313,7 @@ class NetworkTrainer:
         if most is not None and len(part) > most:
             # Spread evenly over the split, whose order may be that of the classes.
             positions = np.linspace(0, len(part) - 1, most).astype(np.int64)
-            dataset = dataclasses.replace(dataset, **{split: part.subset(positions)})
+            dataset = dataclasses.replace(dataset, validation=part.subset(positions))
         batch_size = min(training.evaluation_batch_size, len(dataset.split(split)))
         batches = EvaluationBatches(dataset, split, batch_size)
         num_bytes = len(batches) * batch_size * dataset.image_size**2 * 3 * 4

@@ -46,14 +46,14 @@ class LayerChange(NamedTuple):
 
     Attributes:
         layer: Which.
-        index: Of the layer, from 1, as `first_layer` counts.
+        number: Of the layer, from 1, as `first_layer` counts.
         is_changed: Whether it was post-processed: from `first_layer` on, but the classifier.
         before: Statistics before.
         after: Statistics after.
     """
 
     layer: Layer
-    index: int
+    number: int
     is_changed: bool
     before: KernelStatistics
     after: KernelStatistics

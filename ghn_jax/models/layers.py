@@ -90,7 +90,7 @@ class BatchNorm(nn.Module):
         return lax.add(lax.mul(centred, as_image(factor)), as_image(bias))
 
 
-def batch_norm(train: bool, epsilon: float = 1e-5) -> nn.BatchNorm:
+def batch_norm(train: bool, epsilon: float = 1e-5) -> BatchNorm:
     """Batch norm on the batch's statistics in training, else on running ones."""
     return BatchNorm(not train, epsilon)
 

@@ -69,7 +69,7 @@ def test_every_kernel_but_the_classifier_becomes_orthogonal(traced, variables):
         matrix = as_pytorch(new.read(number))
         np.testing.assert_allclose(matrix.T @ matrix, np.eye(matrix.shape[1]), atol=1e-5)
         assert change.after.largest_eigenvalue == pytest.approx(1, abs=1e-5)
-        assert change.index == number + 1
+        assert change.number == number + 1
     # Everything else is as it was, and the variables given are untouched.
     changed = {layer.path for layer in layers[:-1]}
     for path, leaf in jax.tree_util.tree_leaves_with_path(result.variables):
