@@ -2,16 +2,18 @@
 
     python benchmarks/train.py [--directory ../shared/reference] [--profile] [--json]
 
-Forward and backward of the GHN and of its target networks. Worker processes read architectures,
-make graphs and augment images meanwhile, as in training; the time the step waits for them is given
-apart, the optimizer's update is left out. The targets' time is split into forward and backward as
-a round of its own finds it, in which every program is waited for. Where PPUDA names a checkout of
-facebookresearch/ppuda and TORCH_PYTHON a Python that has torch (the default is this one), the
-original runs on exactly the same architectures, its rounds between ours; our workers are idle then.
+Forward and backward of the GHN and of its target networks; reading architectures, augmenting images
+and the optimizer's update are left out. Where PPUDA names a checkout of facebookresearch/ppuda and
+TORCH_PYTHON a Python that has torch (the default is this one), the original runs on exactly the
+same architectures, its rounds between ours, each alone on the machine. Two rounds more: in one,
+worker processes read architectures and augment images as in training, and the time the step waits
+for them is taken; in the other every program of the targets is waited for, which splits their time
+into forward and backward.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -108,14 +110,12 @@ class Steps:
         num_workers = arguments.num_workers
         rules = MetaBatchRules(arguments.meta_batch_size, None, arguments.batch_size)
         source = FirstArchitectures(arguments)
-        self._meta_batches = iterate_meta_batches(source, rules, 0, num_workers)
-        batches = TrainBatches(random_images(), arguments.batch_size, 0)
-        self._images = Workers(batches.batch, 0, num_workers, 2 * num_workers, "images")
-
-    def close(self) -> None:
-        """End the workers."""
-        self._meta_batches.close()
-        self._images.close()
+        self._draw = lambda: iterate_meta_batches(source, rules, 0, num_workers)
+        self._batches = TrainBatches(random_images(), arguments.batch_size, 0)
+        self._num_workers = num_workers
+        with contextlib.closing(self._draw()) as meta_batches:
+            self._drawn = [next(meta_batches) for _ in range(self.num_steps)]
+        self._batch = self._batches.batch(0)
 
     @property
     def num_compilations(self) -> int:
@@ -123,16 +123,27 @@ class Steps:
         return self.predictor.num_compilations + self.engine.num_compilations
 
     def round(self) -> dict[str, float]:
-        """Seconds per architecture of each phase, over all architectures."""
+        """Seconds per architecture of each phase, over all architectures, drawn ahead."""
+        return self._round(iter(self._drawn), itertools.repeat(self._batch))
+
+    def live_round(self) -> dict[str, float]:
+        """The same while workers draw: `waiting` is the time the step has to wait for them."""
+        num_workers = self._num_workers
+        images = Workers(self._batches.batch, 0, num_workers, 2 * num_workers, "images")
+        with contextlib.closing(self._draw()) as meta_batches, images:
+            self._round(meta_batches, images)  # until the workers are under way
+            return self._round(meta_batches, images)
+
+    def _round(self, meta_batches, images) -> dict[str, float]:
         seconds = dict.fromkeys(("waiting", *PHASES), 0.0)
         for _ in range(self.num_steps):
             times = [time.perf_counter()]
-            (work,), (images, labels) = next(self._meta_batches).work, next(self._images)
+            (work,), (pixels, labels) = next(meta_batches).work, next(images)
             times.append(time.perf_counter())
             prepared = self.predictor.prepare(work.graphs, work.capacity)
             params, pull_back = self.predictor.predict_with_pull_back(self.ghn_params, prepared)
             times.append(time.perf_counter())
-            results = self.engine.loss_and_grads(work.plans, params, images, labels)
+            results = self.engine.loss_and_grads(work.plans, params, pixels, labels)
             jax.block_until_ready(results)
             times.append(time.perf_counter())
             jax.block_until_ready(pull_back([result.grads for result in results]))
@@ -195,7 +206,6 @@ def main() -> None:
     first = {"seconds": time.perf_counter() - start, "compilations": steps.num_compilations}
     original = Original(arguments) if os.environ.get("PPUDA") else None
     with contextlib.ExitStack() as stack:
-        stack.callback(steps.close)
         rounds, original_rounds = [], []
         if original is not None:
             stack.callback(original.close)
@@ -207,8 +217,8 @@ def main() -> None:
             rounds.append(steps.round())
             if original is not None and original.available:
                 original_rounds.append(original.round(split=index == 0))
-        profile = steps.profile()
-    summary = summarize(steps, first, rounds, original_rounds, profile)
+        profile, live = steps.profile(), steps.live_round()
+    summary = summarize(steps, first, rounds, original_rounds, profile, live)
     print_summary(console, summary)
     if arguments.profile:
         print_profile(console, profile, arguments)
@@ -216,7 +226,7 @@ def main() -> None:
         print(json.dumps(summary))
 
 
-def summarize(steps, first, rounds, original_rounds, profile) -> dict:
+def summarize(steps, first, rounds, original_rounds, profile, live) -> dict:
     """Medians over the rounds, with the names the project's measurements use."""
     medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
     parts = {"forward": 0.0, "backward": 0.0}
@@ -228,8 +238,8 @@ def summarize(steps, first, rounds, original_rounds, profile) -> dict:
         **{f"seconds_{name}": medians[name] for name in PHASES},
         "seconds_targets_forward": share * medians["targets"],
         "seconds_targets_backward": (1 - share) * medians["targets"],
-        "seconds_waiting": medians["waiting"],
-        "waiting_share": medians["waiting"] / (medians["waiting"] + medians["step"]),
+        "seconds_waiting": live["waiting"],
+        "waiting_share": live["waiting"] / (live["waiting"] + live["step"]),
         "ghn_share": 1 - medians["targets"] / medians["step"],
         "compilations_first": first["compilations"],
         "compilations_steady": steps.num_compilations - first["compilations"],

@@ -62,10 +62,21 @@ def enable_compilation_cache(directory: str | Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compile with the options that suit the backend."""
-    options = CPU_COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
-    return lowered.compile(compiler_options=options)
+def compile_lowered(
+    lowered: jax.stages.Lowered, has_large_fusions: bool = False
+) -> jax.stages.Compiled:
+    """Compile with the options that suit the backend.
+
+    Args:
+        lowered: The program.
+        has_large_fusions: Whether it spends its time in elementwise operations on large arrays, for
+            which XLA's own options are worth the longer compilation.
+
+    Returns:
+        The compiled program.
+    """
+    is_short = jax.default_backend() == "cpu" and not has_large_fusions
+    return lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if is_short else None)
 
 
 def lower_shapes(fn: Callable, *arguments: Any) -> jax.stages.Lowered:

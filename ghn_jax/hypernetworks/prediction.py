@@ -81,6 +81,7 @@ class Predictor:
         self.config = config
         self._network = Hypernetwork(config)
         self._programs = programs or ProgramCache(num_compile_threads)
+        self._requests: dict[tuple[str, tuple[int, ...]], tuple[TileKey, float]] = {}
 
     @property
     def num_compilations(self) -> int:
@@ -116,11 +117,11 @@ class Predictor:
         for index, graph in enumerate(graphs):
             graph_sources = []
             for tensor in graph.tensors:
-                key = request_key(tensor, self.config.max_shape)
+                key, factor = self._request(tensor)
                 nodes = rows.setdefault(key, {})
                 node = index * num_nodes + tensor.node
                 row = nodes.setdefault(node, len(nodes))
-                graph_sources.append(_TensorSource(tensor, key, row, self._factor(tensor)))
+                graph_sources.append(_TensorSource(tensor, key, row, factor))
             sources.append(tuple(graph_sources))
         requests = {key: _pad(list(nodes)) for key, nodes in rows.items()}
         return PreparedGraphs(batch, requests, tuple(sources))
@@ -241,7 +242,9 @@ class Predictor:
             program_key = ("decode", key, embeddings.shape, nodes.shape)
             build_forward = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
             programs = self._programs.build_here(program_key, build_forward)
-            return compile_lowered(programs.lower_backward(accumulates=True))
+            # Sums over all of the decoder's parameters: a million elements for each kind of tile.
+            lowered = programs.lower_backward(accumulates=True)
+            return compile_lowered(lowered, has_large_fusions=True)
 
         return self._programs.get(("decode backward", key, embeddings.shape, nodes.shape), build)
 
@@ -254,10 +257,14 @@ class Predictor:
 
         return build_vjp(decode, (ghn_params[decoder], embeddings, nodes), 2)
 
-    def _factor(self, tensor: ParameterTensor) -> float:
-        if not self.config.normalize_parameters or len(tensor.shape) < 2:
-            return 1.0
-        return kernel_factor(tensor.shape, tensor.role)
+    def _request(self, tensor: ParameterTensor) -> tuple[TileKey, float]:
+        """The kind of tile a tensor is cut from, and its factor; of a few hundred kinds."""
+        kind = (tensor.role, tensor.shape)
+        if kind not in self._requests:
+            is_normalized = self.config.normalize_parameters and len(tensor.shape) > 1
+            factor = kernel_factor(tensor.shape, tensor.role) if is_normalized else 1.0
+            self._requests[kind] = request_key(tensor, self.config.max_shape), factor
+        return self._requests[kind]
 
 
 def _decoder(key: TileKey) -> str:

@@ -5,6 +5,7 @@ runs on numpy arrays, where a CPU assembles ~150 tensors per architecture with n
 and on JAX arrays. `untile_gradient` is the transpose.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -87,9 +88,12 @@ def tile_parameter(
     Returns:
         An array of exactly `shape`; of a numpy tile possibly a view.
     """
-    block = _crop(_select(tile, role), shape)
+    used = _used_shape(tuple(tile.shape), tuple(shape), role)
+    block = tile[tile_slices(tuple(tile.shape), tuple(shape), role)].reshape(used)
     if factor != 1.0:
         block = block * block.dtype.type(factor)
+    if used == tuple(shape):
+        return block
     for axis, size in enumerate(shape):
         have = block.shape[axis]
         if have < size:
@@ -114,8 +118,8 @@ def untile_gradient(
     Returns:
         The gradient of the part of the tile that was used, as `tile_slices` locates it.
     """
-    used = tuple(map(min, _selected_shape(tile_shape, role, gradient.shape), gradient.shape))
-    for axis, have in enumerate(used):
+    used = _used_shape(tuple(tile_shape), tuple(gradient.shape), role)
+    for axis, have in enumerate(used if used != gradient.shape else ()):
         size = gradient.shape[axis]
         if have < size:
             num_whole = size // have
@@ -131,9 +135,10 @@ def untile_gradient(
     return gradient * gradient.dtype.type(factor) if factor != 1.0 else gradient
 
 
+@functools.lru_cache(maxsize=2**14)
 def tile_slices(tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str) -> tuple:
     """Where in a tile the part lies that a tensor of `shape` uses: an index for the tile."""
-    used = tuple(map(min, _selected_shape(tile_shape, role, shape), shape))
+    used = _used_shape(tile_shape, shape, role)
     if role == "scale":
         return (0, slice(used[0]))
     if role == "bias":
@@ -151,14 +156,10 @@ def _channel_bound(needed: int, size: int) -> int:
     return next((bound for bound in (size // 16, size // 2) if needed <= bound), 0)
 
 
-def _select(tile, role):
-    if role == "scale":
-        return tile[0]
-    if role == "bias":
-        return tile[1]
-    if role == "position":
-        return tile[None]
-    return tile
+@functools.lru_cache(maxsize=2**14)
+def _used_shape(tile_shape, shape, role):
+    """The shape of the part of a tile that a tensor uses, with the tensor's axes."""
+    return tuple(map(min, _selected_shape(tile_shape, role, shape), shape))
 
 
 def _selected_shape(tile_shape, role, shape):
@@ -171,9 +172,3 @@ def _selected_shape(tile_shape, role, shape):
 
 def _slice_axis(array, axis, start, stop):
     return array[(slice(None),) * axis + (slice(start, stop),)]
-
-
-def _crop(block, shape):
-    if block.ndim == 4 and len(shape) == 2:
-        block = block[0, 0]  # a dense kernel is a 1x1 kernel
-    return block[tuple(map(slice, shape))]
