@@ -141,7 +141,8 @@ class NetworkTrainer:
                 f"training.drop_path is {training.drop_path}, expected 0 for a"
                 f" {type(module).__name__}, which has no drop path"
             )
-        batch_size = min(config.data.batch_size, len(dataset.train))
+        self._check_image_sizes()
+        batch_size = min(config.data.batch_size, len(dataset.train))  # few shots may be fewer
         self._batch_size = batch_size
         self.steps_per_epoch = len(dataset.train) // batch_size
         self.num_steps = training.num_steps or training.num_epochs * self.steps_per_epoch
@@ -258,6 +259,28 @@ class NetworkTrainer:
         scalars = np.array([rate, training.drop_path * epoch / num_epochs], np.float32)
         key = jax.random.fold_in(jax.random.key(seed), step)
         return self._update(state, images, labels, scalars, key, size)
+
+    def _check_image_sizes(self) -> None:
+        """Raise ValueError if the network's parameters depend on the size of its images."""
+        sizes = (self.dataset.image_size, *self.config.training.image_sizes)
+        if len(sizes) == 1:
+            return
+        shapes = []
+        for size in sizes:
+            images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+            try:
+                init = jax.eval_shape(self.module.init, jax.random.key(0), images)
+                shapes.append(jax.tree.map(lambda leaf: leaf.shape, init["params"]))
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"training.image_sizes has {size}, on which the network fails: {error}"
+                ) from error
+            if shapes[-1] != shapes[0]:
+                raise ValueError(
+                    f"training.image_sizes has {size}, for which parameters of a"
+                    f" {type(self.module).__name__} have other shapes than for {sizes[0]}, expected"
+                    " a network whose parameters do not depend on the size of its images"
+                )
 
     def _make_update(self, state, images, labels, scalars, key, size):
         training = self.config.training

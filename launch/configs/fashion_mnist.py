@@ -4,8 +4,10 @@ Source: chosen by us, after `digits_long`.
 Command: apt-get install dataset-fashion-mnist
     python launch/train.py --config launch/configs/fashion_mnist.py
     --workdir /tmp/ghn_fashion_mnist
-Hardware: not yet run.
-Result: not yet run.
+Hardware: two cores of an AMD EPYC, shared with other jobs; training 17 minutes.
+Result: seed 0, 100 unseen architectures of `test`, the first 1,000 test images, predicted
+    parameters: 46.5 +- 0.4% (random 10.0%; 46.0 +- 0.4% on all 10,000 images); wide 38.9, deep
+    43.5, dense 45.4, bnfree 12.0 (20 each).
 """
 
 import ml_collections

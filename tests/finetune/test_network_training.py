@@ -14,8 +14,10 @@ import optax
 import pytest
 
 from ghn_jax.data import CropAndFlip, TrainBatches, load_dataset, take_shots
+from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer, call_arguments
+from ghn_jax.models import build
 from ghn_jax.training.checkpoints import CheckpointError
 from ghn_jax.training.interruption import InterruptedRunError
 
@@ -200,6 +202,16 @@ def test_mixed_image_sizes(digits, variables):
     trainer = NetworkTrainer(Net(), digits, config)
     trainer.run(variables, quiet=True)
     assert trainer._update._cache_size() == 3
+
+
+def test_image_sizes_that_change_parameters_are_refused(digits):
+    config = config_of(training={"image_sizes": (8, 16)})
+    with pytest.raises(
+        ValueError, match="training.image_sizes has 16, for which parameters of a V"
+    ):
+        NetworkTrainer(build("small_vit", 10), digits, config)
+    with pytest.raises(ValueError, match="training.image_sizes has 16, on which the network fails"):
+        NetworkTrainer(resolve_module("resnet50", 8, 10), digits, config)
 
 
 def test_evaluation_counts_each_image_once(digits, variables):
