@@ -7,9 +7,9 @@ mostly those of Flax and JAX tracing the network: "flax" is `jax.eval_shape(modu
 which any use of the network pays. --cold runs a fresh process per network twice, and reports the
 second, with a filled compilation cache: from `import ghn_jax` to parameters.
 
-Measured on 2 cores, JAX 0.10.2 (graph, flax, prediction warm): ResNet-50 0.16, 0.14, 0.027 s;
-ConvNeXt-L 0.25, 0.23, 0.08 s; ViT-L/16 0.43, 0.34, 0.22 s; ResNet-50 cold 3.3 s, 2.5 s of it for
-imports and drawing the GHN's parameters. GB is the peak of the process so far.
+Measured on 2 cores, JAX 0.10.2 (graph, flax, prediction warm): ResNet-50 0.10, 0.10, 0.017 s, cold
+2.2 s, 1.6 s of it for imports and drawing the GHN's parameters; before the models' own batch norm
+ConvNeXt-L 0.25, 0.23, 0.08 s and ViT-L/16 0.43, 0.34, 0.22 s. GB is the peak of the process so far.
 """
 
 import argparse
