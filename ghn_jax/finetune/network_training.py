@@ -32,6 +32,7 @@ from ghn_jax.data import Dataset, EvaluationBatches, TrainBatches
 from ghn_jax.data.loader import EvaluationBatch
 from ghn_jax.engine.blockwise import cross_entropy
 from ghn_jax.finetune.config import NetworkConfig
+from ghn_jax.tracing.batch_stats import statistics_of_batch
 from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore
 from ghn_jax.training.interruption import InterruptedRunError, StopRequest
 from ghn_jax.training.metrics import MetricWriter, NoMetrics, TrainingProgress
@@ -364,15 +365,9 @@ class NetworkTrainer:
         for step in range(min(_NUM_CALIBRATION_BATCHES, batches.steps_per_epoch)):
             images, _ = batches.batch(step)
             zeros, ones = (self._statistics(variables, images, fill) for fill in (0.0, 1.0))
-            parts.append(jax.tree.map(_without_momentum, zeros, ones))
+            parts.append(statistics_of_batch(zeros, ones))
         stats = jax.tree.map(lambda *x: jnp.asarray(np.mean(x, axis=0)), *parts)
         return {**state.collections, "batch_stats": stats}
-
-
-def _without_momentum(from_zeros, from_ones):
-    # A running average is m * old + (1 - m) * new: computed from 0 and from 1 it tells m.
-    momentum = np.median(np.asarray(from_ones - from_zeros))
-    return np.asarray(from_zeros) / np.float32(1 - momentum)
 
 
 @dataclasses.dataclass

@@ -55,12 +55,28 @@ def calibrate_batch_stats(
     total, count = None, 0
     for batch in batches:
         from_zeros, from_ones = update(variables, batch, 0.0), update(variables, batch, 1.0)
-        stats = jax.tree_util.tree_map_with_path(_remove_momentum, from_zeros, from_ones)
+        stats = statistics_of_batch(from_zeros, from_ones)
         total = stats if total is None else jax.tree.map(jnp.add, total, stats)
         count += 1
     if total is None:
         raise ValueError("images is empty, expected at least one batch")
     return {**variables, "batch_stats": jax.tree.map(lambda x: x / count, total)}
+
+
+def statistics_of_batch(from_zeros: Any, from_ones: Any) -> Any:
+    """The statistics of a batch, for any momentum.
+
+    Args:
+        from_zeros: Running statistics after one update of zeros.
+        from_ones: The same after one update of ones, with the same batch.
+
+    Returns:
+        The batch's statistics.
+
+    Raises:
+        ValueError: If one of them was not updated.
+    """
+    return jax.tree_util.tree_map_with_path(_remove_momentum, from_zeros, from_ones)
 
 
 def _remove_momentum(path, from_zeros, from_ones):
