@@ -22,7 +22,8 @@ from rich.console import Console  # noqa: E402
 import ghn_jax  # noqa: E402
 from ghn_jax.data import load_dataset  # noqa: E402
 from ghn_jax.evaluation.architecture_specs import resolve_module  # noqa: E402
-from ghn_jax.finetune.comparison import Comparison, rich_table  # noqa: E402
+from ghn_jax.finetune.comparison import Comparison  # noqa: E402
+from ghn_jax.finetune.comparison_report import rich_table  # noqa: E402
 from ghn_jax.finetune.config import FinetuneConfig  # noqa: E402
 from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError  # noqa: E402
 from launch import config_flags  # noqa: E402

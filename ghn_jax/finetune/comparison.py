@@ -11,11 +11,10 @@ same call, or one with more architectures, initialisations, rates or seeds, fini
 from __future__ import annotations
 
 import json
-import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -24,6 +23,7 @@ import rich.progress
 import rich.table
 
 from ghn_jax.data import Dataset, take_shots
+from ghn_jax.finetune.comparison_report import RESULTS, Row, Run, draw_curves, markdown_table
 from ghn_jax.finetune.config import FinetuneConfig
 from ghn_jax.finetune.initialization import NetworkInitializer
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
@@ -33,55 +33,7 @@ if TYPE_CHECKING:
     from ghn_jax.pretrained import GHN
 
 _RESULT = "result.json"
-_RESULTS = "results.json"
 _TABLE = "table.md"
-
-
-class Run(NamedTuple):
-    """What one fine-tuning gave.
-
-    Attributes:
-        seed: Of the run.
-        learning_rate: Of the run.
-        curve: (step, top-1 on validation images in [0, 1]).
-        test: Top-1 on test images; None if the rate was not chosen.
-    """
-
-    seed: int
-    learning_rate: float
-    curve: list[tuple[int, float]]
-    test: float | None = None
-
-    @property
-    def validation(self) -> float:
-        """Top-1 on validation images after the last step; 0 if the loss was not finite."""
-        return self.curve[-1][1] if self.curve else 0.0
-
-
-class Row(NamedTuple):
-    """One line of the table: an architecture from one initialisation.
-
-    Attributes:
-        architecture: As on the command line.
-        init: Initialisation.
-        learning_rate: The best one on validation images.
-        runs: One for each seed, with that rate.
-    """
-
-    architecture: str
-    init: str
-    learning_rate: float
-    runs: list[Run]
-
-    def mean(self, read: Callable[[Run], float]) -> tuple[float, float]:
-        """Mean and standard error over seeds (0 of a single one)."""
-        return mean_and_error([read(run) for run in self.runs])
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error: the deviation with n - 1, over sqrt(n); 0 for one value."""
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return float(np.mean(values)), float(error)
 
 
 class Comparison:
@@ -244,83 +196,9 @@ class Comparison:
                 {**row._asdict(), "runs": [run._asdict() for run in row.runs]} for row in rows
             ],
         }
-        _write_whole(self._workdir / _RESULTS, json.dumps(summary, indent=1) + "\n")
+        _write_whole(self._workdir / RESULTS, json.dumps(summary, indent=1) + "\n")
         _write_whole(self._workdir / _TABLE, markdown_table(rows))
         draw_curves(rows, self._workdir / "curves.png")
-
-
-def read_rows(workdir: str | pathlib.Path) -> list[Row]:
-    """Read the rows that `Comparison.run` wrote into its folder."""
-    summary = json.loads((pathlib.Path(workdir) / _RESULTS).read_text(encoding="utf-8"))
-    rows = []
-    for row in summary["rows"]:
-        runs = [Run(**{**r, "curve": [tuple(p) for p in r["curve"]]}) for r in row["runs"]]
-        rows.append(Row(**{**row, "runs": runs}))
-    return rows
-
-
-def _cells(row: Row) -> list[str]:
-    before = row.mean(lambda run: run.curve[0][1] if run.curve else 0.0)
-    after = row.mean(lambda run: run.validation)
-    test = row.mean(lambda run: run.test or 0.0)
-    shown = [f"{100 * mean:.1f} ± {100 * error:.1f}" for mean, error in (before, after, test)]
-    return [row.architecture, row.init, f"{row.learning_rate:g}", *shown]
-
-
-_HEADER = ("architecture", "init", "rate", "untrained", "validation", "test")
-
-
-def rich_table(rows: Sequence[Row]) -> rich.table.Table:
-    """The table for a terminal."""
-    table = rich.table.Table(title="top-1 in %, mean ± standard error over seeds")
-    for index, name in enumerate(_HEADER):
-        table.add_column(name, justify="left" if index < 2 else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The table in Markdown; top-1 in %, mean ± standard error over seeds."""
-    lines = [list(_HEADER), ["---"] * 2 + ["---:"] * 4, *(_cells(row) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def draw_curves(rows: Sequence[Row], path: pathlib.Path) -> None:
-    """Draw validation accuracy by step, one panel per architecture, a band of one standard error.
-
-    Args:
-        rows: Of a comparison.
-        path: Of the image, such as `curves.png`.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(row.architecture for row in rows))
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(4.2 * len(names), 3.4), sharey=True, squeeze=False
-    )
-    for axis, name in zip(axes[0], names, strict=True):
-        for row in (row for row in rows if row.architecture == name):
-            curves = [run.curve for run in row.runs if run.curve]
-            if not curves:
-                continue
-            steps = [step for step, _ in curves[0]]
-            values = 100 * np.array([[accuracy for _, accuracy in curve] for curve in curves])
-            mean = values.mean(0)
-            error = values.std(0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0 * mean
-            (line,) = axis.plot(steps, mean, label=f"{row.init}, rate {row.learning_rate:g}")
-            axis.fill_between(steps, mean - error, mean + error, alpha=0.2, color=line.get_color())
-        axis.set_title(name)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    axes[0][0].set_ylabel("validation top-1, %")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _read_result(path: pathlib.Path, record: dict[str, Any]) -> Run | None:

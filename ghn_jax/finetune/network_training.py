@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import math
 import pathlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,8 +28,14 @@ import numpy as np
 from ghn_jax.compilation import keep_freed_memory
 from ghn_jax.data import Dataset, EvaluationBatches, TrainBatches
 from ghn_jax.data.loader import EvaluationBatch
-from ghn_jax.engine.blockwise import cross_entropy
 from ghn_jax.finetune.config import NetworkConfig
+from ghn_jax.finetune.network_programs import (
+    NetworkPrograms,
+    NetworkState,
+    as_state,
+    call_arguments,
+    to_variables,
+)
 from ghn_jax.tracing.batch_stats import statistics_of_batch
 from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore
 from ghn_jax.training.interruption import InterruptedRunError, StopRequest
@@ -72,49 +76,6 @@ class NetworkResult(NamedTuple):
     curve: list[CurvePoint]
 
 
-class _State(NamedTuple):
-    """What a step changes: parameters, other collections (running statistics), the optimizer."""
-
-    params: PyTree
-    collections: PyTree
-    opt_state: PyTree
-
-
-@dataclasses.dataclass(frozen=True)
-class CallArguments:
-    """How a module is called.
-
-    Attributes:
-        train: Keyword arguments while it is trained.
-        evaluate: Keyword arguments while it is evaluated, batch norm on running statistics.
-        has_drop_path: Whether it takes `drop_path_rate`.
-    """
-
-    train: Mapping[str, Any]
-    evaluate: Mapping[str, Any]
-    has_drop_path: bool
-
-
-def call_arguments(module: nn.Module) -> CallArguments:
-    """Find out how a module is told whether it is trained.
-
-    Args:
-        module: Whose call takes `train`, `use_running_average`, `deterministic`, or none of them.
-
-    Returns:
-        The arguments.
-    """
-    names = inspect.signature(type(module).__call__).parameters
-    train: dict[str, Any] = {}
-    evaluate: dict[str, Any] = {}
-    if "train" in names:
-        train["train"], evaluate["train"] = True, False
-    for name in ("use_running_average", "deterministic"):
-        if name in names:
-            train[name], evaluate[name] = False, True
-    return CallArguments(train, evaluate, "drop_path_rate" in names)
-
-
 class NetworkTrainer:
     """Programs and data that train one network, for any number of runs.
 
@@ -131,13 +92,12 @@ class NetworkTrainer:
     def __init__(self, module: nn.Module, dataset: Dataset, config: NetworkConfig) -> None:
         keep_freed_memory()
         self.module, self.dataset, self.config = module, dataset, config
-        self._arguments = call_arguments(module)
         training = config.training
         if training.cutout > (size := dataset.image_size):
             raise ValueError(
                 f"training.cutout is {training.cutout}, expected at most the image size, {size}"
             )
-        if training.drop_path and not self._arguments.has_drop_path:
+        if training.drop_path and not call_arguments(module).has_drop_path:
             raise ValueError(
                 f"training.drop_path is {training.drop_path}, expected 0 for a"
                 f" {type(module).__name__}, which has no drop path"
@@ -149,11 +109,9 @@ class NetworkTrainer:
         self.num_steps = training.num_steps or training.num_epochs * self.steps_per_epoch
         # The rate is data: the optimizer's is 1, and updates are multiplied by it.
         optimizer = dataclasses.replace(config.optimizer, learning_rate=1.0)
-        self._optimizer = create_optimizer(optimizer, self.num_steps)
-        self._init_opt_state = jax.jit(self._optimizer.init)
-        self._update = jax.jit(self._make_update, static_argnums=5, donate_argnums=0)
-        self._count_correct = jax.jit(self._correct)
-        self._statistics = jax.jit(self._batch_statistics)
+        self.programs = NetworkPrograms(
+            module, training, create_optimizer(optimizer, self.num_steps)
+        )
         self._evaluation: dict[str, list[EvaluationBatch]] = {}
 
     def run(
@@ -192,8 +150,8 @@ class NetworkTrainer:
         )
         batches = TrainBatches(self.dataset, self._batch_size, seed, training.cutout)
         # Copies: a step takes the memory of the state it is given.
-        state = _as_state(jax.tree.map(jnp.array, dict(variables)))
-        state = state._replace(opt_state=self._init_opt_state(state.params))
+        state = as_state(jax.tree.map(jnp.array, dict(variables)))
+        state = state._replace(opt_state=self.programs.init_opt_state(state.params))
         with contextlib.ExitStack() as stack:
             store = writer = None
             resume_step = None
@@ -218,7 +176,7 @@ class NetworkTrainer:
             request = stack.enter_context(StopRequest())
             loop = _Loop(self, config, store, writer, progress, request, batches, rate, curve)
             state = loop.until_end(state, first)
-        return NetworkResult(_to_variables(state), curve)
+        return NetworkResult(to_variables(state), curve)
 
     def evaluate(self, variables: PyTree, split: str) -> float:
         """Top-1 accuracy, in [0, 1], with batch norm on running statistics.
@@ -227,7 +185,7 @@ class NetworkTrainer:
             variables: The network's.
             split: 'train', 'validation' (at most `training.max_validation_images`) or 'test'.
         """
-        return self._evaluate(_as_state(variables), split)
+        return self._evaluate(as_state(variables), split)
 
     def calibrate(self, variables: PyTree, seed: int | None = None) -> PyTree:
         """Fill batch norm's running statistics from training images.
@@ -242,12 +200,12 @@ class NetworkTrainer:
         training = self.config.training
         seed = training.seed if seed is None else seed
         batches = TrainBatches(self.dataset, self._batch_size, seed)
-        state = _as_state(variables)
+        state = as_state(variables)
         if state.collections.get("batch_stats"):
             state = state._replace(collections=self._calibrate(state, batches))
-        return _to_variables(state)
+        return to_variables(state)
 
-    def step(self, state: _State, batch, rate: float, seed: int, step: int):
+    def step(self, state: NetworkState, batch, rate: float, seed: int, step: int):
         """Make update number `step`, from 0: the new state and the loss."""
         images, labels = batch
         training = self.config.training
@@ -259,7 +217,7 @@ class NetworkTrainer:
         num_epochs = max(self.num_steps / self.steps_per_epoch, 1)
         scalars = np.array([rate, training.drop_path * epoch / num_epochs], np.float32)
         key = jax.random.fold_in(jax.random.key(seed), step)
-        return self._update(state, images, labels, scalars, key, size)
+        return self.programs.update(state, images, labels, scalars, key, size)
 
     def _check_image_sizes(self) -> None:
         """Raise ValueError if the network's parameters depend on the size of its images."""
@@ -283,46 +241,10 @@ class NetworkTrainer:
                     " a network whose parameters do not depend on the size of its images"
                 )
 
-    def _make_update(self, state, images, labels, scalars, key, size):
-        training = self.config.training
-        rate, drop_path = scalars
-        if size is not None and images.shape[1:3] != (size, size):
-            shape = (images.shape[0], size, size, images.shape[3])
-            images = jax.image.resize(images, shape, "bilinear")
-        arguments = dict(self._arguments.train)
-        if self._arguments.has_drop_path:
-            arguments["drop_path_rate"] = drop_path
-        keys = dict(zip(("dropout", "drop_path"), jax.random.split(key), strict=True))
-
-        def loss_fn(params):
-            outputs, new = self.module.apply(
-                {"params": params, **state.collections},
-                images,
-                mutable=list(state.collections),
-                rngs=keys,
-                **arguments,
-            )
-            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-            smoothing = training.label_smoothing
-            loss = cross_entropy(logits, labels, smoothing)
-            for more in auxiliary:
-                loss += training.auxiliary_weight * cross_entropy(more, labels, smoothing)
-            return loss, new
-
-        (loss, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
-        return _State(params, {**state.collections, **new}, opt_state), loss
-
-    def _correct(self, variables, images, labels, mask):
-        logits = self.module.apply(variables, images, **self._arguments.evaluate)
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & mask)
-
-    def _evaluate(self, state: _State, split: str) -> float:
+    def _evaluate(self, state: NetworkState, split: str) -> float:
         variables = {"params": state.params, **state.collections}
         counts = [
-            (self._count_correct(variables, *batch), batch.counted_mask.sum())
+            (self.programs.count_correct(variables, *batch), batch.counted_mask.sum())
             for batch in self._evaluation_batches(split)
         ]
         correct = sum(int(correct) for correct, _ in counts)
@@ -346,25 +268,15 @@ class NetworkTrainer:
         self._evaluation[split] = list(batches)
         return self._evaluation[split]
 
-    def _batch_statistics(self, variables, images, fill):
-        stats = jax.tree.map(lambda x: jnp.full_like(x, fill), variables["batch_stats"])
-        keys = {name: jax.random.key(0) for name in ("dropout", "drop_path")}
-        _, new = self.module.apply(
-            {**variables, "batch_stats": stats},
-            images,
-            mutable=["batch_stats"],
-            rngs=keys,
-            **self._arguments.train,
-        )
-        return new["batch_stats"]
-
-    def _calibrate(self, state: _State, batches: TrainBatches) -> PyTree:
+    def _calibrate(self, state: NetworkState, batches: TrainBatches) -> PyTree:
         """Running statistics of the first training batches, as `calibrate_batch_stats`."""
         variables = {"params": state.params, **state.collections}
         parts = []
         for step in range(min(_NUM_CALIBRATION_BATCHES, batches.steps_per_epoch)):
             images, _ = batches.batch(step)
-            zeros, ones = (self._statistics(variables, images, fill) for fill in (0.0, 1.0))
+            zeros, ones = (
+                self.programs.batch_statistics(variables, images, fill) for fill in (0.0, 1.0)
+            )
             parts.append(statistics_of_batch(zeros, ones))
         stats = jax.tree.map(lambda *x: jnp.asarray(np.mean(x, axis=0)), *parts)
         return {**state.collections, "batch_stats": stats}
@@ -382,7 +294,7 @@ class _Loop:
     rate: float
     curve: list[CurvePoint]
 
-    def until_end(self, state: _State, step: int) -> _State:
+    def until_end(self, state: NetworkState, step: int) -> NetworkState:
         training, num_steps = self.config.training, self.trainer.num_steps
         losses: list[jax.Array] = []
         if step >= num_steps:
@@ -419,7 +331,7 @@ class _Loop:
         accuracy = self.curve[-1].accuracy if self.curve else None
         self.progress.update_network(step, loss=loss, accuracy=accuracy)
 
-    def _save(self, step: int, state: _State) -> None:
+    def _save(self, step: int, state: NetworkState) -> None:
         if self.store is None:
             return
         self.store.save(
@@ -439,7 +351,7 @@ class _Loop:
         raise InterruptedRunError(f"asked to stop: {saved}; the same command goes on from there")
 
 
-def _restore(store: CheckpointStore, state: _State, config: NetworkConfig):
+def _restore(store: CheckpointStore, state: NetworkState, config: NetworkConfig):
     """The state and the curve of the latest checkpoint, if its run had the same settings."""
     checkpoint = store.restore((state.collections, state.opt_state))
     was, now = checkpoint.config.to_dict(), config.to_dict()
@@ -460,13 +372,4 @@ def _restore(store: CheckpointStore, state: _State, config: NetworkConfig):
     collections, opt_state = jax.tree.map(jnp.array, checkpoint.opt_state)
     params = jax.tree.map(jnp.array, checkpoint.ghn_params)
     curve = [CurvePoint(int(step), acc) for step, acc in checkpoint.counters["curve"]]
-    return _State(params, collections, opt_state), curve
-
-
-def _as_state(variables: PyTree) -> _State:
-    others = {name: value for name, value in variables.items() if name != "params"}
-    return _State(variables["params"], others, None)
-
-
-def _to_variables(state: _State) -> PyTree:
-    return jax.tree.map(np.asarray, {"params": state.params, **state.collections})
+    return NetworkState(params, collections, opt_state), curve

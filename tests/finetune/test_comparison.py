@@ -8,8 +8,8 @@ import pytest
 
 import ghn_jax
 from ghn_jax.data import load_dataset
-from ghn_jax.finetune import comparison
-from ghn_jax.finetune.comparison import Comparison, markdown_table, mean_and_error, read_rows
+from ghn_jax.finetune.comparison import Comparison
+from ghn_jax.finetune.comparison_report import Row, Run, markdown_table, mean_and_error, read_rows
 from ghn_jax.finetune.config import FinetuneConfig
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 
@@ -128,6 +128,6 @@ def test_mean_and_standard_error():
 
 
 def test_table_shows_means_and_errors():
-    runs = [comparison.Run(s, 0.1, [(0, 0.1), (4, v)], v - 0.1) for s, v in ((0, 0.5), (1, 0.7))]
-    text = markdown_table([comparison.Row("net", "ghn", 0.1, runs)])
+    runs = [Run(s, 0.1, [(0, 0.1), (4, v)], v - 0.1) for s, v in ((0, 0.5), (1, 0.7))]
+    text = markdown_table([Row("net", "ghn", 0.1, runs)])
     assert text.splitlines()[2] == ("| net | ghn | 0.1 | 10.0 ± 0.0 | 60.0 ± 10.0 | 50.0 ± 10.0 |")

@@ -16,7 +16,8 @@ import pytest
 from ghn_jax.data import CropAndFlip, TrainBatches, load_dataset, take_shots
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
-from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer, call_arguments
+from ghn_jax.finetune.network_programs import call_arguments
+from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 from ghn_jax.models import build
 from ghn_jax.training.checkpoints import CheckpointError
 from ghn_jax.training.interruption import InterruptedRunError
@@ -106,7 +107,7 @@ def test_rates_and_seeds_share_one_program(digits, variables):
         trainer.run(variables, seed=seed, learning_rate=rate, quiet=True).variables
         for seed, rate in ((0, 0.1), (0, 0.01), (1, 0.1), (0, 0.1))
     ]
-    assert trainer._update._cache_size() == 1
+    assert trainer.programs.update._cache_size() == 1
     assert_same(results[0], results[3])
     kernels = [result["params"]["Dense_0"]["kernel"] for result in results[:3]]
     assert not np.array_equal(kernels[0], kernels[1])
@@ -201,7 +202,7 @@ def test_mixed_image_sizes(digits, variables):
     config = config_of(training={"image_sizes": (6, 8, 10), "num_steps": 12})
     trainer = NetworkTrainer(Net(), digits, config)
     trainer.run(variables, quiet=True)
-    assert trainer._update._cache_size() == 3
+    assert trainer.programs.update._cache_size() == 3
 
 
 def test_image_sizes_that_change_parameters_are_refused(digits):

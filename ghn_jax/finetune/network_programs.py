@@ -1,0 +1,157 @@
+"""The programs that train and evaluate one network, compiled once for any number of runs.
+
+In: a Flax module and how it is trained. Out: jitted functions of its state, images and labels, in
+which the learning rate, the seed and the drop path's rate are data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ghn_jax.engine.blockwise import cross_entropy
+from ghn_jax.finetune.config import NetworkTrainingConfig
+
+PyTree = Any
+
+
+class NetworkState(NamedTuple):
+    """What a step changes: parameters, other collections (running statistics), the optimizer."""
+
+    params: PyTree
+    collections: PyTree
+    opt_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class CallArguments:
+    """How a module is called.
+
+    Attributes:
+        train: Keyword arguments while it is trained.
+        evaluate: Keyword arguments while it is evaluated, batch norm on running statistics.
+        has_drop_path: Whether it takes `drop_path_rate`.
+    """
+
+    train: Mapping[str, Any]
+    evaluate: Mapping[str, Any]
+    has_drop_path: bool
+
+
+def call_arguments(module: nn.Module) -> CallArguments:
+    """Find out how a module is told whether it is trained.
+
+    Args:
+        module: Whose call takes `train`, `use_running_average`, `deterministic`, or none of them.
+
+    Returns:
+        The arguments.
+    """
+    names = inspect.signature(type(module).__call__).parameters
+    train: dict[str, Any] = {}
+    evaluate: dict[str, Any] = {}
+    if "train" in names:
+        train["train"], evaluate["train"] = True, False
+    for name in ("use_running_average", "deterministic"):
+        if name in names:
+            train[name], evaluate[name] = False, True
+    return CallArguments(train, evaluate, "drop_path_rate" in names)
+
+
+class NetworkPrograms:
+    """Jitted functions of one network.
+
+    Args:
+        module: (B, S, S, 3) images -> (B, K) logits, or while it is trained a pair with the logits
+            of an auxiliary head.
+        training: How it is trained.
+        optimizer: Of learning rate 1: updates are multiplied by the rate of the step.
+
+    Attributes:
+        arguments: How the module is called.
+        init_opt_state: Parameters -> the optimizer's state.
+        update: (state, images, labels, (rate, drop path), key, image size or None) -> (state,
+            loss); takes the memory of the state it is given.
+        count_correct: (variables, images, labels, mask) -> how many of the masked ones are right.
+        batch_statistics: (variables, images, fill) -> batch norm's running statistics after one
+            update of such that are all equal to `fill`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        training: NetworkTrainingConfig,
+        optimizer: optax.GradientTransformation,
+    ) -> None:
+        self.module = module
+        self.arguments = call_arguments(module)
+        self._training, self._optimizer = training, optimizer
+        self.init_opt_state = jax.jit(optimizer.init)
+        self.update = jax.jit(self._update, static_argnums=5, donate_argnums=0)
+        self.count_correct = jax.jit(self._count_correct)
+        self.batch_statistics = jax.jit(self._batch_statistics)
+
+    def _update(self, state, images, labels, scalars, key, size):
+        training = self._training
+        rate, drop_path = scalars
+        if size is not None and images.shape[1:3] != (size, size):
+            shape = (images.shape[0], size, size, images.shape[3])
+            images = jax.image.resize(images, shape, "bilinear")
+        arguments = dict(self.arguments.train)
+        if self.arguments.has_drop_path:
+            arguments["drop_path_rate"] = drop_path
+        keys = dict(zip(("dropout", "drop_path"), jax.random.split(key), strict=True))
+
+        def loss_fn(params):
+            outputs, new = self.module.apply(
+                {"params": params, **state.collections},
+                images,
+                mutable=list(state.collections),
+                rngs=keys,
+                **arguments,
+            )
+            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+            smoothing = training.label_smoothing
+            loss = cross_entropy(logits, labels, smoothing)
+            for more in auxiliary:
+                loss += training.auxiliary_weight * cross_entropy(more, labels, smoothing)
+            return loss, new
+
+        (loss, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        return NetworkState(params, {**state.collections, **new}, opt_state), loss
+
+    def _count_correct(self, variables, images, labels, mask):
+        logits = self.module.apply(variables, images, **self.arguments.evaluate)
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & mask)
+
+    def _batch_statistics(self, variables, images, fill):
+        stats = jax.tree.map(lambda x: jnp.full_like(x, fill), variables["batch_stats"])
+        keys = {name: jax.random.key(0) for name in ("dropout", "drop_path")}
+        _, new = self.module.apply(
+            {**variables, "batch_stats": stats},
+            images,
+            mutable=["batch_stats"],
+            rngs=keys,
+            **self.arguments.train,
+        )
+        return new["batch_stats"]
+
+
+def as_state(variables: PyTree) -> NetworkState:
+    others = {name: value for name, value in variables.items() if name != "params"}
+    return NetworkState(variables["params"], others, None)
+
+
+def to_variables(state: NetworkState) -> PyTree:
+    return jax.tree.map(np.asarray, {"params": state.params, **state.collections})
