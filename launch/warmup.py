@@ -4,9 +4,14 @@
         --config.training.compilation_cache_dir=~/.cache/ghn_jax
 
 Architectures are drawn from the config's space; the programs that cover 99% of their calls are
-compiled in `training.num_compile_threads` threads. Rare ones compile when training meets them.
+compiled in processes of `training.num_compile_threads` threads each, by default as many processes
+as the cores are enough for. Rare ones compile when training meets them.
 """
 
+import concurrent.futures
+import multiprocessing
+import os
+import queue
 import sys
 from pathlib import Path
 
@@ -21,34 +26,85 @@ from ghn_jax.training.architecture_sources import create_source  # noqa: E402
 from ghn_jax.training.config import ExperimentConfig  # noqa: E402
 from launch import config_flags  # noqa: E402
 
-flags.DEFINE_integer("num_architectures", 500, "Architectures whose calls are counted.")
+flags.DEFINE_integer(
+    "num_architectures", 500, "Architectures whose calls are counted.", lower_bound=1
+)
 flags.DEFINE_float("coverage", 0.99, "Share of all calls whose programs are compiled.")
+flags.DEFINE_integer(
+    "num_processes",
+    None,
+    "Processes that compile; by default one for each training.num_compile_threads cores.",
+    lower_bound=1,
+)
 FLAGS = flags.FLAGS
 
 
 def main(config: ExperimentConfig, workdir: str) -> None:
     """Draw architectures, count their blocks, compile the most frequent ones."""
+    folder = config.training.compilation_cache_dir or str(Path(workdir) / "compiled")
+    num_cores = len(os.sched_getaffinity(0))
+    num_processes = FLAGS.num_processes or max(num_cores // config.training.num_compile_threads, 1)
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(num_processes, context) as pool,
+        rich.progress.Progress() as progress,
+    ):
+        done = manager.Queue()
+        numbers = (FLAGS.num_architectures, FLAGS.coverage)
+        shares = [(index, num_processes) for index in range(num_processes)]
+        futures = [pool.submit(compile_share, config, folder, *numbers, s, done) for s in shares]
+        task = progress.add_task("compiling", total=None)
+        totals: list[int] = []
+        while not all(future.done() for future in futures) or not done.empty():
+            try:
+                total = done.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if total is None:
+                progress.advance(task)
+            else:
+                totals.append(total)
+                progress.update(task, total=sum(totals) if len(totals) == len(shares) else None)
+        results = [future.result() for future in futures]
+    num_signatures, num_programs = (sum(numbers) for numbers in zip(*results, strict=True))
+    print(f"{num_signatures} signatures, {num_programs} programs in {folder}")
+
+
+def compile_share(
+    config: ExperimentConfig,
+    folder: str,
+    num_architectures: int,
+    coverage: float,
+    share: tuple[int, int],
+    done: "queue.Queue[int | None]",
+) -> tuple[int, int]:
+    """Compile one process' share; tells how many signatures it has, then None for each done."""
     training = config.training
-    enable_compilation_cache(training.compilation_cache_dir or Path(workdir) / "compiled")
+    enable_compilation_cache(folder)
     engine = BlockwiseEngine(
         training.label_smoothing,
         num_compile_threads=training.num_compile_threads,
         compute_dtype=training.compute_dtype,
     )
     source = create_source(config.architectures, config.space, training.seed, config.ghn)
-    plans = [source.lower(source.draw(index)) for index in range(FLAGS.num_architectures)]
+    plans = [source.lower(source.draw(index)) for index in range(num_architectures)]
 
     def progress(keys, total):
-        return rich.progress.track(keys, "compiling", total)
+        done.put(total)
+        for key in keys:
+            yield key
+            done.put(None)
 
-    num_programs = engine.warm_up(
+    num_signatures = engine.warm_up(
         plans,
         config.data.batch_size,
         drops=training.target_dropout,
-        coverage=FLAGS.coverage,
+        coverage=coverage,
+        share=share,
         progress=progress,
     )
-    print(f"{num_programs} signatures, {engine.num_compilations} programs")
+    return num_signatures, engine.num_compilations
 
 
 if __name__ == "__main__":

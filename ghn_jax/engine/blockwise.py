@@ -192,13 +192,13 @@ class BlockwiseEngine:
         dtype=jnp.float32,
         drops: bool = False,
         coverage: float = 0.99,
+        share: tuple[int, int] = (0, 1),
         progress: Callable[[Iterable, int], Iterable] = lambda keys, total: keys,
     ) -> int:
         """Compile the most frequent programs of a sample of architectures, in parallel threads.
 
-        Compilation runs outside Python's lock, tracing within it: on few cores threads keep all of
-        them busy, and programs need not be traced again, as they would be after having been
-        compiled in another process.
+        Compilation runs outside Python's lock, tracing within it: two threads keep two cores busy;
+        more cores want several processes, with a share each and one cache on disk.
 
         Args:
             plans: The sample.
@@ -206,6 +206,7 @@ class BlockwiseEngine:
             dtype: Of images and parameters.
             drops: Whether heads drop features.
             coverage: Share of all calls whose programs are compiled, 0..1.
+            share: (i, n): of these programs only every n-th, from the i-th on.
             progress: Wraps the programs while they are waited for, given their number.
 
         Returns:
@@ -225,6 +226,8 @@ class BlockwiseEngine:
                 break
             covered += count
             wanted.append(key)
+        wanted = wanted[share[0] :: share[1]]
+        for key in wanted:
             self._programs.submit(key, builds[key])
         for key in progress(wanted, len(wanted)):
             self._programs.wait([key])

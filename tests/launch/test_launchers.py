@@ -154,3 +154,21 @@ def test_help(program, some):
     for name in names:
         assert f"--{name}:" in output or f"--[no]{name}:" in output
     assert output.startswith(source.split('"""')[1].strip())
+
+
+def test_warmup_compiles_in_processes_onto_one_disk(tmp_path):
+    flags = (SMOKE, f"--workdir={tmp_path}", "--num_architectures=6", "--coverage=0.2")
+    status, output, errors = run("warmup", *flags, "--num_processes=2")
+    assert (status, errors) == (0, "")
+    folder = tmp_path / "compiled"
+    number = int(output.split(" signatures, ")[0].split()[-1])
+    assert f"programs in {folder}" in output and number >= 2
+    files = {path.name for path in folder.iterdir()}
+    assert len(files) >= number
+    # Another process finds all of them: nothing new is written.
+    status, output, errors = run("warmup", *flags, "--num_processes=1")
+    assert (status, errors) == (0, "") and f"{number} signatures" in output
+    assert {path.name for path in folder.iterdir()} >= files
+    assert {
+        p for p in {path.name for path in folder.iterdir()} - files if "atime" not in p
+    } == set()
