@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from ghn_jax.targets.plan import Plan
 
-# Only their ratios matter. Estimated from single blocks on a CPU; `benchmarks/balance.py` fits them
-# to whole networks on the machine it runs on, which has not been done for these yet.
-SECONDS_PER_CALL = 4e-4
-SECONDS_PER_MULTIPLICATION = 3e-11
-SECONDS_PER_ELEMENT = 2.5e-9
+# Only their ratios matter. Fitted by `benchmarks/balance.py --num_architectures 56` to whole
+# networks on two cores of an AMD EPYC, nothing else running; the logarithms of estimates and times
+# of the 28 networks that were not fitted correlate with 0.84.
+SECONDS_PER_CALL = 3.8e-4
+SECONDS_PER_MULTIPLICATION = 6.9e-11
+SECONDS_PER_ELEMENT = 2.1e-9
 
 
 def estimate_seconds(plan: Plan, batch_size: int) -> float:
