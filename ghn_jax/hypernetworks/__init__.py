@@ -3,7 +3,7 @@
 from ghn_jax.hypernetworks.config import GHNConfig, ghn1, ghn2, mlp
 from ghn_jax.hypernetworks.embedding import ShapeVocabulary, shape_vocabulary
 from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize, parameter_shapes
-from ghn_jax.hypernetworks.tiling import TileKey, request_key, tile_parameter, untile_gradient
+from ghn_jax.hypernetworks.tiling import TileKey, request_key, tile_parameter
 
 __all__ = [
     "GHNConfig",
@@ -18,5 +18,4 @@ __all__ = [
     "request_key",
     "shape_vocabulary",
     "tile_parameter",
-    "untile_gradient",
 ]

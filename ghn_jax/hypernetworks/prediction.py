@@ -7,6 +7,7 @@ of tiles (powers of two). Tiles become parameters on the host, where cutting ~15
 architecture costs nothing to dispatch.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +23,11 @@ from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize
 from ghn_jax.hypernetworks.normalization import kernel_factor
 from ghn_jax.hypernetworks.tiling import (
     TileKey,
+    decoded_sizes,
     request_key,
-    tile_parameter,
+    tile_parameters,
     tile_slices,
-    untile_gradient,
+    untile_gradients,
 )
 from ghn_jax.relocation import ProgramsOnDevice
 
@@ -34,18 +36,29 @@ Array = Any  # numpy or JAX
 _DECODERS = ("kernels", "vectors")  # submodules of the hypernetwork
 _SMALLEST_NUM_NODES = 128
 _SMALLEST_NUM_TILES = 4
+_LARGE_TILE = 5_000_000  # multiplications
+_SMALL_TENSOR = 4096  # elements
 # Embeddings are padded to this many nodes per graph, so that decoders see one size for most
 # batches.
 _NUM_DECODED_NODES = 512
 
 
-class _TensorSource(NamedTuple):
-    """Where a parameter tensor comes from: a tile, and the factor that normalises it."""
+class _Tensors(NamedTuple):
+    """Parameter tensors of one shape that are cut alike from one kind of tile.
 
-    tensor: ParameterTensor
-    key: TileKey
-    row: int
+    Attributes:
+        shape: Of each.
+        role: Of each.
+        factor: That normalises them.
+        places: Of each, its graph and its position among the graph's tensors.
+        rows: Of each, its tile.
+    """
+
+    shape: tuple[int, ...]
+    role: str
     factor: float
+    places: list[tuple[int, int]]
+    rows: list[int]
 
 
 class PreparedGraphs(NamedTuple):
@@ -54,12 +67,14 @@ class PreparedGraphs(NamedTuple):
     Attributes:
         batch: B graphs padded to N nodes.
         requests: For each kind of tile, indices into the B * N nodes, padded.
-        sources: For each graph, for each of its tensors.
+        tensors: For each kind of tile, the tensors cut from it.
+        num_tensors: Of each graph.
     """
 
     batch: GraphBatch
     requests: dict[TileKey, np.ndarray]
-    sources: tuple[tuple[_TensorSource, ...], ...]
+    tensors: dict[TileKey, list[_Tensors]]
+    num_tensors: tuple[int, ...]
 
 
 class Predictor:
@@ -113,18 +128,21 @@ class Predictor:
         tuples = [to_graphs_tuple(graph) for graph in graphs]
         batch = batch_graphs(tuples, vocabulary.lookup, num_graphs, num_nodes)
         rows: dict[TileKey, dict[int, int]] = {}
-        sources = []
+        groups: dict[TileKey, dict[tuple, _Tensors]] = {}
         for index, graph in enumerate(graphs):
-            graph_sources = []
-            for tensor in graph.tensors:
+            for position, tensor in enumerate(graph.tensors):
                 key, factor = self._request(tensor)
-                nodes = rows.setdefault(key, {})
+                nodes, kind = rows.setdefault(key, {}), (tensor.shape, tensor.role)
+                of_key = groups.setdefault(key, {})
+                tensors = of_key.get(kind)
+                if tensors is None:
+                    tensors = of_key[kind] = _Tensors(*kind, factor, [], [])
+                tensors.places.append((index, position))
                 node = index * num_nodes + tensor.node
-                row = nodes.setdefault(node, len(nodes))
-                graph_sources.append(_TensorSource(tensor, key, row, factor))
-            sources.append(tuple(graph_sources))
-        requests = {key: _pad(list(nodes)) for key, nodes in rows.items()}
-        return PreparedGraphs(batch, requests, tuple(sources))
+                tensors.rows.append(nodes.setdefault(node, len(nodes)))
+        requests = {key: self._pad(key, list(nodes)) for key, nodes in rows.items()}
+        tensors = {key: list(of_key.values()) for key, of_key in groups.items()}
+        return PreparedGraphs(batch, requests, tensors, tuple(len(g.tensors) for g in graphs))
 
     def embed_nodes(self, ghn_params: PyTree, prepared: PreparedGraphs) -> jax.Array:
         """Embed the nodes of the graphs: (B, N, D), padding included."""
@@ -169,35 +187,29 @@ class Predictor:
         for key, nodes in prepared.requests.items():
             programs = self._decode_programs(ghn_params, key, embeddings, nodes)
             outputs[key] = programs.forward(ghn_params[_decoder(key)], embeddings, nodes)
-        tiles = {key: np.asarray(tile) for key, (tile, _) in outputs.items()}
-        target_params = [
-            [
-                tile_parameter(tiles[s.key][s.row], s.tensor.shape, s.tensor.role, s.factor, np)
-                for s in graph
-            ]
-            for graph in prepared.sources
-        ]
-        residuals = {key: residual for key, (_, residual) in outputs.items()}
-        return target_params, (embeddings, embed_residuals, tiles, residuals)
+        target_params: list[list] = [[None] * num for num in prepared.num_tensors]
+        for key, (tiles, _) in outputs.items():  # while the device decodes the next kinds
+            tiles = np.asarray(tiles)
+            for group in prepared.tensors[key]:
+                cut = tile_parameters(tiles, group.rows, *group[:3], np)
+                for (graph, position), tensor in zip(group.places, cut, strict=True):
+                    target_params[graph][position] = tensor
+        return target_params, (embeddings, embed_residuals, outputs)
 
     def _pull_back(self, ghn_params, prepared, forward_state, grads):
-        embeddings, embed_residuals, tiles, residuals = forward_state
-        d_tiles = {key: np.zeros_like(tile) for key, tile in tiles.items()}
-        for graph, graph_grads in zip(prepared.sources, grads, strict=False):
-            for source, grad in zip(graph, graph_grads or (), strict=False):
-                tile = d_tiles[source.key][source.row]
-                tensor = source.tensor
-                used = untile_gradient(np.asarray(grad), tile.shape, tensor.role, source.factor, np)
-                part = tile[tile_slices(tile.shape, tensor.shape, tensor.role)]
-                part += used.reshape(part.shape)
+        embeddings, embed_residuals, outputs = forward_state
         d_decoders, d_embeddings = self._zeros(ghn_params, embeddings)
         for key, nodes in prepared.requests.items():
+            tiles, residuals = outputs[key]
+            d_tiles = np.zeros(tiles.shape, tiles.dtype)
+            for group in prepared.tensors[key]:
+                _add_gradients(d_tiles, group, grads)
             decoder = _decoder(key)
             arguments = (ghn_params[decoder], embeddings, nodes)
             backward = self._decode_backward(ghn_params, key, embeddings, nodes)
             totals = (d_decoders[decoder], d_embeddings)
-            totals = backward(arguments, residuals[key], d_tiles[key], totals)
-            d_decoders[decoder], d_embeddings = totals
+            # Returns at once: the next tiles are put together while the device works.
+            d_decoders[decoder], d_embeddings = backward(arguments, residuals, d_tiles, totals)
         batch = prepared.batch
         backward = self._programs.get(
             ("embed backward", batch.primitive.shape),
@@ -257,6 +269,15 @@ class Predictor:
 
         return build_vjp(decode, (ghn_params[decoder], embeddings, nodes), 2)
 
+    def _pad(self, key: TileKey, nodes: list[int]) -> np.ndarray:
+        """Indices padded with the first one, whose tile is not read again."""
+        num_pixels, num_elements = decoded_sizes(key, self.config.max_shape)
+        hidden = self.config.hidden_size
+        # The last two layers of the convolutional decoder.
+        num_products = num_pixels * 8 * hidden * (4 * hidden + num_elements)
+        size = padded_num_tiles(len(nodes), num_products)
+        return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
+
     def _request(self, tensor: ParameterTensor) -> tuple[TileKey, float]:
         """The kind of tile a tensor is cut from, and its factor; of a few hundred kinds."""
         kind = (tensor.role, tensor.shape)
@@ -265,6 +286,26 @@ class Predictor:
             factor = kernel_factor(tensor.shape, tensor.role) if is_normalized else 1.0
             self._requests[kind] = request_key(tensor, self.config.max_shape), factor
         return self._requests[kind]
+
+
+def _add_gradients(d_tiles: np.ndarray, group: _Tensors, grads: Sequence) -> None:
+    """Add to the gradients of tiles those of tensors cut from them, but of graphs left out."""
+    pairs = zip(group.places, group.rows, strict=True)
+    kept = [(grads[graph][i], row) for (graph, i), row in pairs if grads[graph] is not None]
+    rows = [row for _, row in kept]
+    part = tile_slices(d_tiles.shape[1:], group.shape, group.role)
+
+    def of_parts(gradients):
+        return untile_gradients(gradients, d_tiles.shape[1:], group.role, group.factor, np)
+
+    if kept and len(set(rows)) == len(rows) and math.prod(group.shape) <= _SMALL_TENSOR:
+        of_tiles = d_tiles[(rows, *part)]
+        of_tiles += of_parts(np.stack([grad for grad, _ in kept])).reshape(of_tiles.shape)
+        d_tiles[(rows, *part)] = of_tiles
+        return
+    for grad, row in kept:
+        of_tile = d_tiles[(row, *part)]
+        of_tile += of_parts(np.asarray(grad)[None]).reshape(of_tile.shape)
 
 
 def _decoder(key: TileKey) -> str:
@@ -286,7 +327,19 @@ def _next_size(value: int, smallest: int) -> int:
     return size
 
 
-def _pad(nodes: list[int]) -> np.ndarray:
-    """Indices padded to a power of two with the first one, whose tile is not read again."""
-    size = _next_size(len(nodes), _SMALLEST_NUM_TILES)
-    return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
+def padded_num_tiles(num_tiles: int, num_products: int) -> int:
+    """The next size of a request.
+
+    Powers of two, beyond 64 also their 3/4; from 1 on for large tiles, from 4 on for others, since
+    each size is one more program.
+
+    Args:
+        num_tiles: At least so many.
+        num_products: Multiplications that decoding one of them takes.
+
+    Returns:
+        The size.
+    """
+    size = _next_size(num_tiles, 1 if num_products >= _LARGE_TILE else _SMALLEST_NUM_TILES)
+    smaller = 3 * size // 4
+    return smaller if size > 64 and num_tiles <= smaller else size

@@ -2,13 +2,14 @@
 
 A decoder emits tiles of bounded size; a target's tensor is cut from its node's tile. The same code
 runs on numpy arrays, where a CPU assembles ~150 tensors per architecture with nothing to dispatch,
-and on JAX arrays. `untile_gradient` is the transpose.
+and on JAX arrays. `untile_gradients` is the transpose.
 """
 
 import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from ghn_jax.targets.tracing import ROLES, ParameterTensor
 
@@ -73,28 +74,46 @@ def request_key(
     )
 
 
-def tile_parameter(
-    tile: Array, shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
-) -> Array:
-    """Cut a parameter tensor from a tile.
+def decoded_sizes(key: TileKey, max_shape: tuple[int, int, int, int]) -> tuple[int, int]:
+    """How large a tile is where it is decoded, before it is repeated.
 
     Args:
-        tile: As `TileKey` lists, without the axis of nodes.
-        shape: The tensor's, Flax layout.
-        role: The tensor's.
+        key: Of its kind.
+        max_shape: (O, I, S, S) of the hypernetwork.
+
+    Returns:
+        The number of its pixels, and of the elements of each.
+    """
+    num_out, num_in, size, _ = max_shape
+    num_pixels = min(key.height, size) * min(key.width, size)
+    if key.kind == "kernel":
+        return num_pixels, (key.out_channels or num_out) * (key.in_channels or num_in)
+    return num_pixels, {"depthwise": num_out, "position": num_in}.get(key.kind, num_out * num_in)
+
+
+def tile_parameters(
+    tiles: Array, rows: Array, shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
+) -> Array:
+    """Cut parameter tensors of one shape from tiles.
+
+    Args:
+        tiles: (G, ...), as `TileKey` lists them.
+        rows: (n,) int, the tile of each tensor.
+        shape: Of the tensors, Flax layout.
+        role: Of the tensors.
         factor: Multiplies the result.
         xp: `jax.numpy`, or `numpy` for numpy tiles.
 
     Returns:
-        An array of exactly `shape`; of a numpy tile possibly a view.
+        (n, *shape).
     """
-    used = _used_shape(tuple(tile.shape), tuple(shape), role)
-    block = tile[tile_slices(tuple(tile.shape), tuple(shape), role)].reshape(used)
+    shape = tuple(shape)
+    used = _used_shape(tuple(tiles.shape[1:]), shape, role)
+    block = tiles[(rows, *tile_slices(tuple(tiles.shape[1:]), shape, role))]
+    block = block.reshape(len(rows), *used)
     if factor != 1.0:
         block = block * block.dtype.type(factor)
-    if used == tuple(shape):
-        return block
-    for axis, size in enumerate(shape):
+    for axis, size in enumerate(shape if used != shape else (), start=1):
         have = block.shape[axis]
         if have < size:
             repeats = [1] * block.ndim
@@ -103,36 +122,44 @@ def tile_parameter(
     return block
 
 
-def untile_gradient(
-    gradient: Array, tile_shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
+def untile_gradients(
+    gradients: Array, tile_shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
 ) -> Array:
-    """The transpose of `tile_parameter`: sum over the repeats of every tile element.
+    """The transpose of `tile_parameters`: sum over the repeats of every tile element.
 
     Args:
-        gradient: Of the tensor.
-        tile_shape: Of the tile.
-        role: The tensor's.
-        factor: As given to `tile_parameter`.
+        gradients: (n, ...), of the tensors.
+        tile_shape: Of a tile.
+        role: Of the tensors.
+        factor: As given to `tile_parameters`.
         xp: `jax.numpy` or `numpy`.
 
     Returns:
-        The gradient of the part of the tile that was used, as `tile_slices` locates it.
+        (n, ...), gradients of the part of each tile that was used, as `tile_slices` locates it.
     """
-    used = _used_shape(tuple(tile_shape), tuple(gradient.shape), role)
-    for axis, have in enumerate(used if used != gradient.shape else ()):
-        size = gradient.shape[axis]
+    shape = tuple(gradients.shape[1:])
+    used = _used_shape(tuple(tile_shape), shape, role)
+    for axis, have in enumerate(used if used != shape else (), start=1):
+        size = gradients.shape[axis]
         if have < size:
             num_whole = size // have
-            before, after = gradient.shape[:axis], gradient.shape[axis + 1 :]
-            whole = _slice_axis(gradient, axis, 0, num_whole * have)
+            before, after = gradients.shape[:axis], gradients.shape[axis + 1 :]
+            whole = _slice_axis(gradients, axis, 0, num_whole * have)
             total = whole.reshape(*before, num_whole, have, *after).sum(axis=axis)
-            rest = _slice_axis(gradient, axis, num_whole * have, size)
+            rest = _slice_axis(gradients, axis, num_whole * have, size)
             if rest.size:
                 first = _slice_axis(total, axis, 0, rest.shape[axis]) + rest
                 others = _slice_axis(total, axis, rest.shape[axis], have)
                 total = xp.concatenate([first, others], axis=axis)
-            gradient = total
-    return gradient * gradient.dtype.type(factor) if factor != 1.0 else gradient
+            gradients = total
+    return gradients * gradients.dtype.type(factor) if factor != 1.0 else gradients
+
+
+def tile_parameter(
+    tile: Array, shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
+) -> Array:
+    """Cut one parameter tensor from a tile without the axis of nodes: see `tile_parameters`."""
+    return tile_parameters(tile[None], np.zeros(1, np.int32), shape, role, factor, xp)[0]
 
 
 @functools.lru_cache(maxsize=2**14)

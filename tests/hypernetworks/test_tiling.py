@@ -10,8 +10,9 @@ from ghn_jax.hypernetworks.tiling import (
     TileKey,
     request_key,
     tile_parameter,
+    tile_parameters,
     tile_slices,
-    untile_gradient,
+    untile_gradients,
 )
 
 # (tile's shape, tensor's shape, role): cropped, repeated, both, not a multiple, and of every role.
@@ -43,8 +44,8 @@ def test_small_kernel_by_hand():
 
 def test_small_gradient_by_hand():
     gradient = np.arange(9, dtype=np.float32).reshape(3, 3)
-    found = untile_gradient(gradient, (1, 1, 2, 2), "kernel", 10.0, np)
-    np.testing.assert_array_equal(found, [[160, 80], [80, 40]])
+    found = untile_gradients(gradient[None], (1, 1, 2, 2), "kernel", 10.0, np)
+    np.testing.assert_array_equal(found[0], [[160, 80], [80, 40]])
 
 
 @pytest.mark.parametrize(("tile_shape", "shape", "role"), CASES)
@@ -72,16 +73,27 @@ def test_untiling_is_the_transpose(tile_shape, shape, role, xp):
     _, pull_back = jax.vjp(lambda tile: tile_parameter(tile, shape, role, 0.5, jnp), tile)
     (expected,) = pull_back(jnp.asarray(gradient))
     found = np.zeros(tile_shape, np.float32)
-    part = untile_gradient(xp.asarray(gradient), tile_shape, role, 0.5, xp)
+    part = untile_gradients(xp.asarray(gradient)[None], tile_shape, role, 0.5, xp)[0]
     index = tile_slices(tile_shape, shape, role)
     found[index] = np.asarray(part).reshape(found[index].shape)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_many_tensors_are_cut_at_once():
+    tiles, rows = random((5, 3, 3, 4, 6)), np.array([4, 0, 4])
+    found = tile_parameters(tiles, rows, (3, 3, 9, 2), "kernel", 0.5, np)
+    expected = [tile_parameter(tiles[row], (3, 3, 9, 2), "kernel", 0.5, np) for row in rows]
+    np.testing.assert_array_equal(found, expected)
+    gradients = random((3, 3, 3, 9, 2), seed=1)
+    found = untile_gradients(gradients, (3, 3, 4, 6), "kernel", 0.5, np)
+    one = lambda g: untile_gradients(g[None], (3, 3, 4, 6), "kernel", 0.5, np)[0]  # noqa: E731
+    np.testing.assert_array_equal(found, [one(gradient) for gradient in gradients])
+
+
 def test_float64_stays_float64():
     tile = np.ones((2, 4))
     assert tile_parameter(tile, (9,), "scale", 0.3, np).dtype == np.float64
-    assert untile_gradient(np.ones(9), (2, 4), "scale", 0.3, np).dtype == np.float64
+    assert untile_gradients(np.ones((1, 9)), (2, 4), "scale", 0.3, np).dtype == np.float64
 
 
 @pytest.mark.parametrize(
