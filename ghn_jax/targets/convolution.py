@@ -15,12 +15,14 @@ for the backward pass. Images are (B, H, W, C), kernels (H, W, I, O).
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+_CACHED_ELEMENTS = 2**15
 IMAGE_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -206,19 +208,24 @@ def _depthwise_kernel_gradient(x, dy, kernel_shape, stride, dilation):
 
     def reduce(x, dy):
         windows = shifted_windows(x, kernel_shape[:2], (stride, stride), dilation)
-        # The batch first: sums over the outermost axis are vectorised over the inner ones.
-        return jnp.stack([jnp.sum(jnp.sum(w * dy, axis=0), axis=(0, 1)) for w in windows])
+        return jnp.stack([jnp.sum(w * dy, axis=(0, 1, 2)) for w in windows])
 
-    if dy.shape[1] * dy.shape[2] <= 128:
+    # A few images at a time: their windows stay in cache while all taps are reduced.
+    num_images = _largest_power_of_two(_CACHED_ELEMENTS // math.prod(dy.shape[1:]))
+    num_images = math.gcd(dy.shape[0], num_images)
+    if num_images == dy.shape[0]:
         return reduce(x, dy)
 
-    # One image at a time: its windows stay in cache while all taps are reduced.
-    def add_image(total, image_and_dy):
-        image, dy_image = image_and_dy
-        return total + reduce(image[None], dy_image[None]), None
+    def add_images(total, images):
+        return total + reduce(*images), None
 
     zero = jnp.zeros((kernel_shape[0] * kernel_shape[1], kernel_shape[3]), dy.dtype)
-    return lax.scan(add_image, zero, (x, dy))[0]
+    groups = [a.reshape(-1, num_images, *a.shape[1:]) for a in (x, dy)]
+    return lax.scan(add_images, zero, tuple(groups))[0]
+
+
+def _largest_power_of_two(limit):
+    return 1 << max(limit.bit_length() - 1, 0)
 
 
 def shifted_windows(
