@@ -46,7 +46,7 @@ def main() -> None:
     prediction = ghn.predict(architecture)
     prepared = ghn.predictor.prepare([prediction.graph])
     variables = {"params": ghn.ghn_params}
-    embeddings = np.asarray(ghn.predictor.embed_nodes(ghn.ghn_params, prepared))[0]
+    embeddings = ghn.predictor.embed_nodes(ghn.ghn_params, prepared)[0]
     hypernetwork = Hypernetwork(ghn.config)
     tiles = hypernetwork.apply(variables, prepared.batch, prepared.requests)
     batch = EvaluationBatches(ghn_jax.load_dataset("digits"), "test", 64).batch(0)

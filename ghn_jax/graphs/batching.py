@@ -20,7 +20,7 @@ class GraphBatch(NamedTuple):
         primitive: (B, N) int32, index into `PRIMITIVES`; 0 on padding.
         shape_index: (B, N, 4) int32, rows of the shape vocabulary.
         distance: (B, N, N) uint8 [receiver, sender]; 0 = no edge, as on padding.
-        node_mask: (B, N) bool, False on padding.
+        node_mask: (B, N) bool, False on padding, which comes last but for places left empty.
     """
 
     primitive: np.ndarray
@@ -55,6 +55,7 @@ def batch_graphs(
     lookup_shapes: Callable[[np.ndarray], np.ndarray],
     num_graphs: int,
     num_nodes: int,
+    places: Sequence[np.ndarray] | None = None,
 ) -> GraphBatch:
     """Pad graphs to B = `num_graphs` graphs of N = `num_nodes` nodes.
 
@@ -63,12 +64,13 @@ def batch_graphs(
         lookup_shapes: From (n, 4) parameter shapes to (n, 4) rows of the shape vocabulary.
         num_graphs: B.
         num_nodes: N.
+        places: Of each graph's nodes, its place among the N; None keeps their order.
 
     Returns:
         The batch; padding has no edges.
 
     Raises:
-        ValueError: If there are more graphs than B or a graph has more nodes than N.
+        ValueError: If there are more graphs than B or a graph needs more places than N.
     """
     if len(graphs) > num_graphs:
         raise ValueError(
@@ -81,13 +83,16 @@ def batch_graphs(
         node_mask=np.zeros((num_graphs, num_nodes), bool),
     )
     for index, graph in enumerate(graphs):
-        size = int(graph.n_node.sum())
+        place = np.arange(int(graph.n_node.sum())) if places is None else places[index]
+        size = int(place.max(initial=-1)) + 1
         if size > num_nodes:
             raise ValueError(
                 f"graph {index} has {size} nodes, expected at most num_nodes={num_nodes}"
             )
-        batch.primitive[index, :size] = graph.nodes["primitive"]
-        batch.shape_index[index, :size] = lookup_shapes(graph.nodes["shape"])
-        batch.distance[index, graph.receivers, graph.senders] = graph.edges["distance"]
-        batch.node_mask[index, :size] = True
+        batch.primitive[index, place] = graph.nodes["primitive"]
+        batch.shape_index[index, place] = lookup_shapes(graph.nodes["shape"])
+        batch.distance[index, place[graph.receivers], place[graph.senders]] = graph.edges[
+            "distance"
+        ]
+        batch.node_mask[index, place] = True
     return batch

@@ -19,9 +19,11 @@ class GatedGNN(nn.Module):
 
     Attributes:
         virtual_edges: Longest distance of an edge that passes messages; 1 means the network's own.
+        nodes_at_once: How many consecutive nodes are visited together; no edge joins two of them.
     """
 
     virtual_edges: int
+    nodes_at_once: int = 1
 
     @nn.compact
     def __call__(
@@ -56,7 +58,7 @@ class GatedGNN(nn.Module):
         num_nodes = x.shape[1]
         num_visited = jnp.asarray(num_nodes if num_visited is None else num_visited, jnp.int32)
         for is_reverse in (False, True):
-            kind = Sweep(self.virtual_edges, is_reverse)
+            kind = Sweep(self.virtual_edges, is_reverse, self.nodes_at_once)
             x = sweep(kind, mlps, gru, x, distance, num_visited)
         return x
 

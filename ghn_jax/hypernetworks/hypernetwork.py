@@ -25,16 +25,19 @@ class Hypernetwork(nn.Module):
 
     Attributes:
         config: Which modules it is composed of.
+        nodes_at_once: How many consecutive nodes message passing visits together; in the batches it
+            gets, no edge joins two of them.
     """
 
     config: GHNConfig
+    nodes_at_once: int = 1
 
     def setup(self):
         config = self.config
         size, max_shape = config.hidden_size, config.max_shape
         self.embedding = NodeEmbedding(size, config.num_classes, max_shape[2])
         if config.message_passing == "gated_gnn":
-            self.gnn = GatedGNN(config.virtual_edges)
+            self.gnn = GatedGNN(config.virtual_edges, self.nodes_at_once)
         else:
             self.mlp = MLP(size, size)
         if config.layer_norm:
@@ -53,7 +56,8 @@ class Hypernetwork(nn.Module):
         """
         x = self.embedding(batch.primitive, batch.shape_index)
         if self.config.message_passing == "gated_gnn":
-            num_visited = jnp.max(jnp.sum(batch.node_mask, axis=1, dtype=jnp.int32))
+            places = 1 + jnp.arange(batch.node_mask.shape[1], dtype=jnp.int32)
+            num_visited = jnp.max(jnp.where(batch.node_mask, places, 0))
             x = self.gnn(x, batch.distance, num_visited)
         else:
             x = self.mlp(x)

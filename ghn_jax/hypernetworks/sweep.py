@@ -31,10 +31,13 @@ class Sweep(NamedTuple):
     Attributes:
         virtual_edges: Longest distance of an edge that passes messages; 1 means the network's own.
         is_reverse: Whether messages go against the edges, and nodes are visited from the last.
+        nodes_at_once: How many consecutive nodes of each graph are visited together, a divisor of
+            32. No edge may join two of them.
     """
 
     virtual_edges: int
     is_reverse: bool
+    nodes_at_once: int = 1
 
 
 def sweep(
@@ -45,7 +48,7 @@ def sweep(
     distance: jax.Array,
     num_visited: jax.Array,
 ) -> jax.Array:
-    """Visit the nodes of B graphs in parallel, one of each graph at a time.
+    """Visit the nodes of B graphs in parallel, one or a few of each graph at a time.
 
     Args:
         kind: Of sweep.
@@ -54,11 +57,18 @@ def sweep(
         gru: `message_kernel` and `state_kernel` (D, 3 D), `message_bias` and `state_bias`.
         x: (B, N, D) states, nodes in topological order.
         distance: (B, N, N) uint8 [receiver, sender], 0 where there is no edge.
-        num_visited: () int32, how many of the first nodes are visited.
+        num_visited: () int32, how many of the first nodes are visited; rounded up to
+            `nodes_at_once`.
 
     Returns:
         (B, N, D); nodes that are not visited keep their state.
+
+    Raises:
+        ValueError: If `nodes_at_once` does not divide 32.
     """
+    if kind.nodes_at_once < 1 or _BLOCK % kind.nodes_at_once:
+        raise ValueError(f"nodes_at_once is {kind.nodes_at_once}, expected a divisor of {_BLOCK}")
+    num_visited = -(-num_visited // kind.nodes_at_once) * kind.nodes_at_once
     missing = -x.shape[1] % _BLOCK
     padded = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
     distance = jnp.pad(distance, ((0, 0), (0, missing), (0, missing)))
@@ -167,16 +177,18 @@ class _Edges(NamedTuple):
 
 
 class _Visits(NamedTuple):
-    """The order of visits: block by block, node by node.
+    """The order of visits: block by block, within a block node by node or a few at a time.
 
     Attributes:
         num_nodes: N, a multiple of the block.
         num_visited: () int32.
+        nodes_at_once: How many are visited together.
         is_descending: Whether from the last node to the first.
     """
 
     num_nodes: int
     num_visited: jax.Array
+    nodes_at_once: int
     is_descending: bool
 
     def run(self, enter: Callable, visit: Callable, arrays: PyTree, inputs: PyTree) -> PyTree:
@@ -185,8 +197,8 @@ class _Visits(NamedTuple):
         Args:
             enter: From the start of a block and the arrays to a tree of (B, block, ...): what its
                 nodes know beforehand.
-            visit: From the block's part of the arrays, and the node's rows of what `enter` gave and
-                of the inputs, to its rows of the arrays.
+            visit: From the block's part of the arrays, and the nodes' rows of what `enter` gave and
+                of the inputs, to their rows of the arrays.
             arrays: Tree of (B, N, F), written.
             inputs: Tree of (B, N, F).
 
@@ -199,16 +211,16 @@ class _Visits(NamedTuple):
             start = self._position(step, num_blocks) * _BLOCK
             of_block = jax.tree.map(lambda a: _rows(a, start, _BLOCK), inputs)
             of_block = (enter(start, arrays), of_block)
-            num_own = jnp.minimum(self.num_visited - start, _BLOCK)
+            num_steps = jnp.minimum(self.num_visited - start, _BLOCK) // self.nodes_at_once
 
-            def visit_node(step, own):
-                index = self._position(step, num_own)
-                known = jax.tree.map(lambda a: _rows(a, index, 1), of_block)
+            def visit_nodes(step, own):
+                index = self._position(step, num_steps) * self.nodes_at_once
+                known = jax.tree.map(lambda a: _rows(a, index, self.nodes_at_once), of_block)
                 written = visit(own, *known)
                 return jax.tree.map(lambda a, rows: _with_rows(a, rows, index), own, written)
 
             own = jax.tree.map(lambda a: _rows(a, start, _BLOCK), arrays)
-            own = lax.fori_loop(_ZERO, num_own, visit_node, own)
+            own = lax.fori_loop(_ZERO, num_steps, visit_nodes, own)
             return jax.tree.map(lambda a, rows: _with_rows(a, rows, start), arrays, own)
 
         return lax.fori_loop(_ZERO, num_blocks, visit_block, arrays)
@@ -234,7 +246,7 @@ def _sweep(kind, mlps, gru, x, distance, num_visited):
 
 def _sweep_fwd(kind, mlps, gru, x, distance, num_visited):
     edges = _Edges(distance, kind.virtual_edges, kind.is_reverse, x.dtype)
-    visits = _Visits(x.shape[1], num_visited, kind.is_reverse)
+    visits = _Visits(x.shape[1], num_visited, kind.nodes_at_once, kind.is_reverse)
     mlp, num_mlps = _joined(mlps), len(mlps)
 
     def gather(weights, sent):
@@ -266,7 +278,7 @@ def _sweep_fwd(kind, mlps, gru, x, distance, num_visited):
 def _sweep_bwd(kind, residuals, dh):
     mlps, gru, x, distance, num_visited, h, m = residuals
     edges = _Edges(distance, kind.virtual_edges, not kind.is_reverse, x.dtype)
-    visits = _Visits(x.shape[1], num_visited, not kind.is_reverse)
+    visits = _Visits(x.shape[1], num_visited, kind.nodes_at_once, not kind.is_reverse)
     mlp, num_mlps = _joined(mlps), len(mlps)
     # The sweep is linear in the cotangents: what the states decide is computed for all nodes ahead.
     from_state, hidden = _from_state(gru, x), _hidden(mlp, h)

@@ -123,7 +123,7 @@ class Parity:
         ghn_params = checkpoint.variables["params"]
         predictor = self._predictors.setdefault(found.ghn_name, Predictor(checkpoint.config))
         prepared = predictor.prepare([graph])
-        embeddings = np.asarray(predictor.embed_nodes(ghn_params, prepared))[0, : graph.num_nodes]
+        (embeddings,) = predictor.embed_nodes(ghn_params, prepared)
         order = _node_order(graph, found)
         deviation = _relative(embeddings, found.embeddings[order])
         yield Deviation("node embeddings", name, deviation)

@@ -59,24 +59,50 @@ def naive_gnn(params, states, distance, virtual_edges):
     return np.stack(h)
 
 
-@pytest.mark.parametrize("virtual_edges", [1, 3, 50])
-def test_values_and_gradients_match_the_naive_implementation(x64, virtual_edges):
-    module = GatedGNN(virtual_edges)
-    distance = random_distances(2, 9)
-    params = draw_weights(module, distance, np.float64)
+def without_edges_between_neighbors(distance, num):
+    """Remove the edges within each group of consecutive nodes."""
+    group = np.arange(distance.shape[1]) // num
+    return np.where(group[:, None] == group, np.uint8(0), distance)
+
+
+# Within a block; several blocks, the last one not full; chunks of blocks, and nodes left alone.
+@pytest.mark.parametrize(
+    ("virtual_edges", "num_nodes", "num_visited", "nodes_at_once"),
+    [(1, 9, 9, 1), (3, 9, 9, 1), (50, 9, 9, 1), (50, 70, 70, 1), (50, 256, 200, 1)]
+    + [(50, 70, 70, 2), (50, 256, 200, 4)],
+)
+def test_values_and_gradients_match_the_naive_implementation(
+    x64, virtual_edges, num_nodes, num_visited, nodes_at_once
+):
+    module = GatedGNN(virtual_edges, nodes_at_once)
+    distance = random_distances(2, num_nodes)
+    if num_nodes > 32:  # about as many edges of each node
+        distance[np.random.default_rng(7).random(distance.shape) > 20 / num_nodes] = 0
+    distance = without_edges_between_neighbors(distance, nodes_at_once)
+    params = draw_weights(module, distance[:, :9, :9], np.float64)
     rng = np.random.default_rng(2)
-    params["states"], cotangent = rng.standard_normal((2, 2, 9, SIZE))
+    params["states"], cotangent = rng.standard_normal((2, 2, num_nodes, SIZE))
 
     def loss(params):
         params = dict(params)
         states = params.pop("states")
-        return jnp.sum(module.apply({"params": params}, states, distance) * cotangent)
+        found = module.apply({"params": params}, states, distance, num_visited)
+        return jnp.sum(found * cotangent)
 
     def naive_loss(params):
         outputs = [
-            naive_gnn(params, params["states"][b], distance[b], virtual_edges) for b in range(2)
+            [
+                *naive_gnn(
+                    params,
+                    states[:num_visited],
+                    edges[:num_visited, :num_visited],
+                    virtual_edges,
+                ),
+                *states[num_visited:],
+            ]
+            for states, edges in zip(params["states"], distance, strict=True)
         ]
-        return np.sum(np.stack(outputs) * cotangent)
+        return np.sum(np.array(outputs) * cotangent)
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(params)
     assert value.dtype == jnp.float64
@@ -144,3 +170,10 @@ def test_virtual_edges_are_cut_off_at_their_longest_distance():
         module.apply({"params": params}, states, far),
         module.apply({"params": params}, states, near),
     )
+
+
+def test_nodes_at_once_have_to_divide_a_block():
+    distance = random_distances(1, 9)
+    states = np.zeros((1, 9, SIZE), np.float32)
+    with pytest.raises(ValueError, match="nodes_at_once is 3, expected a divisor of 32"):
+        GatedGNN(50, 3).init(jax.random.key(0), states, distance)

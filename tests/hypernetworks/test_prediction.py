@@ -16,7 +16,7 @@ from ghn_jax.architectures import Architecture, Genotype
 from ghn_jax.graphs import PRIMITIVES, build_graph
 from ghn_jax.hypernetworks import ghn1, ghn2, mlp
 from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.prediction import Predictor, padded_num_tiles
 from ghn_jax.targets.network import TargetNetwork, flatten_params, params_tree
 from ghn_jax.targets.plan import lower
 
@@ -203,6 +203,29 @@ def test_gradients_reach_every_parameter():
         reached = np.abs(grads["embedding", name]).max(axis=1) > 0
         np.testing.assert_array_equal(np.flatnonzero(reached), np.unique(used), err_msg=name)
     assert len(np.unique(used_rows["primitive"])) == len(PRIMITIVES)
+
+
+@pytest.mark.parametrize("nodes_at_once", [2, 4])
+def test_visiting_several_nodes_at_once_changes_nothing(nodes_at_once):
+    graphs = [build_graph(PLANS[name]) for name in ("two layers", "msa")]
+    found = {}
+    for num in (1, nodes_at_once):
+        some = Predictor(CONFIGS["ghn2"], nodes_at_once=num)
+        prepared = some.prepare(graphs)
+        predicted, pull_back = some.predict_with_pull_back(ghn_params(), prepared)
+        rng = np.random.default_rng(0)
+        grads = [[rng.standard_normal(x.shape).astype(np.float32) for x in g] for g in predicted]
+        found[num] = (predicted, pull_back(grads), some.embed_nodes(ghn_params(), prepared))
+    assert [len(nodes) for nodes in found[1][2]] == [graph.num_nodes for graph in graphs]
+    scale = lambda x: np.abs(x).max() + 1e-30  # noqa: E731
+    deviations = jax.tree.map(lambda a, b: scale(a - b) / scale(a), *found.values())
+    assert max(jax.tree.leaves(deviations)) < 2e-6
+
+
+def test_sizes_of_requests_are_few_and_waste_little():
+    sizes = {padded_num_tiles(num, 10**6) for num in range(1, 513)}
+    assert sorted(sizes) == [4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
+    assert [padded_num_tiles(num, 10**7) for num in (1, 2, 3)] == [1, 2, 4]
 
 
 def test_graphs_left_out_have_no_gradient():

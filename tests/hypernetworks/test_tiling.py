@@ -8,6 +8,7 @@ import pytest
 from ghn_jax.graphs import ParameterTensor
 from ghn_jax.hypernetworks.tiling import (
     TileKey,
+    decoded_sizes,
     request_key,
     tile_parameter,
     tile_parameters,
@@ -121,6 +122,21 @@ def test_keys_of_every_role(shape, role, expected):
 def test_keys_can_be_bounded_to_the_channels_in_use(channels, bounds):
     tensor = ParameterTensor(("w",), (3, 3, *channels), 0, "kernel")
     assert request_key(tensor, (64, 64, 11, 11)) == TileKey("kernel", 3, 3, *bounds)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (TileKey("kernel", 3, 3), (9, 64 * 64)),
+        (TileKey("kernel", 1, 7, 32, 0), (7, 32 * 64)),
+        (TileKey("kernel", 13, 13), (121, 64 * 64)),
+        (TileKey("depthwise", 5, 5), (25, 64)),
+        (TileKey("position", 14, 14), (121, 64)),
+        (TileKey("classifier_kernel"), (1, 64 * 64)),
+    ],
+)
+def test_sizes_of_tiles_where_they_are_decoded(key, expected):
+    assert decoded_sizes(key, (64, 64, 11, 11)) == expected
 
 
 def test_unknown_role_is_named():
