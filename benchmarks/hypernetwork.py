@@ -3,8 +3,9 @@
     python benchmarks/hypernetwork.py [--num_nodes 50 100 250 500 1000 2000 3000]
 
 Four graphs of a GHN-2 with max shape (64, 64, 11, 11), padded as training pads them, each a chain
-with shortcuts, about as deep as sampled architectures; and the tensors of four typical
-architectures. Prints the fastest of ten runs.
+with shortcuts; four sampled architectures of each of some splits, visiting one node at a time or
+several that no path joins; and the tensors of four typical architectures. Prints the fastest of ten
+runs.
 """
 
 import argparse
@@ -21,11 +22,13 @@ import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from ghn_jax.compilation import compile_lowered  # noqa: E402
-from ghn_jax.graphs import PRIMITIVES, GraphBatch  # noqa: E402
+import ghn_jax  # noqa: E402
+from ghn_jax.compilation import compile_lowered, keep_freed_memory  # noqa: E402
+from ghn_jax.graphs import PRIMITIVES, GraphBatch, build_graph  # noqa: E402
 from ghn_jax.graphs.arch_graph import shortest_paths  # noqa: E402
 from ghn_jax.hypernetworks import Hypernetwork, TileKey, ghn2, initialize  # noqa: E402
-from ghn_jax.hypernetworks.prediction import padded_num_nodes  # noqa: E402
+from ghn_jax.hypernetworks.prediction import Predictor, padded_num_nodes  # noqa: E402
+from ghn_jax.targets.plan import lower  # noqa: E402
 
 NUM_GRAPHS = 4
 NUM_TENSORS = {
@@ -46,8 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     sizes = (50, 100, 250, 500, 1000, 2000, 3000)
     parser.add_argument("--num_nodes", type=int, nargs="+", default=sizes, help="Of each graph.")
+    parser.add_argument("--nodes_at_once", type=int, nargs="+", default=(1, 2, 4), help="Visited.")
+    parser.add_argument("--splits", nargs="+", default=("train", "wide", "deep"), help="Sampled.")
     parser.add_argument("--bound_channels", action="store_true", help="Of half of the kernels.")
     arguments = parser.parse_args()
+    keep_freed_memory()
     config = ghn2()
     network = Hypernetwork(config)
     variables = initialize(config, jax.random.key(0))
@@ -58,16 +64,13 @@ def main() -> None:
     for num_nodes in arguments.num_nodes:
         batch = random_batch(rng, num_nodes)
 
-        def embed(variables, batch=batch):
-            return network.apply(variables, batch, method="embed_nodes")
-
-        _, forward, _ = timed(embed, variables)
-        _, both, compile_seconds = timed(with_gradient(embed), variables)
+        forward, both, compile_seconds = time_embedding(network, variables, batch)
         padded = batch.primitive.shape[1]
         cells = (f"{forward:.1f}", f"{both:.1f}", f"{both / num_nodes:.3f}")
         table.add_row(str(num_nodes), str(padded), *cells, f"{compile_seconds:.1f}")
     console = Console()
     console.print(table)
+    console.print(time_nodes_at_once(arguments, config, variables))
 
     num_tensors = bound_half(NUM_TENSORS) if arguments.bound_channels else NUM_TENSORS
     embeddings = rng.standard_normal((2048, config.hidden_size), dtype=np.float32)
@@ -82,6 +85,44 @@ def main() -> None:
     _, forward, _ = timed(decode, variables, embeddings)
     _, both, _ = timed(with_gradient(decode), variables, embeddings)
     console.print(f"decoding all tiles: {forward:.1f} ms, with gradient {both:.1f} ms")
+
+
+def time_embedding(network, variables, batch) -> tuple[float, float, float]:
+    """Milliseconds forward and with gradient, and the seconds the latter took to compile."""
+
+    def embed(variables, batch):
+        return network.apply(variables, batch, method="embed_nodes")
+
+    def embed_with_gradient(variables, batch):
+        return with_gradient(lambda variables: embed(variables, batch))(variables)
+
+    _, forward, _ = timed(embed, variables, batch)
+    _, both, compile_seconds = timed(embed_with_gradient, variables, batch)
+    return forward, both, compile_seconds
+
+
+def time_nodes_at_once(arguments, config, variables) -> Table:
+    """The same for sampled architectures, by the number of nodes visited together."""
+    table = Table(title=f"{NUM_GRAPHS} sampled architectures of a split, ms")
+    columns = ("split", "nodes at once", "steps", "padded", "forward", "with gradient")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in arguments.splits:
+        space = ghn_jax.SpaceConfig(split=split)
+        plans = [
+            lower(ghn_jax.sample_architecture(space, seed=0, index=index), 32, 10)
+            for index in range(NUM_GRAPHS)
+        ]
+        graphs = [build_graph(plan) for plan in plans]
+        for nodes_at_once in arguments.nodes_at_once:
+            prepared = Predictor(config, nodes_at_once=nodes_at_once).prepare(graphs)
+            network = Hypernetwork(config, nodes_at_once)
+            forward, both, _ = time_embedding(network, variables, prepared.batch)
+            steps = 1 + max(int(place.max()) // nodes_at_once for place in prepared.places)
+            padded = prepared.batch.primitive.shape[1]
+            cells = (nodes_at_once, steps, padded, f"{forward:.1f}", f"{both:.1f}")
+            table.add_row(split, *map(str, cells))
+    return table
 
 
 def random_batch(rng, num_nodes) -> GraphBatch:

@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -209,3 +210,57 @@ class ProgramCache:
         """Wait until the programs of `keys` are built."""
         for key in keys:
             self._futures[key].result()
+
+
+Progress = Callable[[Iterable, int], Iterable]
+
+
+def no_progress(keys: Iterable, total: int) -> Iterable:
+    """Iterate over keys without telling anybody."""
+    return keys
+
+
+def compile_frequent(
+    programs: Any,
+    calls: Iterable[tuple[Hashable, Callable[[], Any]]],
+    coverage: float = 0.99,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress = no_progress,
+) -> int:
+    """Compile the programs that most of a sample of calls need, in parallel threads.
+
+    Compilation runs outside Python's lock, tracing within it: two threads keep two cores busy; more
+    cores want several processes, with a share each and one cache on disk.
+
+    Args:
+        programs: A `ProgramCache`, or what looks like one.
+        calls: For each call, the key of its program and what builds that.
+        coverage: Share of all calls whose programs are compiled, 0..1.
+        share: (i, n): of these programs only every n-th, from the i-th on.
+        progress: Wraps the keys while they are waited for, given their number.
+
+    Returns:
+        How many programs that was.
+
+    Raises:
+        ValueError: If the coverage is not in 0..1.
+    """
+    if not 0.0 <= coverage <= 1.0:
+        raise ValueError(f"coverage is {coverage}, expected 0 <= value <= 1")
+    counts: Counter[Hashable] = Counter()
+    builds = {}
+    for key, build in calls:
+        counts[key] += 1
+        builds[key] = build
+    wanted, covered = [], 0
+    for key, count in counts.most_common():
+        if covered >= coverage * counts.total():
+            break
+        covered += count
+        wanted.append(key)
+    wanted = wanted[share[0] :: share[1]]
+    for key in wanted:
+        programs.submit(key, builds[key])
+    for key in progress(wanted, len(wanted)):
+        programs.wait([key])
+    return len(wanted)

@@ -3,12 +3,14 @@
     python launch/warmup.py --config launch/configs/cifar10_ghn2.py
         --config.training.compilation_cache_dir=~/.cache/ghn_jax
 
-Architectures are drawn from the config's space; the programs that cover 99% of their calls are
-compiled in processes of `training.num_compile_threads` threads each, by default as many processes
-as the cores are enough for. Rare ones compile when training meets them.
+Architectures are drawn from the config's space; the programs that cover 99% of their calls, and of
+the GHN's calls for them, are compiled in processes of `training.num_compile_threads` threads each,
+by default as many processes as the cores are enough for. Rare ones compile when training meets
+them.
 """
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -17,13 +19,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `launch` itself, from anywhere
 
+import jax  # noqa: E402
 import rich.progress  # noqa: E402
 from absl import flags  # noqa: E402
 
 from ghn_jax.compilation import enable_compilation_cache  # noqa: E402
 from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
+from ghn_jax.hypernetworks.prediction import Predictor  # noqa: E402
 from ghn_jax.training.architecture_sources import create_source  # noqa: E402
 from ghn_jax.training.config import ExperimentConfig  # noqa: E402
+from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches  # noqa: E402
 from launch import config_flags  # noqa: E402
 
 flags.DEFINE_integer(
@@ -65,7 +70,7 @@ def main(config: ExperimentConfig, workdir: str) -> None:
                 progress.advance(task)
             else:
                 totals.append(total)
-                progress.update(task, total=sum(totals) if len(totals) == len(shares) else None)
+                progress.update(task, total=sum(totals) if len(totals) == 2 * len(shares) else None)
         results = [future.result() for future in futures]
     num_signatures, num_programs = (sum(numbers) for numbers in zip(*results, strict=True))
     print(f"{num_signatures} signatures, {num_programs} programs in {folder}")
@@ -79,7 +84,10 @@ def compile_share(
     share: tuple[int, int],
     done: "queue.Queue[int | None]",
 ) -> tuple[int, int]:
-    """Compile one process' share; tells how many signatures it has, then None for each done."""
+    """Compile one process' share: of the GHN's programs, then of the targets'.
+
+    Tells `done` of both how many it has, and None for each that is done.
+    """
     training = config.training
     enable_compilation_cache(folder)
     engine = BlockwiseEngine(
@@ -87,8 +95,18 @@ def compile_share(
         num_compile_threads=training.num_compile_threads,
         compute_dtype=training.compute_dtype,
     )
+    predictor = Predictor(config.ghn, training.num_compile_threads)
     source = create_source(config.architectures, config.space, training.seed, config.ghn)
-    plans = [source.lower(source.draw(index)) for index in range(num_architectures)]
+    num_devices = training.num_devices or jax.local_device_count()
+    rules = MetaBatchRules(
+        training.meta_batch_size, training.max_nodes, config.data.batch_size, num_devices
+    )
+    num_steps = max(num_architectures // training.meta_batch_size, 1)
+    with contextlib.closing(iterate_meta_batches(source, rules, 0, num_workers=0)) as meta_batches:
+        steps = [next(meta_batches).work for _ in range(num_steps)]
+    work = [part for parts in steps for part in parts if part is not None]
+    prepared = [predictor.prepare(part.graphs, part.capacity) for part in work]
+    plans = [plan for part in work for plan in part.plans]
 
     def progress(keys, total):
         done.put(total)
@@ -96,7 +114,8 @@ def compile_share(
             yield key
             done.put(None)
 
-    num_signatures = engine.warm_up(
+    num_signatures = predictor.warm_up(prepared, coverage, share, progress)
+    num_signatures += engine.warm_up(
         plans,
         config.data.batch_size,
         drops=training.target_dropout,
@@ -104,7 +123,7 @@ def compile_share(
         share=share,
         progress=progress,
     )
-    return num_signatures, engine.num_compilations
+    return num_signatures, engine.num_compilations + predictor.num_compilations
 
 
 if __name__ == "__main__":

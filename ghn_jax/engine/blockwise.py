@@ -13,8 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -25,11 +24,14 @@ from flax.traverse_util import unflatten_dict
 
 from ghn_jax.compilation import (
     ProgramCache,
+    Progress,
     VjpPrograms,
     build_vjp,
+    compile_frequent,
     compile_lowered,
     keep_freed_memory,
     lower_shapes,
+    no_progress,
 )
 from ghn_jax.relocation import ProgramsOnDevice
 from ghn_jax.targets import blocks
@@ -193,45 +195,24 @@ class BlockwiseEngine:
         drops: bool = False,
         coverage: float = 0.99,
         share: tuple[int, int] = (0, 1),
-        progress: Callable[[Iterable, int], Iterable] = lambda keys, total: keys,
+        progress: Progress = no_progress,
     ) -> int:
         """Compile the most frequent programs of a sample of architectures, in parallel threads.
-
-        Compilation runs outside Python's lock, tracing within it: two threads keep two cores busy;
-        more cores want several processes, with a share each and one cache on disk.
 
         Args:
             plans: The sample.
             batch_size: Number of images in a batch.
             dtype: Of images and parameters.
             drops: Whether heads drop features.
-            coverage: Share of all calls whose programs are compiled, 0..1.
-            share: (i, n): of these programs only every n-th, from the i-th on.
-            progress: Wraps the programs while they are waited for, given their number.
+            coverage: As in `compile_frequent`, like the next two.
+            share: Which of these programs.
+            progress: Wraps them while they are waited for.
 
         Returns:
             How many programs that was.
         """
-        if not 0.0 <= coverage <= 1.0:
-            raise ValueError(f"coverage is {coverage}, expected 0 <= value <= 1")
-        dtype = self._compute_dtype or dtype
-        counts: Counter = Counter()
-        builds = {}
-        for key, build in self._requests(plans, batch_size, dtype, drops):
-            counts[key] += 1
-            builds[key] = build
-        wanted, covered = [], 0
-        for key, count in counts.most_common():
-            if covered >= coverage * counts.total():
-                break
-            covered += count
-            wanted.append(key)
-        wanted = wanted[share[0] :: share[1]]
-        for key in wanted:
-            self._programs.submit(key, builds[key])
-        for key in progress(wanted, len(wanted)):
-            self._programs.wait([key])
-        return len(wanted)
+        calls = self._requests(plans, batch_size, self._compute_dtype or dtype, drops)
+        return compile_frequent(self._programs, calls, coverage, share, progress)
 
     def _requests(self, plans, batch_size, dtype, drops, with_gradients=True):
         """For every call of the plans, the key of its last program and what builds that."""

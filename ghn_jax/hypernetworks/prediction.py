@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.compilation import ProgramCache, VjpPrograms, build_vjp, compile_lowered
+from ghn_jax.compilation import (
+    ProgramCache,
+    Progress,
+    VjpPrograms,
+    build_vjp,
+    compile_frequent,
+    compile_lowered,
+    no_progress,
+)
 from ghn_jax.graphs import (
     ArchGraph,
     GraphBatch,
@@ -26,7 +34,7 @@ from ghn_jax.graphs import (
 )
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.hypernetworks.embedding import shape_vocabulary
-from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize
+from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize, parameter_shapes
 from ghn_jax.hypernetworks.normalization import kernel_factor
 from ghn_jax.hypernetworks.tiling import (
     TileKey,
@@ -195,6 +203,39 @@ class Predictor:
 
         return target_params, pull_back
 
+    def warm_up(
+        self,
+        prepared: Sequence[PreparedGraphs],
+        coverage: float = 0.99,
+        share: tuple[int, int] = (0, 1),
+        progress: Progress = no_progress,
+    ) -> int:
+        """Compile the most frequent programs of a sample of batches, in parallel threads.
+
+        Args:
+            prepared: The sample.
+            coverage: As in `compile_frequent`, like the next two.
+            share: Which of these programs.
+            progress: Wraps them while they are waited for.
+
+        Returns:
+            How many programs that was.
+        """
+        ghn_params = parameter_shapes(self.config)["params"]
+        calls = (call for one in prepared for call in self._calls(ghn_params, one))
+        return compile_frequent(self._programs, calls, coverage, share, progress)
+
+    def _calls(self, ghn_params, prepared):
+        """For every call of a step, the key of its last program and what builds that."""
+        batch = prepared.batch
+        num_rows = len(batch.primitive) * max(_NUM_DECODED_NODES, batch.primitive.shape[1])
+        shape = (num_rows, self.config.hidden_size)
+        embeddings = jax.ShapeDtypeStruct(shape, jnp.float32)
+        yield self._embed_backward_call(ghn_params, batch)
+        yield self._zeros_call(ghn_params, embeddings)
+        for key, nodes in prepared.requests.items():
+            yield self._decode_backward_call(ghn_params, key, embeddings, nodes)
+
     def _predict(self, ghn_params, prepared):
         batch = prepared.batch
         embeddings, embed_residuals = self._embed_programs(ghn_params, batch).forward(
@@ -223,26 +264,26 @@ class Predictor:
                 _add_gradients(d_tiles, group, grads)
             decoder = _decoder(key)
             arguments = (ghn_params[decoder], embeddings, nodes)
-            backward = self._decode_backward(ghn_params, key, embeddings, nodes)
+            call = self._decode_backward_call(ghn_params, key, embeddings, nodes)
+            backward = self._programs.get(*call)
             totals = (d_decoders[decoder], d_embeddings)
             # Returns at once: the next tiles are put together while the device works.
             d_decoders[decoder], d_embeddings = backward(arguments, residuals, d_tiles, totals)
         batch = prepared.batch
-        backward = self._programs.get(
-            ("embed backward", batch.primitive.shape),
-            lambda: self._build_embed_backward(ghn_params, batch),
-        )
+        backward = self._programs.get(*self._embed_backward_call(ghn_params, batch))
         # The decoders have no part in the embeddings, nor the others in decoding.
         (d_params,) = backward((ghn_params, batch), embed_residuals, d_embeddings)
         return {**d_params, **d_decoders}
 
     def _zeros(self, ghn_params, embeddings) -> tuple[dict[str, PyTree], Array]:
         """New arrays in which gradients are summed: of the decoders, and of the embeddings."""
+        return self._programs.get(*self._zeros_call(ghn_params, embeddings))()
+
+    def _zeros_call(self, ghn_params, embeddings):
         shapes = ({name: ghn_params[name] for name in _DECODERS}, embeddings)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # noqa: E731
-        build = lambda: compile_lowered(jax.jit(zeros).lower())  # noqa: E731
-        return self._programs.get(("zeros", embeddings.shape), build)()
+        return ("zeros", embeddings.shape), lambda: compile_lowered(jax.jit(zeros).lower())
 
     def _embed_programs(self, ghn_params, batch) -> VjpPrograms:
         build = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
@@ -257,16 +298,19 @@ class Predictor:
 
         return build_vjp(embed, (ghn_params, batch), 1)
 
-    def _build_embed_backward(self, ghn_params, batch):
-        build = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
-        programs = self._programs.build_here(("embed", batch.primitive.shape), build)
-        return compile_lowered(programs.lower_backward())
+    def _embed_backward_call(self, ghn_params, batch):
+        def build():
+            build_forward = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
+            programs = self._programs.build_here(("embed", batch.primitive.shape), build_forward)
+            return compile_lowered(programs.lower_backward())
+
+        return ("embed backward", batch.primitive.shape), build
 
     def _decode_programs(self, ghn_params, key, embeddings, nodes) -> VjpPrograms:
         build = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
         return self._programs.get(("decode", key, embeddings.shape, nodes.shape), build)
 
-    def _decode_backward(self, ghn_params, key, embeddings, nodes):
+    def _decode_backward_call(self, ghn_params, key, embeddings, nodes):
         def build():
             program_key = ("decode", key, embeddings.shape, nodes.shape)
             build_forward = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
@@ -275,7 +319,7 @@ class Predictor:
             lowered = programs.lower_backward(accumulates=True)
             return compile_lowered(lowered, has_large_fusions=True)
 
-        return self._programs.get(("decode backward", key, embeddings.shape, nodes.shape), build)
+        return ("decode backward", key, embeddings.shape, nodes.shape), build
 
     def _build_decode(self, ghn_params, key, embeddings, nodes) -> VjpPrograms:
         decoder = _decoder(key)

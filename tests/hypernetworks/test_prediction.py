@@ -110,6 +110,17 @@ def test_nothing_is_compiled_again():
     assert predictor().num_compilations == before
 
 
+def test_nothing_is_compiled_after_a_warm_up():
+    some, graphs = Predictor(CONFIGS["ghn2"]), [build_graph(PLANS[n]) for n in ("msa", "no norm")]
+    prepared = some.prepare(graphs)
+    assert some.warm_up([prepared], coverage=1.0) == len(prepared.requests) + 2
+    warm = some.num_compilations
+    predicted, pull_back = some.predict_with_pull_back(ghn_params(), prepared)
+    pull_back(predicted)
+    assert some.num_compilations == warm
+    assert Predictor(CONFIGS["ghn2"]).warm_up([prepared], coverage=0.3) < len(prepared.requests)
+
+
 def test_padding_changes_nothing():
     small = build_graph(lower(VARIANTS["no preprocess"], IMAGE_SIZE, 10))
     long = Architecture(
