@@ -27,7 +27,8 @@ from ghn_jax.compilation import compile_lowered, keep_freed_memory  # noqa: E402
 from ghn_jax.graphs import PRIMITIVES, GraphBatch, build_graph  # noqa: E402
 from ghn_jax.graphs.arch_graph import shortest_paths  # noqa: E402
 from ghn_jax.hypernetworks import Hypernetwork, TileKey, ghn2, initialize  # noqa: E402
-from ghn_jax.hypernetworks.prediction import Predictor, padded_num_nodes  # noqa: E402
+from ghn_jax.hypernetworks.prediction import Predictor  # noqa: E402
+from ghn_jax.hypernetworks.preparation import padded_num_nodes  # noqa: E402
 from ghn_jax.targets.plan import lower  # noqa: E402
 
 NUM_GRAPHS = 4

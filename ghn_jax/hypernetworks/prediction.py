@@ -3,13 +3,13 @@
 In: graphs. Out: every parameter tensor of every graph, in the order of `graph.tensors`, with
 exactly the target's shapes. Architectures differ in everything, compiled programs must not: message
 passing is one program per padded number of nodes, decoding one per kind of tile and padded number
-of tiles (powers of two). Tiles become parameters on the host, where cutting ~150 tensors per
-architecture costs nothing to dispatch.
+of tiles. (A single program for both would be a new one for every combination of numbers of tiles.)
+Tiles become parameters on the host, where cutting ~150 tensors per architecture costs nothing to
+dispatch.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,74 +24,19 @@ from ghn_jax.compilation import (
     compile_lowered,
     no_progress,
 )
-from ghn_jax.graphs import (
-    ArchGraph,
-    GraphBatch,
-    ParameterTensor,
-    batch_graphs,
-    schedule_nodes,
-    to_graphs_tuple,
-)
+from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks.config import GHNConfig
-from ghn_jax.hypernetworks.embedding import shape_vocabulary
 from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize, parameter_shapes
-from ghn_jax.hypernetworks.normalization import kernel_factor
-from ghn_jax.hypernetworks.tiling import (
-    TileKey,
-    decoded_sizes,
-    request_key,
-    tile_parameters,
-    tile_slices,
-    untile_gradients,
-)
+from ghn_jax.hypernetworks.preparation import PreparedGraphs, prepare_graphs
+from ghn_jax.hypernetworks.tiling import TileKey
 from ghn_jax.relocation import ProgramsOnDevice
 
 PyTree = Any
 Array = Any  # numpy or JAX
 _DECODERS = ("kernels", "vectors")  # submodules of the hypernetwork
-_SMALLEST_NUM_NODES = 128
-_SMALLEST_NUM_TILES = 4
-_LARGE_TILE = 5_000_000  # multiplications
-_SMALL_TENSOR = 4096  # elements
 # Embeddings are padded to this many nodes per graph, so that decoders see one size for most
 # batches.
 _NUM_DECODED_NODES = 512
-
-
-class _Tensors(NamedTuple):
-    """Parameter tensors of one shape that are cut alike from one kind of tile.
-
-    Attributes:
-        shape: Of each.
-        role: Of each.
-        factor: That normalises them.
-        places: Of each, its graph and its position among the graph's tensors.
-        rows: Of each, its tile.
-    """
-
-    shape: tuple[int, ...]
-    role: str
-    factor: float
-    places: list[tuple[int, int]]
-    rows: list[int]
-
-
-class PreparedGraphs(NamedTuple):
-    """Graphs padded for the programs, and where each of their tensors comes from.
-
-    Attributes:
-        batch: B graphs padded to N nodes.
-        requests: For each kind of tile, indices into the B * N nodes, padded.
-        tensors: For each kind of tile, the tensors cut from it.
-        num_tensors: Of each graph.
-        places: Of each graph's nodes, their places among the N.
-    """
-
-    batch: GraphBatch
-    requests: dict[TileKey, np.ndarray]
-    tensors: dict[TileKey, list[_Tensors]]
-    num_tensors: tuple[int, ...]
-    places: tuple[np.ndarray, ...]
 
 
 class Predictor:
@@ -118,7 +63,6 @@ class Predictor:
         self._nodes_at_once = nodes_at_once or (1 if jax.default_backend() == "cpu" else 2)
         self._network = Hypernetwork(config, self._nodes_at_once)
         self._programs = programs or ProgramCache(num_compile_threads)
-        self._requests: dict[tuple[str, tuple[int, ...]], tuple[TileKey, float]] = {}
 
     @property
     def num_compilations(self) -> int:
@@ -142,31 +86,7 @@ class Predictor:
         Raises:
             ValueError: If there is no graph, or there are more than `num_graphs`.
         """
-        if not graphs:
-            raise ValueError("graphs is empty, expected at least one graph")
-        places = [schedule_nodes(graph, self._nodes_at_once) for graph in graphs]
-        num_nodes = padded_num_nodes(1 + max(int(place.max()) for place in places))
-        num_graphs = num_graphs or len(graphs)
-        vocabulary = shape_vocabulary(self.config.num_classes, self.config.max_shape[2])
-        tuples = [to_graphs_tuple(graph) for graph in graphs]
-        batch = batch_graphs(tuples, vocabulary.lookup, num_graphs, num_nodes, places)
-        rows: dict[TileKey, dict[int, int]] = {}
-        groups: dict[TileKey, dict[tuple, _Tensors]] = {}
-        for index, graph in enumerate(graphs):
-            place = (index * num_nodes + places[index]).tolist()
-            for position, tensor in enumerate(graph.tensors):
-                key, factor = self._request(tensor)
-                nodes, kind = rows.setdefault(key, {}), (tensor.shape, tensor.role)
-                of_key = groups.setdefault(key, {})
-                tensors = of_key.get(kind)
-                if tensors is None:
-                    tensors = of_key[kind] = _Tensors(*kind, factor, [], [])
-                tensors.places.append((index, position))
-                tensors.rows.append(nodes.setdefault(place[tensor.node], len(nodes)))
-        requests = {key: self._pad(key, list(nodes)) for key, nodes in rows.items()}
-        tensors = {key: list(of_key.values()) for key, of_key in groups.items()}
-        num_tensors = tuple(len(graph.tensors) for graph in graphs)
-        return PreparedGraphs(batch, requests, tensors, num_tensors, tuple(places))
+        return prepare_graphs(self.config, graphs, num_graphs, self._nodes_at_once)
 
     def embed_nodes(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[np.ndarray]:
         """Embed the nodes of the graphs: for each an array (N, D), in the order of its nodes."""
@@ -249,8 +169,7 @@ class Predictor:
         for key, (tiles, _) in outputs.items():  # while the device decodes the next kinds
             tiles = np.asarray(tiles)
             for group in prepared.tensors[key]:
-                cut = tile_parameters(tiles, group.rows, *group[:3], np)
-                for (graph, position), tensor in zip(group.places, cut, strict=True):
+                for (graph, position), tensor in zip(group.places, group.cut(tiles), strict=True):
                     target_params[graph][position] = tensor
         return target_params, (embeddings, embed_residuals, outputs)
 
@@ -261,7 +180,7 @@ class Predictor:
             tiles, residuals = outputs[key]
             d_tiles = np.zeros(tiles.shape, tiles.dtype)
             for group in prepared.tensors[key]:
-                _add_gradients(d_tiles, group, grads)
+                group.add_gradients(d_tiles, grads)
             decoder = _decoder(key)
             arguments = (ghn_params[decoder], embeddings, nodes)
             call = self._decode_backward_call(ghn_params, key, embeddings, nodes)
@@ -330,77 +249,7 @@ class Predictor:
 
         return build_vjp(decode, (ghn_params[decoder], embeddings, nodes), 2)
 
-    def _pad(self, key: TileKey, nodes: list[int]) -> np.ndarray:
-        """Indices padded with the first one, whose tile is not read again."""
-        num_pixels, num_elements = decoded_sizes(key, self.config.max_shape)
-        hidden = self.config.hidden_size
-        # The last two layers of the convolutional decoder.
-        num_products = num_pixels * 8 * hidden * (4 * hidden + num_elements)
-        size = padded_num_tiles(len(nodes), num_products)
-        return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
-
-    def _request(self, tensor: ParameterTensor) -> tuple[TileKey, float]:
-        """The kind of tile a tensor is cut from, and its factor; of a few hundred kinds."""
-        kind = (tensor.role, tensor.shape)
-        if kind not in self._requests:
-            is_normalized = self.config.normalize_parameters and len(tensor.shape) > 1
-            factor = kernel_factor(tensor.shape, tensor.role) if is_normalized else 1.0
-            self._requests[kind] = request_key(tensor, self.config.max_shape), factor
-        return self._requests[kind]
-
-
-def _add_gradients(d_tiles: np.ndarray, group: _Tensors, grads: Sequence) -> None:
-    """Add to the gradients of tiles those of tensors cut from them, but of graphs left out."""
-    pairs = zip(group.places, group.rows, strict=True)
-    kept = [(grads[graph][i], row) for (graph, i), row in pairs if grads[graph] is not None]
-    rows = [row for _, row in kept]
-    part = tile_slices(d_tiles.shape[1:], group.shape, group.role)
-
-    def of_parts(gradients):
-        return untile_gradients(gradients, d_tiles.shape[1:], group.role, group.factor, np)
-
-    if kept and len(set(rows)) == len(rows) and math.prod(group.shape) <= _SMALL_TENSOR:
-        of_tiles = d_tiles[(rows, *part)]
-        of_tiles += of_parts(np.stack([grad for grad, _ in kept])).reshape(of_tiles.shape)
-        d_tiles[(rows, *part)] = of_tiles
-        return
-    for grad, row in kept:
-        of_tile = d_tiles[(row, *part)]
-        of_tile += of_parts(np.asarray(grad)[None]).reshape(of_tile.shape)
-
 
 def _decoder(key: TileKey) -> str:
     """The submodule that decodes a kind of tile."""
     return "vectors" if key.kind in ("vector", "classifier_bias") else "kernels"
-
-
-def padded_num_nodes(num_nodes: int) -> int:
-    """The next of 128, 256, 384, 512, 768, 1024, ...: time and memory follow its square."""
-    size = _next_size(num_nodes, _SMALLEST_NUM_NODES)
-    smaller = 3 * size // 4
-    return smaller if smaller > 2 * _SMALLEST_NUM_NODES and num_nodes <= smaller else size
-
-
-def _next_size(value: int, smallest: int) -> int:
-    size = smallest
-    while size < value:
-        size *= 2
-    return size
-
-
-def padded_num_tiles(num_tiles: int, num_products: int) -> int:
-    """The next size of a request.
-
-    Powers of two, beyond 64 also their 3/4; from 1 on for large tiles, from 4 on for others, since
-    each size is one more program.
-
-    Args:
-        num_tiles: At least so many.
-        num_products: Multiplications that decoding one of them takes.
-
-    Returns:
-        The size.
-    """
-    size = _next_size(num_tiles, 1 if num_products >= _LARGE_TILE else _SMALLEST_NUM_TILES)
-    smaller = 3 * size // 4
-    return smaller if size > 64 and num_tiles <= smaller else size

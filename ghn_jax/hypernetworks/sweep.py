@@ -19,6 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ghn_jax.hypernetworks.node_update import (
+    apply_gates,
+    gates_from_message,
+    gates_from_state,
+    gru_cell,
+    hidden_layer,
+    join_mlps,
+    output_layer,
+    send_message,
+    slopes,
+)
+
 PyTree = Any
 _BLOCK = 32  # nodes
 _CHUNK = 128  # nodes, a multiple of the block
@@ -73,68 +85,6 @@ def sweep(
     padded = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
     distance = jnp.pad(distance, ((0, 0), (0, missing), (0, missing)))
     return _sweep(kind, list(mlps), gru, padded, distance, num_visited)[:, : x.shape[1]]
-
-
-def _row(bias, x):
-    return bias.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def _hidden(mlp, h):
-    """Before the first relu of a message: (..., D) -> (..., H)."""
-    h = jnp.matmul(h, mlp["kernel_1"])
-    return h + _row(mlp["bias_1"], h)
-
-
-def _output(mlp, hidden):
-    """Before the second relu of a message: (..., H) -> (..., D)."""
-    h = jnp.matmul(jax.nn.relu(hidden), mlp["kernel_2"])
-    return h + _row(mlp["bias_2"], h)
-
-
-def _message(mlp, h):
-    """linear, relu, linear, relu: (..., D) -> (..., D)."""
-    return jax.nn.relu(_output(mlp, _hidden(mlp, h)))
-
-
-def _joined(mlps):
-    """All MLPs as one, their outputs side by side: fewer and larger products at each node."""
-    kernel_1, bias_1, bias_2 = (
-        jnp.concatenate([mlp[name] for mlp in mlps], axis=-1)
-        for name in ("kernel_1", "bias_1", "bias_2")
-    )
-    kernel_2 = jax.scipy.linalg.block_diag(*[mlp["kernel_2"] for mlp in mlps])
-    return {"kernel_1": kernel_1, "bias_1": bias_1, "kernel_2": kernel_2, "bias_2": bias_2}
-
-
-def _from_state(gru, x):
-    """The state's part in the GRU's three gates: (..., D) -> (..., 3 D)."""
-    h = jnp.matmul(x, gru["state_kernel"])
-    return h + _row(gru["state_bias"], h)
-
-
-def _from_message(gru, m):
-    """The message's part in the GRU's three gates: (..., D) -> (..., 3 D)."""
-    h = jnp.matmul(m, gru["message_kernel"])
-    return h + _row(gru["message_bias"], h)
-
-
-def _gates(from_message, from_state, x):
-    """PyTorch's GRUCell: reset and update gates, and a candidate whose state part is reset."""
-    reset_m, update_m, new_m = jnp.split(from_message, 3, axis=-1)
-    reset_h, update_h, new_h = jnp.split(from_state, 3, axis=-1)
-    update = jax.nn.sigmoid(update_m + update_h)
-    new = jnp.tanh(new_m + jax.nn.sigmoid(reset_m + reset_h) * new_h)
-    return new + update * (x - new)
-
-
-def _gru(gru, m, x):
-    return _gates(_from_message(gru, m), _from_state(gru, x), x)
-
-
-def _slopes(elementwise, x):
-    """The derivative of a function whose outputs depend on one element of each part of x each."""
-    y, pull_back = jax.vjp(elementwise, x)
-    return pull_back(jnp.ones_like(y))[0]
 
 
 def _rows(array, start, size, axis=1):
@@ -247,7 +197,7 @@ def _sweep(kind, mlps, gru, x, distance, num_visited):
 def _sweep_fwd(kind, mlps, gru, x, distance, num_visited):
     edges = _Edges(distance, kind.virtual_edges, kind.is_reverse, x.dtype)
     visits = _Visits(x.shape[1], num_visited, kind.nodes_at_once, kind.is_reverse)
-    mlp, num_mlps = _joined(mlps), len(mlps)
+    mlp, num_mlps = join_mlps(mlps), len(mlps)
 
     def gather(weights, sent):
         return sum(jnp.matmul(w, s) for w, s in zip(weights, sent, strict=True))
@@ -266,12 +216,12 @@ def _sweep_fwd(kind, mlps, gru, x, distance, num_visited):
     def visit(own, known, inputs):
         (sent, _, _), (outside, weights), (x, from_state) = own, known, inputs
         message = outside + gather(weights, sent)
-        state = _gates(_from_message(gru, message), from_state, x)
-        return jnp.split(_message(mlp, state), num_mlps, axis=-1), state, message
+        state = apply_gates(gates_from_message(gru, message), from_state, x)
+        return jnp.split(send_message(mlp, state), num_mlps, axis=-1), state, message
 
     zeros = jnp.zeros_like(x)
     arrays = ([zeros] * num_mlps, x, zeros)
-    _, h, m = visits.run(enter, visit, arrays, (x, _from_state(gru, x)))
+    _, h, m = visits.run(enter, visit, arrays, (x, gates_from_state(gru, x)))
     return h, (mlps, gru, x, distance, num_visited, h, m)
 
 
@@ -279,14 +229,14 @@ def _sweep_bwd(kind, residuals, dh):
     mlps, gru, x, distance, num_visited, h, m = residuals
     edges = _Edges(distance, kind.virtual_edges, not kind.is_reverse, x.dtype)
     visits = _Visits(x.shape[1], num_visited, kind.nodes_at_once, not kind.is_reverse)
-    mlp, num_mlps = _joined(mlps), len(mlps)
+    mlp, num_mlps = join_mlps(mlps), len(mlps)
     # The sweep is linear in the cotangents: what the states decide is computed for all nodes ahead.
-    from_state, hidden = _from_state(gru, x), _hidden(mlp, h)
+    from_state, hidden = gates_from_state(gru, x), hidden_layer(mlp, h)
     inputs = (
         dh,
-        _slopes(lambda a: _gates(a, from_state, x), _from_message(gru, m)),
-        _slopes(jax.nn.relu, hidden),
-        _slopes(jax.nn.relu, _output(mlp, hidden)),
+        slopes(lambda a: apply_gates(a, from_state, x), gates_from_message(gru, m)),
+        slopes(jax.nn.relu, hidden),
+        slopes(jax.nn.relu, output_layer(mlp, hidden)),
     )
 
     def enter(start, arrays):
@@ -318,9 +268,9 @@ def _sweep_bwd(kind, residuals, dh):
     # Gradients of the parameters and of the states before the sweep, all nodes at once. Nodes that
     # are not visited send nothing, and of their states `d_states` is the cotangent itself.
     visited = jnp.arange(x.shape[1], dtype=jnp.int32).reshape(1, -1, 1) < num_visited
-    send = lambda mlps: jnp.concatenate([_message(mlp, h) for mlp in mlps], axis=-1)  # noqa: E731
+    send = lambda mlps: jnp.concatenate([send_message(mlp, h) for mlp in mlps], axis=-1)  # noqa: E731
     (d_mlps,) = jax.vjp(send, mlps)[1](d_sent)
-    _, pull_back = jax.vjp(lambda gru, x: _gru(gru, m, x), gru, x)
+    _, pull_back = jax.vjp(lambda gru, x: gru_cell(gru, m, x), gru, x)
     d_gru, dx = pull_back(jnp.where(visited, d_states, zeros))
     return d_mlps, d_gru, jnp.where(visited, dx, dh), None, None
 

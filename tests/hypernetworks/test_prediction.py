@@ -16,7 +16,8 @@ from ghn_jax.architectures import Architecture, Genotype
 from ghn_jax.graphs import PRIMITIVES, build_graph
 from ghn_jax.hypernetworks import ghn1, ghn2, mlp
 from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
-from ghn_jax.hypernetworks.prediction import Predictor, padded_num_tiles
+from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.preparation import padded_num_tiles
 from ghn_jax.targets.network import TargetNetwork, flatten_params, params_tree
 from ghn_jax.targets.plan import lower
 
