@@ -107,7 +107,8 @@ class Workers(Generic[T]):
             raise WorkerError(
                 f"processes that prepare {self._name} died {self._restarts + 1} times ({error}):"
                 " they are killed from outside, or memory does not suffice for num_workers ="
-                f" {self._num_workers}"
+                f" {self._num_workers}, or the script that was started trains outside of `if"
+                " __name__ == '__main__':`, so that every process starts training anew"
             ) from error
         self._restarts += 1
         _LOGGER.warning(
