@@ -5,10 +5,12 @@ Where the project's shared folder is absent, the part of it in `tests/data/refer
 
 import math
 
+import jax
 import numpy as np
 import pytest
 from reference_predictions import LOCAL, SHARED
 
+from ghn_jax.hypernetworks.prediction import Predictor
 from ghn_jax.interop.parity import (
     LIMITS,
     Deviation,
@@ -16,6 +18,7 @@ from ghn_jax.interop.parity import (
     deviations_table,
     largest_by_kind,
     main,
+    node_order,
 )
 from ghn_jax.interop.reference import Reference
 
@@ -49,6 +52,28 @@ def test_predictions_are_the_originals(parity, name):
     if any(tensor.values is not None for tensor in found.tensors.values()):
         kinds.add("logits, float64, the original's parameters")
     check(deviations, kinds)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in Reference(FOLDER).prediction_names() if name.startswith("deep")]
+)
+def test_embeddings_are_rounded_no_more_than_the_originals(parity, name, x64):
+    found = parity.reference.prediction(name)
+    _, graph = found.network
+    checkpoint = parity.reference.ghn(found.ghn_name)
+    single = checkpoint.variables["params"]
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), single)
+    predictor = Predictor(checkpoint.config)
+    prepared = predictor.prepare([graph])
+    (exact,) = predictor.embed_nodes(double, prepared)
+    assert exact.dtype == np.float64
+    (ours,) = Predictor(checkpoint.config).embed_nodes(single, prepared)
+    originals = found.embeddings[node_order(graph, found)]
+
+    def error(embeddings):
+        return np.sqrt(np.mean((embeddings - exact) ** 2) / np.mean(exact**2))
+
+    assert 1e-8 < error(ours) <= error(originals) < 1e-6
 
 
 @pytest.mark.parametrize("name", Reference(FOLDER).training_step_names())

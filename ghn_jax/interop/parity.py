@@ -12,9 +12,10 @@ Logits come out in three ways. In single precision, from our parameters. In doub
 the original's own parameters, where the reference has all of them: this is the network alone, and
 its limit is that of double precision. In double precision from our parameters, elsewhere.
 Networks of the deep split have a limit of their own: twenty to thirty cells amplify the rounding of
-the parameters about 200 times. Rounding an exact (float64) prediction to float32 moves the logits
-of deep_1 by 6e-5; those of the float32 prediction of the original are 7e-5 (deep_1) and 14e-5
-(deep_2) from the exact ones, ours 10e-5 and 7e-5. From the same parameters both agree to 1e-12.
+node embeddings (1.2e-7 of them on average, 1.5e-7 in the original) about a thousand times. The
+logits of the original's float32 prediction are 0.9e-4 (deep_1) and 1.3e-4 (deep_2) from those of an
+exact (float64) one, ours 1.2e-4 and 1.9e-4: they may differ by the sum. From the same parameters
+both agree to 1e-12.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ LIMITS = {
     "node embeddings": 1e-5,
     "predicted tensors": 1e-5,
     "logits": 1e-4,
-    "logits, deep networks": 2e-4,
+    "logits, deep networks": 4e-4,
     "logits, no batch norm": 1e-5,
     "logits, float64, the original's parameters": 1e-10,
     "logits, float64": 1e-4,
@@ -124,7 +125,7 @@ class Parity:
         predictor = self._predictors.setdefault(found.ghn_name, Predictor(checkpoint.config))
         prepared = predictor.prepare([graph])
         (embeddings,) = predictor.embed_nodes(ghn_params, prepared)
-        order = _node_order(graph, found)
+        order = node_order(graph, found)
         deviation = _relative(embeddings, found.embeddings[order])
         yield Deviation("node embeddings", name, deviation)
 
@@ -269,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _graph_deviation(graph: ArchGraph, found: ReferencePrediction) -> float:
     """How many nodes or edges differ, after bringing them to the same order."""
-    order = _node_order(graph, found)
+    order = node_order(graph, found)
     num_wrong = int(np.sum(graph.primitive != found.primitive[order]))
     ours = {
         (int(order[sender]), int(order[receiver]), int(distance))
@@ -280,7 +281,7 @@ def _graph_deviation(graph: ArchGraph, found: ReferencePrediction) -> float:
     return num_wrong + len(ours ^ {tuple(edge) for edge in found.edges.tolist()})
 
 
-def _node_order(graph: ArchGraph, found: ReferencePrediction) -> np.ndarray:
+def node_order(graph: ArchGraph, found: ReferencePrediction) -> np.ndarray:
     """(N,), where our nodes stand in the reference: of files the same, else by their place."""
     own = found.edges[found.edges[:, 2] == 1]
     theirs = [(sender, receiver) for sender, receiver, _ in own.tolist()]
