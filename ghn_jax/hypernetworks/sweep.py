@@ -34,7 +34,7 @@ from ghn_jax.hypernetworks.node_update import (
 PyTree = Any
 _BLOCK = 32  # nodes
 _CHUNK = 128  # nodes, a multiple of the block
-_ZERO = np.int32(0)
+_ZERO: Any = np.int32(0)
 
 
 class Sweep(NamedTuple):
@@ -81,10 +81,12 @@ def sweep(
     if kind.nodes_at_once < 1 or _BLOCK % kind.nodes_at_once:
         raise ValueError(f"nodes_at_once is {kind.nodes_at_once}, expected a divisor of {_BLOCK}")
     num_visited = -(-num_visited // kind.nodes_at_once) * kind.nodes_at_once
-    missing = -x.shape[1] % _BLOCK
-    padded = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
-    distance = jnp.pad(distance, ((0, 0), (0, missing), (0, missing)))
-    return _sweep(kind, list(mlps), gru, padded, distance, num_visited)[:, : x.shape[1]]
+    num_nodes = x.shape[1]
+    missing = -num_nodes % _BLOCK
+    if missing:
+        x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
+        distance = jnp.pad(distance, ((0, 0), (0, missing), (0, missing)))
+    return _sweep(kind, list(mlps), gru, x, distance, num_visited)[:, :num_nodes]
 
 
 def _rows(array, start, size, axis=1):
@@ -178,12 +180,11 @@ class _Visits(NamedTuple):
     def sum_over_visited(self, start: jax.Array, add: Callable, total: PyTree) -> PyTree:
         """Sum over the nodes visited before a block: `add(first, size, total)` for each chunk."""
         size = math.gcd(self.num_nodes, _CHUNK)
+        first, end = _ZERO, -(-start // size)
         if self.is_descending:
-            chunks = (start // size, -(-self.num_visited // size))
-        else:
-            chunks = (_ZERO, -(-start // size))
+            first, end = start // size, -(-self.num_visited // size)
         # What nodes of a chunk that are not visited yet would give is still zero.
-        return lax.fori_loop(*chunks, lambda i, total: add(i * size, size, total), total)
+        return lax.fori_loop(first, end, lambda i, total: add(i * size, size, total), total)
 
     def _position(self, step, num):
         return num - 1 - step if self.is_descending else step
