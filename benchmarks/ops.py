@@ -52,17 +52,6 @@ def native(stride: int, groups: int) -> Callable:
     return convolve
 
 
-def by_patches(stride: int) -> Callable:
-    """One product with all windows of the image."""
-
-    def convolve(x, kernel):
-        windows = convolution.shifted_windows(jax.nn.relu(x), kernel.shape[:2], (stride, stride))
-        patches = jnp.concatenate(windows, axis=-1)
-        return convolution.multiply_pixels(patches, kernel.reshape(-1, kernel.shape[-1]))
-
-    return convolve
-
-
 def convolution_cases(batch_size: int):
     """Convolutions: name, implementations, arguments."""
     for shape in CONVOLUTIONS + DEPTHWISE:
@@ -86,7 +75,8 @@ def convolutions(batch_size, size, channels, channels_out, kernel, stride):
         "ours": functools.partial(operations.convolve, stride=strides, activate=True),
     }
     if kernel > 1:
-        found["patches"] = by_patches(stride)
+        patches = convolution.convolve_by_patches
+        found["patches"] = lambda x, w: patches(jax.nn.relu(x), w, strides)
         if size <= 8 and channels <= 64:
             dense = convolution.convolve_by_dense_matrix
             found["dense matrix"] = lambda x, w: dense(jax.nn.relu(x), w, strides)

@@ -51,7 +51,7 @@ def assert_same_functions(pairs, *arguments):
             np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-10)
 
 
-# Sides of 1, 4, 8 and 9: images of at most 16 pixels are computed in another way.
+# Sides of 1, 4, 8 and 9: images of at most 4 and 16 pixels are computed in other ways.
 @pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (7, 1)])
 @pytest.mark.parametrize("image_size", [1, 4, 8, 9])
 def test_convolve_equals_native(x64, kernel_size, image_size):
@@ -80,9 +80,15 @@ def test_gradient_by_parity_equals_native(x64, image_size):
         np.testing.assert_allclose(actual, pull_back(dy)[0], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("kernel_size", "image_size"), [(3, 1), (3, 7), (5, 4), (5, 12)])
-def test_depthwise_equals_native(x64, kernel_size, image_size):
-    x, kernel = normal(0, 3, image_size, image_size, 4), normal(1, kernel_size, kernel_size, 1, 4)
+# Weight gradients of one image, of two and of all at a time.
+@pytest.mark.parametrize(
+    ("kernel_size", "image_size", "batch_size", "num_cached"),
+    [(3, 1, 4, 2**15), (3, 7, 3, 2**15), (5, 4, 4, 4 * 4 * 4 * 3), (5, 12, 4, 100)],
+)
+def test_depthwise_equals_native(x64, monkeypatch, kernel_size, image_size, batch_size, num_cached):
+    monkeypatch.setattr(convolution, "_CACHED_ELEMENTS", num_cached)
+    x = normal(0, batch_size, image_size, image_size, 4)
+    kernel = normal(1, kernel_size, kernel_size, 1, 4)
     pairs = [
         (
             functools.partial(
