@@ -91,7 +91,8 @@ class Predictor:
     def embed_nodes(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[np.ndarray]:
         """Embed the nodes of the graphs: for each an array (N, D), in the order of its nodes."""
         batch = prepared.batch
-        embeddings, _ = self._embed_programs(ghn_params, batch).forward(ghn_params, batch)
+        programs = self._programs.get(*self._embed_call(ghn_params, batch))
+        embeddings, _ = programs.forward(ghn_params, batch)
         rows = np.asarray(embeddings)[: batch.primitive.size].reshape(*batch.primitive.shape, -1)
         return [rows[index, place] for index, place in enumerate(prepared.places)]
 
@@ -105,6 +106,7 @@ class Predictor:
         Returns:
             For each graph, arrays in the order of its `tensors`, in their shapes.
         """
+        self._start_compiling(self._forward_calls(ghn_params, prepared))
         return self._predict(ghn_params, prepared)[0]
 
     def predict_with_pull_back(
@@ -116,6 +118,9 @@ class Predictor:
             The parameters, and `pull_back(grads)`, where `grads` holds for each graph arrays in the
             order of its tensors, or None to leave the graph out.
         """
+        # Forward programs first: the backward ones are made from them.
+        self._start_compiling(self._forward_calls(ghn_params, prepared))
+        self._start_compiling(self._backward_calls(ghn_params, prepared))
         target_params, forward_state = self._predict(ghn_params, prepared)
 
         def pull_back(grads: Sequence) -> PyTree:
@@ -142,28 +147,41 @@ class Predictor:
             How many programs that was.
         """
         ghn_params = parameter_shapes(self.config)["params"]
-        calls = (call for one in prepared for call in self._calls(ghn_params, one))
+        calls = (call for one in prepared for call in self._backward_calls(ghn_params, one))
         return compile_frequent(self._programs, calls, coverage, share, progress)
 
-    def _calls(self, ghn_params, prepared):
-        """For every call of a step, the key of its last program and what builds that."""
-        batch = prepared.batch
-        num_rows = len(batch.primitive) * max(_NUM_DECODED_NODES, batch.primitive.shape[1])
-        shape = (num_rows, self.config.hidden_size)
-        embeddings = jax.ShapeDtypeStruct(shape, jnp.float32)
-        yield self._embed_backward_call(ghn_params, batch)
+    def _start_compiling(self, calls):
+        for key, build in calls:
+            if key not in self._programs:
+                self._programs.submit(key, build)
+
+    def _forward_calls(self, ghn_params, prepared):
+        """Of every forward program of a step, its key and what builds it."""
+        embeddings = self._embeddings_shape(ghn_params, prepared.batch)
+        yield self._embed_call(ghn_params, prepared.batch)
+        for key, nodes in prepared.requests.items():
+            yield self._decode_call(ghn_params, key, embeddings, nodes)
+
+    def _backward_calls(self, ghn_params, prepared):
+        """Of every backward program of a step, its key and what builds it."""
+        embeddings = self._embeddings_shape(ghn_params, prepared.batch)
+        yield self._embed_backward_call(ghn_params, prepared.batch)
         yield self._zeros_call(ghn_params, embeddings)
         for key, nodes in prepared.requests.items():
             yield self._decode_backward_call(ghn_params, key, embeddings, nodes)
 
+    def _embeddings_shape(self, ghn_params, batch) -> jax.ShapeDtypeStruct:
+        num_graphs, num_nodes = batch.primitive.shape
+        shape = (num_graphs * max(_NUM_DECODED_NODES, num_nodes), self.config.hidden_size)
+        return jax.ShapeDtypeStruct(shape, jax.tree.leaves(ghn_params)[0].dtype)
+
     def _predict(self, ghn_params, prepared):
         batch = prepared.batch
-        embeddings, embed_residuals = self._embed_programs(ghn_params, batch).forward(
-            ghn_params, batch
-        )
+        programs = self._programs.get(*self._embed_call(ghn_params, batch))
+        embeddings, embed_residuals = programs.forward(ghn_params, batch)
         outputs = {}
         for key, nodes in prepared.requests.items():
-            programs = self._decode_programs(ghn_params, key, embeddings, nodes)
+            programs = self._programs.get(*self._decode_call(ghn_params, key, embeddings, nodes))
             outputs[key] = programs.forward(ghn_params[_decoder(key)], embeddings, nodes)
         target_params: list[list] = [[None] * num for num in prepared.num_tensors]
         for key, (tiles, _) in outputs.items():  # while the device decodes the next kinds
@@ -204,9 +222,9 @@ class Predictor:
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # noqa: E731
         return ("zeros", embeddings.shape), lambda: compile_lowered(jax.jit(zeros).lower())
 
-    def _embed_programs(self, ghn_params, batch) -> VjpPrograms:
+    def _embed_call(self, ghn_params, batch):
         build = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
-        return self._programs.get(("embed", batch.primitive.shape), build)
+        return ("embed", batch.primitive.shape), build
 
     def _build_embed(self, ghn_params, batch) -> VjpPrograms:
         def embed(params, batch):
@@ -219,21 +237,19 @@ class Predictor:
 
     def _embed_backward_call(self, ghn_params, batch):
         def build():
-            build_forward = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
-            programs = self._programs.build_here(("embed", batch.primitive.shape), build_forward)
+            programs = self._programs.build_here(*self._embed_call(ghn_params, batch))
             return compile_lowered(programs.lower_backward())
 
         return ("embed backward", batch.primitive.shape), build
 
-    def _decode_programs(self, ghn_params, key, embeddings, nodes) -> VjpPrograms:
+    def _decode_call(self, ghn_params, key, embeddings, nodes):
         build = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
-        return self._programs.get(("decode", key, embeddings.shape, nodes.shape), build)
+        return ("decode", key, embeddings.shape, nodes.shape), build
 
     def _decode_backward_call(self, ghn_params, key, embeddings, nodes):
         def build():
-            program_key = ("decode", key, embeddings.shape, nodes.shape)
-            build_forward = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
-            programs = self._programs.build_here(program_key, build_forward)
+            call = self._decode_call(ghn_params, key, embeddings, nodes)
+            programs = self._programs.build_here(*call)
             # Sums over all of the decoder's parameters: a million elements for each kind of tile.
             lowered = programs.lower_backward(accumulates=True)
             return compile_lowered(lowered, has_large_fusions=True)
