@@ -27,8 +27,7 @@ from ghn_jax.compilation import compile_lowered, keep_freed_memory  # noqa: E402
 from ghn_jax.graphs import PRIMITIVES, GraphBatch, build_graph  # noqa: E402
 from ghn_jax.graphs.arch_graph import shortest_paths  # noqa: E402
 from ghn_jax.hypernetworks import Hypernetwork, TileKey, ghn2, initialize  # noqa: E402
-from ghn_jax.hypernetworks.prediction import Predictor  # noqa: E402
-from ghn_jax.hypernetworks.preparation import padded_num_nodes  # noqa: E402
+from ghn_jax.hypernetworks.preparation import padded_num_nodes, prepare_graphs  # noqa: E402
 from ghn_jax.targets.plan import lower  # noqa: E402
 
 NUM_GRAPHS = 4
@@ -116,7 +115,7 @@ def time_nodes_at_once(arguments, config, variables) -> Table:
         ]
         graphs = [build_graph(plan) for plan in plans]
         for nodes_at_once in arguments.nodes_at_once:
-            prepared = Predictor(config, nodes_at_once=nodes_at_once).prepare(graphs)
+            prepared = prepare_graphs(config, graphs, nodes_at_once=nodes_at_once)
             network = Hypernetwork(config, nodes_at_once)
             forward, both, _ = time_embedding(network, variables, prepared.batch)
             steps = 1 + max(int(place.max()) // nodes_at_once for place in prepared.places)

@@ -46,7 +46,7 @@ def main() -> None:
     prediction = ghn.predict(architecture)
     prepared = ghn.predictor.prepare([prediction.graph])
     variables = {"params": ghn.ghn_params}
-    embeddings = ghn.predictor.embed_nodes(ghn.ghn_params, prepared)[0]
+    (embeddings,) = ghn.predictor.embed_nodes(ghn.ghn_params, prepared)
     hypernetwork = Hypernetwork(ghn.config)
     tiles = hypernetwork.apply(variables, prepared.batch, prepared.requests)
     batch = EvaluationBatches(ghn_jax.load_dataset("digits"), "test", 64).batch(0)
@@ -58,9 +58,7 @@ def main() -> None:
     draw_frame(figure)
     draw_architecture(add_panel(figure, 0, 0, "architecture"), architecture)
     draw_graph(add_panel(figure, 1, 0, "graph"), prediction.graph)
-    draw_embeddings(
-        add_panel(figure, 2, 0, "node embeddings"), embeddings[: prediction.graph.num_nodes]
-    )
+    draw_embeddings(add_panel(figure, 2, 0, "node embeddings"), embeddings)
     draw_tiles(add_panel(figure, 3, 0, "tiles"), tiles)
     draw_parameters(add_panel(figure, 3, 1, "target parameters"), prediction)
     draw_network(add_panel(figure, 2, 1, "target network"), batch.images)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -212,12 +212,32 @@ class ProgramCache:
             self._futures[key].result()
 
 
-Progress = Callable[[Iterable, int], Iterable]
+def start_compiling(
+    programs: Any, calls: Iterable[tuple[Hashable, Callable[[], Any]]]
+) -> list[Hashable]:
+    """Start building whatever calls need that is not there yet, in parallel threads.
 
+    Args:
+        programs: A `ProgramCache`, or what looks like one.
+        calls: For each call, the key of its program and what builds that.
 
-def no_progress(keys: Iterable, total: int) -> Iterable:
-    """Iterate over keys without telling anybody."""
+    Returns:
+        The keys of the programs started.
+    """
+    keys = []
+    for key, build in calls:
+        if key not in programs:
+            programs.submit(key, build)
+            keys.append(key)
     return keys
+
+
+class Selection(TypedDict, total=False):
+    """Which programs `compile_frequent` compiles, and who is told; see there."""
+
+    coverage: float
+    share: tuple[int, int]
+    progress: Callable[[Iterable, int], Iterable]
 
 
 def compile_frequent(
@@ -225,7 +245,7 @@ def compile_frequent(
     calls: Iterable[tuple[Hashable, Callable[[], Any]]],
     coverage: float = 0.99,
     share: tuple[int, int] = (0, 1),
-    progress: Progress = no_progress,
+    progress: Callable[[Iterable, int], Iterable] = lambda keys, total: keys,
 ) -> int:
     """Compile the programs that most of a sample of calls need, in parallel threads.
 
@@ -259,8 +279,7 @@ def compile_frequent(
         covered += count
         wanted.append(key)
     wanted = wanted[share[0] :: share[1]]
-    for key in wanted:
-        programs.submit(key, builds[key])
+    start_compiling(programs, ((key, builds[key]) for key in wanted))
     for key in progress(wanted, len(wanted)):
         programs.wait([key])
     return len(wanted)

@@ -11,6 +11,7 @@ them.
 
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import os
 import queue
@@ -23,9 +24,10 @@ import jax  # noqa: E402
 import rich.progress  # noqa: E402
 from absl import flags  # noqa: E402
 
-from ghn_jax.compilation import enable_compilation_cache  # noqa: E402
+from ghn_jax.compilation import Selection, enable_compilation_cache  # noqa: E402
 from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
 from ghn_jax.hypernetworks.prediction import Predictor  # noqa: E402
+from ghn_jax.targets.plan import Plan  # noqa: E402
 from ghn_jax.training.architecture_sources import create_source  # noqa: E402
 from ghn_jax.training.config import ExperimentConfig  # noqa: E402
 from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches  # noqa: E402
@@ -102,11 +104,16 @@ def compile_share(
         training.meta_batch_size, training.max_nodes, config.data.batch_size, num_devices
     )
     num_steps = max(num_architectures // training.meta_batch_size, 1)
-    with contextlib.closing(iterate_meta_batches(source, rules, 0, num_workers=0)) as meta_batches:
-        steps = [next(meta_batches).work for _ in range(num_steps)]
-    work = [part for parts in steps for part in parts if part is not None]
-    prepared = [predictor.prepare(part.graphs, part.capacity) for part in work]
-    plans = [plan for part in work for plan in part.plans]
+    plans: list[Plan] = []
+
+    def prepare_all():
+        # One step at a time: graphs take half a megabyte each.
+        batches = iterate_meta_batches(source, rules, 0, num_workers=0)
+        with contextlib.closing(batches) as meta_batches:
+            for meta_batch in itertools.islice(meta_batches, num_steps):
+                for part in filter(None, meta_batch.work):
+                    plans.extend(part.plans)
+                    yield predictor.prepare(part.graphs, part.capacity)
 
     def progress(keys, total):
         done.put(total)
@@ -114,14 +121,10 @@ def compile_share(
             yield key
             done.put(None)
 
-    num_signatures = predictor.warm_up(prepared, coverage, share, progress)
+    selection = Selection(coverage=coverage, share=share, progress=progress)
+    num_signatures = predictor.warm_up(prepare_all(), **selection)
     num_signatures += engine.warm_up(
-        plans,
-        config.data.batch_size,
-        drops=training.target_dropout,
-        coverage=coverage,
-        share=share,
-        progress=progress,
+        plans, config.data.batch_size, drops=training.target_dropout, **selection
     )
     return num_signatures, engine.num_compilations + predictor.num_compilations
 

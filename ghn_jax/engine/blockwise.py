@@ -15,7 +15,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,14 @@ from flax.traverse_util import unflatten_dict
 
 from ghn_jax.compilation import (
     ProgramCache,
-    Progress,
+    Selection,
     VjpPrograms,
     build_vjp,
     compile_frequent,
     compile_lowered,
     keep_freed_memory,
     lower_shapes,
-    no_progress,
+    start_compiling,
 )
 from ghn_jax.relocation import ProgramsOnDevice
 from ghn_jax.targets import blocks
@@ -180,12 +180,8 @@ class BlockwiseEngine:
             drops: Whether heads drop features.
             with_gradients: Whether the backward programs are needed, too.
         """
-        keys = []
-        for key, build in self._requests(plans, batch_size, dtype, drops, with_gradients):
-            if key not in self._programs:
-                self._programs.submit(key, build)
-                keys.append(key)
-        self._programs.wait(keys)
+        calls = self._requests(plans, batch_size, dtype, drops, with_gradients)
+        self._programs.wait(start_compiling(self._programs, calls))
 
     def warm_up(
         self,
@@ -193,9 +189,7 @@ class BlockwiseEngine:
         batch_size: int,
         dtype=jnp.float32,
         drops: bool = False,
-        coverage: float = 0.99,
-        share: tuple[int, int] = (0, 1),
-        progress: Progress = no_progress,
+        **selection: Unpack[Selection],
     ) -> int:
         """Compile the most frequent programs of a sample of architectures, in parallel threads.
 
@@ -204,15 +198,13 @@ class BlockwiseEngine:
             batch_size: Number of images in a batch.
             dtype: Of images and parameters.
             drops: Whether heads drop features.
-            coverage: As in `compile_frequent`, like the next two.
-            share: Which of these programs.
-            progress: Wraps them while they are waited for.
+            **selection: `coverage`, `share` and `progress` of `compile_frequent`.
 
         Returns:
             How many programs that was.
         """
         calls = self._requests(plans, batch_size, self._compute_dtype or dtype, drops)
-        return compile_frequent(self._programs, calls, coverage, share, progress)
+        return compile_frequent(self._programs, calls, **selection)
 
     def _requests(self, plans, batch_size, dtype, drops, with_gradients=True):
         """For every call of the plans, the key of its last program and what builds that."""

@@ -8,8 +8,8 @@ Tiles become parameters on the host, where cutting ~150 tensors per architecture
 dispatch.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ import numpy as np
 
 from ghn_jax.compilation import (
     ProgramCache,
-    Progress,
+    Selection,
     VjpPrograms,
     build_vjp,
     compile_frequent,
     compile_lowered,
-    no_progress,
+    start_compiling,
 )
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks.config import GHNConfig
@@ -128,32 +128,25 @@ class Predictor:
 
         return target_params, pull_back
 
-    def warm_up(
-        self,
-        prepared: Sequence[PreparedGraphs],
-        coverage: float = 0.99,
-        share: tuple[int, int] = (0, 1),
-        progress: Progress = no_progress,
-    ) -> int:
+    def warm_up(self, prepared: Iterable[PreparedGraphs], **selection: Unpack[Selection]) -> int:
         """Compile the most frequent programs of a sample of batches, in parallel threads.
 
         Args:
             prepared: The sample.
-            coverage: As in `compile_frequent`, like the next two.
-            share: Which of these programs.
-            progress: Wraps them while they are waited for.
+            **selection: `coverage`, `share` and `progress` of `compile_frequent`.
 
         Returns:
             How many programs that was.
         """
         ghn_params = parameter_shapes(self.config)["params"]
         calls = (call for one in prepared for call in self._backward_calls(ghn_params, one))
-        return compile_frequent(self._programs, calls, coverage, share, progress)
+        return compile_frequent(self._programs, calls, **selection)
 
     def _start_compiling(self, calls):
-        for key, build in calls:
-            if key not in self._programs:
-                self._programs.submit(key, build)
+        # Views from other devices take or make theirs on first use: what they started would be
+        # compiled for the cache's device.
+        if isinstance(self._programs, ProgramCache):
+            start_compiling(self._programs, calls)
 
     def _forward_calls(self, ghn_params, prepared):
         """Of every forward program of a step, its key and what builds it."""
@@ -217,10 +210,12 @@ class Predictor:
         return self._programs.get(*self._zeros_call(ghn_params, embeddings))()
 
     def _zeros_call(self, ghn_params, embeddings):
-        shapes = ({name: ghn_params[name] for name in _DECODERS}, embeddings)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
-        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # noqa: E731
-        return ("zeros", embeddings.shape), lambda: compile_lowered(jax.jit(zeros).lower())
+        def build():
+            like = ({name: ghn_params[name] for name in _DECODERS}, embeddings)
+            zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)  # noqa: E731
+            return compile_lowered(jax.jit(zeros).lower())
+
+        return ("zeros", embeddings.shape), build
 
     def _embed_call(self, ghn_params, batch):
         build = lambda: self._build_embed(ghn_params, batch)  # noqa: E731

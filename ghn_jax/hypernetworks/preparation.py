@@ -128,21 +128,21 @@ def prepare_graphs(
     vocabulary = shape_vocabulary(config.num_classes, config.max_shape[2])
     tuples = [to_graphs_tuple(graph) for graph in graphs]
     batch = batch_graphs(tuples, vocabulary.lookup, num_graphs or len(graphs), num_nodes, places)
-    rows: dict[TileKey, dict[int, int]] = {}
-    groups: dict[TileKey, dict[tuple, TensorGroup]] = {}
+    rows: dict[TileKey, dict[int, int]] = {}  # of each node
+    tensors: dict[TileKey, list[TensorGroup]] = {}
+    groups: dict[tuple, tuple[TensorGroup, dict[int, int]]] = {}
     for index, graph in enumerate(graphs):
         place = (index * num_nodes + places[index]).tolist()
         for position, tensor in enumerate(graph.tensors):
             kind = (tensor.shape, tensor.role)
-            key, factor = _source(config, *kind)
-            nodes, of_key = rows.setdefault(key, {}), groups.setdefault(key, {})
-            group = of_key.get(kind)
-            if group is None:
-                group = of_key[kind] = TensorGroup(*kind, factor, [], [])
+            if kind not in groups:
+                key, factor = _source(config, *kind)
+                groups[kind] = TensorGroup(*kind, factor, [], []), rows.setdefault(key, {})
+                tensors.setdefault(key, []).append(groups[kind][0])
+            group, row_of = groups[kind]
             group.places.append((index, position))
-            group.rows.append(nodes.setdefault(place[tensor.node], len(nodes)))
+            group.rows.append(row_of.setdefault(place[tensor.node], len(row_of)))
     requests = {key: _pad(config, key, list(nodes)) for key, nodes in rows.items()}
-    tensors = {key: list(of_key.values()) for key, of_key in groups.items()}
     num_tensors = tuple(len(graph.tensors) for graph in graphs)
     return PreparedGraphs(batch, requests, tensors, num_tensors, tuple(places))
 

@@ -81,7 +81,7 @@ def _choose(image_shape, kernel_shape, stride):
     pixels, kernel_size = image_shape[1] * image_shape[2], max(kernel_shape[:2])
     if kernel_shape[:2] == (3, 3) and (min(stride) > 1 or pixels <= 4):
         return convolve_by_patches
-    if pixels <= 16 and (kernel_size >= 5 or max(stride) > 1):
+    if pixels <= 16 and kernel_size >= 5:
         return convolve_by_dense_matrix
     return convolve_natively
 
