@@ -9,22 +9,18 @@ architectures that were not fitted (every second one).
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import jax
+import numpy as np
+from rich.progress import track
+from sklearn.linear_model import LinearRegression
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from rich.progress import track  # noqa: E402
-from sklearn.linear_model import LinearRegression  # noqa: E402
-
-from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
-from ghn_jax.parallel.balance import count_work, estimate_seconds  # noqa: E402
-from ghn_jax.sampling import ArchitectureStream, SpaceConfig  # noqa: E402
-from ghn_jax.targets.initialization import initialize_randomly  # noqa: E402
-from ghn_jax.targets.plan import Plan, lower  # noqa: E402
+from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.parallel.balance import count_work, estimate_seconds
+from ghn_jax.sampling import ArchitectureStream, SpaceConfig
+from ghn_jax.targets.initialization import initialize_randomly
+from ghn_jax.targets.plan import Plan, lower
 
 
 def measure(engine: BlockwiseEngine, plan: Plan, images, labels) -> float:

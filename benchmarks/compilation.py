@@ -7,29 +7,38 @@ of them, as ratios to XLA's defaults of the same run.
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from ghn_jax import compilation  # noqa: E402
-from ghn_jax.sampling import ArchitectureStream, SpaceConfig  # noqa: E402
-from ghn_jax.targets.plan import lower  # noqa: E402
+from ghn_jax import compilation
+from ghn_jax.sampling import ArchitectureStream, SpaceConfig
+from ghn_jax.targets.plan import lower
 
 OPTIONS: dict[str, dict] = {
     "XLA's defaults": {},
+    "ours": compilation.cpu_compiler_options(),
+    "optimization level 0": {"xla_backend_optimization_level": 0},
     "optimization level 1": {"xla_backend_optimization_level": 1},
+    "optimization level 2": {"xla_backend_optimization_level": 2},
+    # Until JAX 0.10.
     "no fusion emitters": {"xla_cpu_use_fusion_emitters": False},
-    "both (ours)": compilation.CPU_COMPILER_OPTIONS,
     "level 0, no fusion emitters": {
         "xla_backend_optimization_level": 0,
         "xla_cpu_use_fusion_emitters": False,
+    },
+    # Since JAX 0.11.
+    "old tile lowering": {"xla_cpu_use_new_xtile_lowering": False},
+    "level 1, old tile lowering": {
+        "xla_backend_optimization_level": 1,
+        "xla_cpu_use_new_xtile_lowering": False,
+    },
+    "level 1, new tile lowering": {
+        "xla_backend_optimization_level": 1,
+        "xla_cpu_use_new_xtile_lowering": True,
     },
 }
 
@@ -56,7 +65,7 @@ def block_functions(num_programs: int, batch_size: int):
 
 def measure(functions, options: dict) -> tuple[float, float]:
     """CPU seconds per program, and wall seconds of running all of them five times."""
-    compilation.CPU_COMPILER_OPTIONS = options
+    compilation.cpu_compiler_options = lambda: options
     start, programs = time.process_time(), []
     for fn, arguments in functions:
         forward = compilation.build_vjp(fn, arguments, 2)
@@ -84,6 +93,8 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "options" else "right")
     base = None
     for name, options in OPTIONS.items():
+        if not all(compilation.knows_option(*option) for option in options.items()):
+            continue
         cpu, running = measure(functions, options)
         base = base or (cpu, running)
         ratios = (f"{cpu / base[0]:.2f}", f"{running / base[1]:.2f}")

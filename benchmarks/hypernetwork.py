@@ -10,25 +10,21 @@ runs.
 
 import argparse
 import os
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-import ghn_jax  # noqa: E402
-from ghn_jax.compilation import compile_lowered, keep_freed_memory  # noqa: E402
-from ghn_jax.graphs import PRIMITIVES, GraphBatch, build_graph  # noqa: E402
-from ghn_jax.graphs.arch_graph import shortest_paths  # noqa: E402
-from ghn_jax.hypernetworks import Hypernetwork, TileKey, ghn2, initialize  # noqa: E402
-from ghn_jax.hypernetworks.preparation import padded_num_nodes, prepare_graphs  # noqa: E402
-from ghn_jax.targets.plan import lower  # noqa: E402
+import ghn_jax
+from ghn_jax.compilation import compile_lowered, keep_freed_memory
+from ghn_jax.graphs import PRIMITIVES, GraphBatch, build_graph
+from ghn_jax.graphs.arch_graph import shortest_paths
+from ghn_jax.hypernetworks import Hypernetwork, TileKey, ghn2, initialize
+from ghn_jax.hypernetworks.preparation import padded_num_nodes, prepare_graphs
+from ghn_jax.targets.plan import lower
 
 NUM_GRAPHS = 4
 NUM_TENSORS = {

@@ -9,21 +9,17 @@ same run: below 1 is faster. "ours" is what the engine runs.
 import argparse
 import functools
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import jax
+import jax.numpy as jnp
+from jax import lax
+from rich.console import Console
+from rich.table import Table
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from jax import lax  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from ghn_jax.compilation import build_vjp, compile_lowered, keep_freed_memory  # noqa: E402
-from ghn_jax.targets import convolution, operations  # noqa: E402
+from ghn_jax.compilation import build_vjp, compile_lowered, keep_freed_memory
+from ghn_jax.targets import convolution, operations
 
 # (image size, channels in, channels out, kernel, stride); depthwise where channels out is 0.
 CONVOLUTIONS = [

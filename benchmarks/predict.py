@@ -18,18 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import jax
+import jax.numpy as jnp
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-
-from ghn_jax.hypernetworks import ghn2  # noqa: E402
-from ghn_jax.hypernetworks.prediction import Predictor  # noqa: E402
-from ghn_jax.models import MODELS, build  # noqa: E402
-from ghn_jax.tracing import make_report, trace  # noqa: E402
-from ghn_jax.tracing.prediction import fill_variables  # noqa: E402
+from ghn_jax.hypernetworks import ghn2
+from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.models import MODELS, build
+from ghn_jax.tracing import make_report, trace
+from ghn_jax.tracing.prediction import fill_variables
 
 IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 CONFIG = ghn2(num_classes=1000, max_shape=(64, 64, 16, 16))

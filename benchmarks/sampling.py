@@ -7,17 +7,13 @@ Prints the rate on one core and the memory in use at the beginning and at the en
 
 import argparse
 import resource
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from rich.progress import track
 
-from rich.progress import track  # noqa: E402
-
-from ghn_jax.graphs import build_graph  # noqa: E402
-from ghn_jax.sampling import SPLITS, ArchitectureStream, SpaceConfig  # noqa: E402
-from ghn_jax.targets.plan import lower  # noqa: E402
+from ghn_jax.graphs import build_graph
+from ghn_jax.sampling import SPLITS, ArchitectureStream, SpaceConfig
+from ghn_jax.targets.plan import lower
 
 
 def peak_memory_mb() -> float:

@@ -24,24 +24,22 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from ghn_jax.architectures import Architecture  # noqa: E402
-from ghn_jax.compilation import enable_compilation_cache  # noqa: E402
-from ghn_jax.data import ArraySplit, CropAndFlip, Dataset, Resize, TrainBatches  # noqa: E402
-from ghn_jax.deepnets1m.reader import DeepNets1M  # noqa: E402
-from ghn_jax.engine.blockwise import BlockwiseEngine  # noqa: E402
-from ghn_jax.graphs import ArchGraph  # noqa: E402
-from ghn_jax.hypernetworks import ghn2  # noqa: E402
-from ghn_jax.hypernetworks.prediction import Predictor  # noqa: E402
-from ghn_jax.targets.plan import Plan, lower  # noqa: E402
-from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches  # noqa: E402
-from ghn_jax.training.workers import Workers  # noqa: E402
+from ghn_jax.architectures import Architecture
+from ghn_jax.compilation import enable_compilation_cache
+from ghn_jax.data import ArraySplit, CropAndFlip, Dataset, Resize, TrainBatches
+from ghn_jax.deepnets1m.reader import DeepNets1M
+from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.graphs import ArchGraph
+from ghn_jax.hypernetworks import ghn2
+from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.targets.plan import Plan, lower
+from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches
+from ghn_jax.training.workers import Workers
 
 IMAGE_SIZE, NUM_CLASSES = 32, 10
 NUM_IMAGES = 10_000

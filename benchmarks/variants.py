@@ -10,22 +10,19 @@ import argparse
 import dataclasses
 import importlib
 import json
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from rich.console import Console
+from rich.table import Table
 
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from ghn_jax.compilation import ProgramCache  # noqa: E402
-from ghn_jax.evaluation.report import evaluate_splits  # noqa: E402
-from ghn_jax.hypernetworks import GHNConfig, ghn1, ghn2, mlp  # noqa: E402
-from ghn_jax.training.config import ExperimentConfig  # noqa: E402
-from ghn_jax.training.loop import train  # noqa: E402
-from ghn_jax.training.trainer import Programs, Trainer  # noqa: E402
-from launch.config_flags import build_config  # noqa: E402
+from ghn_jax.cli.config_dict import build_config
+from ghn_jax.compilation import ProgramCache
+from ghn_jax.evaluation.report import evaluate_splits
+from ghn_jax.hypernetworks import GHNConfig, ghn1, ghn2, mlp
+from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.loop import train
+from ghn_jax.training.trainer import Programs, Trainer
 
 VARIANTS = {"ghn2": ghn2, "ghn1": ghn1, "mlp": mlp}
 
@@ -67,7 +64,7 @@ def main() -> None:
     parser.add_argument("--config", default="digits", help="Name of a config in launch/configs.")
     parser.add_argument("--num_threads", type=int, default=2, help="Architectures at a time.")
     arguments = parser.parse_args()
-    module = importlib.import_module(f"launch.configs.{arguments.config}")
+    module = importlib.import_module(f"ghn_jax.configs.{arguments.config}")
     base = build_config(module.get_config())
     table = Table(title=f"top-1 in % on 100 unseen architectures, {base.training.num_steps} steps")
     table.add_column("seed")

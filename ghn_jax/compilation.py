@@ -15,11 +15,29 @@ import jax.numpy as jnp
 
 # Blocks spend their time in convolutions and matrix products, which LLVM does not optimise. With
 # less optimisation, and without the newer pipeline for fusions, they compile in half the time and
-# run as fast (`benchmarks/compilation.py`).
-CPU_COMPILER_OPTIONS: dict[str, Any] = {
+# run as fast (`benchmarks/compilation.py`). XLA has no other pipeline since JAX 0.11.
+_CPU_COMPILER_OPTIONS: dict[str, Any] = {
     "xla_backend_optimization_level": 1,
     "xla_cpu_use_fusion_emitters": False,
 }
+
+
+@functools.cache
+def cpu_compiler_options() -> dict[str, Any]:
+    """Options with which short programs compile for CPUs, as many as the installed XLA knows."""
+    return {name: v for name, v in _CPU_COMPILER_OPTIONS.items() if knows_option(name, v)}
+
+
+def knows_option(name: str, value: Any) -> bool:
+    """Whether the installed XLA compiles with an option; releases add and drop them."""
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.default_device(cpu):
+        trivial = jax.jit(lambda: jnp.zeros(())).lower()
+    try:
+        trivial.compile(compiler_options={name: value})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 @functools.cache
@@ -77,7 +95,7 @@ def compile_lowered(
         The compiled program.
     """
     is_short = jax.default_backend() == "cpu" and not has_large_fusions
-    return lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if is_short else None)
+    return lowered.compile(compiler_options=cpu_compiler_options() if is_short else None)
 
 
 def lower_shapes(fn: Callable, *arguments: Any) -> jax.stages.Lowered:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Curve
 
+from ghn_jax.extras import extra
 from ghn_jax.graphs import PRIMITIVES, ArchGraph
 from ghn_jax.graphs.properties import find_depths, find_parents, graph_properties
+
+with extra("train", "pictures"):
+    from matplotlib.figure import Figure
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Curve
 
 
 class Style(NamedTuple):

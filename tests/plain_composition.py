@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.architectures import Architecture, Genotype
-from ghn_jax.compilation import CPU_COMPILER_OPTIONS
+from ghn_jax.compilation import cpu_compiler_options
 from ghn_jax.graphs import GraphBatch
 from ghn_jax.hypernetworks.embedding import shape_vocabulary
 from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
@@ -56,5 +56,5 @@ def one_cell(*operations, **fields):
 
 def jit(fn):
     """Compile fast what runs once."""
-    options = {**CPU_COMPILER_OPTIONS, "xla_backend_optimization_level": 0}
+    options = {**cpu_compiler_options(), "xla_backend_optimization_level": 0}
     return jax.jit(fn, compiler_options=options)

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+
+from ghn_jax.extras import extra
 
 Images = np.ndarray | Sequence[np.ndarray]
 
@@ -269,6 +270,8 @@ def resize_image(
     Returns:
       (height, width, C) of the image's dtype.
     """
+    with extra("train", "images of another size"):
+        from PIL import Image
     size = (width, height)
     if image.dtype == np.uint8:
         picture = Image.fromarray(np.ascontiguousarray(image))

@@ -39,6 +39,7 @@ from ghn_jax.data.splits import (
     hold_out_last,
     split_at_random,
 )
+from ghn_jax.extras import extra
 
 NPZ_PREFIX, IDX_PREFIX = "npz:", "idx:"
 NUM_RECORDS_PER_READ = 1000
@@ -133,7 +134,8 @@ def load_dataset(
 def _load_digits(image_size: int | None) -> Dataset:
     """Return scikit-learn's 8x8 digits: 1797 grey images whose pixels 0..16 become 0..1."""
     # Imported here since it takes a second that the other data sets need not wait for.
-    from sklearn.datasets import load_digits
+    with extra("train", "scikit-learn's digits"):
+        from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)[..., None]  # (N, 8, 8, 1)
@@ -281,7 +283,8 @@ def _open_records(
 ) -> Any:
     """Open one tfds split for random access, or say how to prepare it."""
     # Imported here since it takes seconds, and digits and one's own files do not need it.
-    import tensorflow_datasets as tfds
+    with extra("tfds", "data sets of TensorFlow Datasets"):
+        import tensorflow_datasets as tfds
 
     folder = None if data_dir is None else os.path.expanduser(os.fspath(data_dir))
     decoders = None if decode_images else {"image": tfds.decode.SkipDecoding()}

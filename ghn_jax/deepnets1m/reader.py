@@ -19,18 +19,21 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
 from ghn_jax.architectures import Architecture
 from ghn_jax.architectures.validation import check_choice
 from ghn_jax.deepnets1m.meta import MetaFile
 from ghn_jax.deepnets1m.parameter_names import node_names
+from ghn_jax.extras import extra
 from ghn_jax.graphs.arch_graph import MAX_VIRTUAL_DISTANCE, ArchGraph
 from ghn_jax.graphs.primitives import PRIMITIVE_INDEX
 from ghn_jax.sampling import SPLITS, SpaceConfig
 from ghn_jax.sampling.sampler import REFERENCE_CHANNELS, draw_sizes
 from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, lower
+
+with extra("train", "DeepNets-1M files"):
+    import h5py
 
 
 class StoredArchitecture(NamedTuple):

@@ -11,18 +11,20 @@ import importlib
 import os
 import re
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 
 from ghn_jax.architectures import PREDEFINED, Architecture, ResNet
 from ghn_jax.architectures.validation import check_choice, suggest
-from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.graphs import ArchGraph, build_graph
 from ghn_jax.models import MODELS, SMALL_MODELS, build
 from ghn_jax.sampling import SPLITS
 from ghn_jax.targets.network import TargetNetwork
 from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, Plan, lower
+
+if TYPE_CHECKING:
+    from ghn_jax.deepnets1m.reader import DeepNets1M
 
 _STORED = re.compile(r"(?P<split>[a-z0-9_]+)/(?P<index>-?\d+)")
 _FACTORY = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+)")
@@ -68,6 +70,9 @@ def resolve_architecture(
         check_choice("split", match["split"], tuple(SPLITS))
         if deepnets is None:
             raise ValueError(f"architecture is {spec!r}, expected --deepnets: the folder to read")
+        # Imported here, since files need h5py and most networks are of none.
+        from ghn_jax.deepnets1m.reader import DeepNets1M
+
         nets = DeepNets1M(deepnets, match["split"], image_size)
         index = int(match["index"])
         if not 0 <= index < len(nets):

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from ghn_jax.evaluation.evaluate import Summary
+from ghn_jax.extras import extra
+
+with extra("train", "pictures"):
+    from matplotlib.figure import Figure
 
 
 def plot_summaries(summaries: Sequence[Summary], path: str | Path) -> None:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import rich.table
 
+from ghn_jax.extras import extra
+
 RESULTS = "results.json"
 
 
@@ -105,15 +107,12 @@ def draw_curves(rows: Sequence[Row], path: pathlib.Path) -> None:
         rows: Of a comparison.
         path: Of the image, such as `curves.png`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    with extra("train", "pictures"):
+        from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row.architecture for row in rows))
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(4.2 * len(names), 3.4), sharey=True, squeeze=False
-    )
+    figure = Figure(figsize=(4.2 * len(names), 3.4))
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for row in (row for row in rows if row.architecture == name):
             curves = [run.curve for run in row.runs if run.curve]
@@ -132,4 +131,3 @@ def draw_curves(rows: Sequence[Row], path: pathlib.Path) -> None:
     axes[0][0].set_ylabel("validation top-1, %")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    plt.close(figure)

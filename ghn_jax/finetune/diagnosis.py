@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.extras import extra
 from ghn_jax.finetune.layers import Layer
 from ghn_jax.finetune.postprocessing import correlation_matrix
 
@@ -88,17 +89,16 @@ def draw_diagnosis(
         path: Of the image, such as `diagnosis.png` or `.svg`.
         title: Of the figure.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    with extra("train", "pictures"):
+        from matplotlib.figure import Figure
 
     panels = (
         ("correlation", "mean |correlation| of filters"),
         ("rank", "stable rank, share of the largest"),
         ("norm", "norm / He initialisation"),
     )
-    figure, axes = plt.subplots(len(panels), 1, figsize=(7, 7), sharex=True)
+    figure = Figure(figsize=(7, 7))
+    axes = figure.subplots(len(panels), 1, sharex=True)
     for axis, (field, label) in zip(axes, panels, strict=True):
         for name, layers in diagnoses.items():
             numbers = range(1, len(layers) + 1)
@@ -112,4 +112,3 @@ def draw_diagnosis(
     axes[-1].set_xlabel("layer, in the order of the graph (the last one is the classifier)")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ghn_jax.extras import extra
+
 
 def iterations_to_reach(curve: Sequence[tuple[int, float]], accuracy: float) -> float | None:
     """Find the step at which training first reached an accuracy.
@@ -54,13 +56,12 @@ def draw_iterations(
         path: Of the image, such as `iterations.png`.
         title: Of the figure.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    with extra("train", "pictures"):
+        from matplotlib.figure import Figure
 
     steps, values = np.array(curve, np.float64).T
-    figure, axis = plt.subplots(figsize=(5, 3.4))
+    figure = Figure(figsize=(5, 3.4))
+    axis = figure.subplots()
     axis.plot(steps, 100 * values, label="trained from scratch")
     axis.axhline(100 * accuracy, color="tab:red", label="predicted, not trained")
     reached = iterations_to_reach(curve, accuracy)
@@ -72,4 +73,3 @@ def draw_iterations(
     axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from ghn_jax.architectures import OPERATIONS, Architecture
+from ghn_jax.extras import extra
 from ghn_jax.sampling.parameter_count import count_parameters
 from ghn_jax.sampling.sampler import (
     REFERENCE_CHANNELS,
@@ -36,6 +35,10 @@ from ghn_jax.sampling.sampler import (
 )
 from ghn_jax.sampling.space import SPLITS, SpaceConfig
 from ghn_jax.targets.plan import lower
+
+with extra("train", "pictures"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ORIGINAL_NUM_ARCHITECTURES = 300
 

@@ -18,7 +18,11 @@ from collections.abc import Callable, Mapping
 
 import rich.console
 import rich.progress
-import tensorboardX
+
+from ghn_jax.extras import extra
+
+with extra("train", "metrics of training"):
+    import tensorboardX
 
 _FILE = "metrics.jsonl"
 _SKIPPED_FILE = "skipped.jsonl"

@@ -9,7 +9,7 @@ Result: not yet run. Published: 66.9 % mean top-1 on the test split.
 
 import ml_collections
 
-from launch.config_flags import default_config
+from ghn_jax.cli.config_dict import default_config
 
 STEPS_PER_EPOCH = 45_000 // 64
 

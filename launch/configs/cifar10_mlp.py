@@ -8,8 +8,7 @@ Result: not yet run. Published: 42.2 % mean top-1 on the test split.
 """
 
 import ml_collections
-
-from launch.configs import cifar10_ghn2
+from ghn_jax.configs import cifar10_ghn2
 
 
 def get_config() -> ml_collections.ConfigDict:

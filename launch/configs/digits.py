@@ -12,7 +12,7 @@ Result: seed 0, 100 unseen architectures of `test`, test images, predicted param
 import ml_collections
 
 from ghn_jax.architectures import OPERATIONS
-from launch.config_flags import default_config
+from ghn_jax.cli.config_dict import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -10,8 +10,7 @@ Result: seed 0, 100 unseen architectures of `test`, test images, predicted param
 """
 
 import ml_collections
-
-from launch.configs import digits
+from ghn_jax.configs import digits
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -11,8 +11,7 @@ Result: seed 0, 100 unseen architectures of `test`, the first 1,000 test images,
 """
 
 import ml_collections
-
-from launch.configs import digits
+from ghn_jax.configs import digits
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -9,8 +9,7 @@ Result: not yet run.
 """
 
 import ml_collections
-
-from launch.configs import finetune_resnet50
+from ghn_jax.configs import finetune_resnet50
 
 
 def get_config() -> ml_collections.ConfigDict:

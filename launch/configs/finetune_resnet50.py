@@ -10,8 +10,8 @@ Result: not yet run.
 
 import ml_collections
 
+from ghn_jax.cli.config_dict import default_config
 from ghn_jax.finetune.config import FinetuneConfig
-from launch.config_flags import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

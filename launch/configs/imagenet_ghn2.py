@@ -9,7 +9,7 @@ Result: not yet run. Published: 27.2 % mean top-5 on the test split.
 
 import ml_collections
 
-from launch.config_flags import default_config
+from ghn_jax.cli.config_dict import default_config
 
 # 50 000 of the 1 281 167 training images are held out for validation.
 STEPS_PER_EPOCH = 1_231_167 // 256

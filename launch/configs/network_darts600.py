@@ -9,8 +9,7 @@ Result: not yet run.
 """
 
 import ml_collections
-
-from launch.configs import network_sgd50
+from ghn_jax.configs import network_sgd50
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -10,8 +10,8 @@ Result: seed 0: 98.3% on validation and 98.1% on test images after 260 iteration
 
 import ml_collections
 
+from ghn_jax.cli.config_dict import default_config
 from ghn_jax.finetune.config import NetworkConfig
-from launch.config_flags import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

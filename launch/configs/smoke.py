@@ -9,7 +9,7 @@ Result: nothing to learn in so few steps.
 
 import ml_collections
 
-from launch.config_flags import default_config
+from ghn_jax.cli.config_dict import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -23,9 +23,8 @@ def _call(builder, eqn, inputs):
 def _scan(builder, eqn, inputs):
     """Once per iteration if parameters are stacked along the scanned axis, else a single time."""
     params = eqn.params
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
-    consts, carry = inputs[:num_consts], list(inputs[num_consts:][:num_carry])
-    scanned, variables = inputs[num_consts + num_carry :], eqn.invars[num_consts + num_carry :]
+    consts, carry, scanned = _split_scan_inputs(params, inputs)
+    variables = eqn.invars[len(consts) + len(carry) :]
     unrolls = any(isinstance(value, Weight) and value.views for value in scanned)
     if not unrolls:
         carry = _join_stream(carry, [*consts, *scanned])
@@ -37,8 +36,17 @@ def _scan(builder, eqn, inputs):
             for value, var in zip(scanned, variables, strict=True)
         ]
         outputs = interpret(builder, params["jaxpr"], [*consts, *carry, *rows])
-        carry = outputs[:num_carry]
-    return [*carry, *outputs[num_carry:]]
+        carry = outputs[: len(carry)]
+    return [*carry, *outputs[len(carry) :]]
+
+
+def _split_scan_inputs(params, inputs):
+    """What stays the same in all iterations, what is carried, and what is scanned."""
+    if "ft_in" in params:  # since JAX 0.12
+        consts, carry, scanned = params["ft_in"].update(inputs).unpack()
+        return list(consts), list(carry), list(scanned)
+    first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
+    return inputs[:first], list(inputs[first:second]), inputs[second:]
 
 
 def _join_stream(carry, others):

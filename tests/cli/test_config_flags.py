@@ -10,9 +10,10 @@ import sys
 import ml_collections
 import pytest
 
+from ghn_jax.cli.config_dict import build_config, default_config, packaged_configs
+from ghn_jax.cli.config_flags import check_arguments, resolve_names
 from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
 from ghn_jax.training.config import ExperimentConfig
-from launch.config_flags import build_config, check_arguments, default_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -22,7 +23,7 @@ SMOKE = "launch/configs/smoke.py"
 
 PROGRAM = '''
 """A program."""
-from launch.config_flags import run
+from ghn_jax.cli.config_flags import run
 
 def main(config, workdir):
     print(workdir, config.training.num_steps, config.space.widths, config.training.max_nodes,
@@ -60,7 +61,7 @@ def test_config_files_cannot_set_what_does_not_exist():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_are_valid_and_documented(name):
-    module = importlib.import_module(f"launch.configs.{name}")
+    module = importlib.import_module(f"ghn_jax.configs.{name}")
     kind = {"finetune": FinetuneConfig, "network": NetworkConfig}.get(name.split("_")[0])
     config = build_config(module.get_config(), kind or ExperimentConfig)
     if kind is None:
@@ -72,7 +73,7 @@ def test_configs_are_valid_and_documented(name):
 
 def test_published_hyperparameters():
     configs = {
-        name: build_config(importlib.import_module(f"launch.configs.{name}").get_config())
+        name: build_config(importlib.import_module(f"ghn_jax.configs.{name}").get_config())
         for name in ("cifar10_ghn1", "cifar10_ghn2", "cifar10_mlp", "imagenet_ghn2")
     }
     for config in configs.values():
@@ -92,7 +93,7 @@ def test_published_hyperparameters():
 
 def test_published_hyperparameters_of_single_networks():
     def load(name, kind):
-        return build_config(importlib.import_module(f"launch.configs.{name}").get_config(), kind)
+        return build_config(importlib.import_module(f"ghn_jax.configs.{name}").get_config(), kind)
 
     sgd = load("network_sgd50", NetworkConfig)
     assert (sgd.training.num_epochs, sgd.data.batch_size) == (50, 96)
@@ -172,7 +173,7 @@ def test_mistakes_give_one_line(arguments, message):
 def test_mistakes_in_a_config_file_name_it(tmp_path, line, message):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from launch.config_flags import default_config\n"
+        "from ghn_jax.cli.config_dict import default_config\n"
         f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
     )
     result = run_program(f"--config={path}", "--workdir=x", "--config.training.seed=3")
@@ -192,12 +193,28 @@ def test_help_lists_all_fields():
     assert set(names) == expected | {"architectures"}
 
 
+def test_packaged_configs_go_by_name():
+    assert set(packaged_configs()) == set(CONFIGS)
+    assert set(packaged_configs("network")) == {n for n in CONFIGS if n.startswith("network")}
+    assert not {"finetune_study", "network_digits"} & set(packaged_configs("train"))
+    path = str(packaged_configs()["smoke"])
+    assert resolve_names(["p", "--config=smoke", "--x=smoke"]) == [
+        "p",
+        f"--config={path}",
+        "--x=smoke",
+    ]
+    assert resolve_names(["p", "--config", "smoke:3"]) == ["p", "--config", f"{path}:3"]
+    # A file goes before a name, and what is neither stays for the error to show.
+    others = [f"--config={SMOKE}", "--config", "x"]
+    assert resolve_names(others) == others
+
+
 def test_paths_and_fields_are_checked_with_near_matches():
-    with pytest.raises(ValueError, match=r"^--config is missing, expected a Python file such as l"):
+    with pytest.raises(ValueError, match=r"^--config is missing, expected a Python file or one"):
         check_arguments(["--workdir=x"])
     with pytest.raises(
         ValueError,
-        match=r"^--config is 'launch/configs/smok\.py' \(did you mean 'launch/configs/smoke\.py'",
+        match=r"^--config is 'launch/configs/smok\.py' \(did you mean 'smoke'\?\), expected",
     ):
         check_arguments(["--config", "launch/configs/smok.py"])
     with pytest.raises(ValueError, match=r"\(did you mean 'config\.training\.meta_batch_size'\?\)"):

@@ -1,8 +1,8 @@
 """`--config FILE --config.section.field=value --workdir DIR`, with errors instead of tracebacks.
 
 In: the command line. Out: a call of the program's main function with a validated config, by default
-an `ExperimentConfig`, and the run's folder. A config file begins with `default_config()`, which
-holds every field, so that every field can be overridden on the command line.
+an `ExperimentConfig`, and the run's folder. The file is given by its path, or by name where it
+comes with the package.
 """
 
 from __future__ import annotations
@@ -12,62 +12,30 @@ import functools
 import importlib.util
 import pathlib
 import re
-import typing
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import ml_collections
 from absl import app, flags
-from ml_collections import config_flags
-from ml_collections.config_dict import placeholder
 
 from ghn_jax.architectures.validation import suggest
+from ghn_jax.cli.command_line import errors_in_one_line, fail, flags_help, last_line, parse_flags
+from ghn_jax.cli.config_dict import build_config, find_config, packaged_configs
+from ghn_jax.extras import extra
 from ghn_jax.training.config import ExperimentConfig, describe_fields
 from ghn_jax.training.conversion import iterate_fields
-from launch.command_line import errors_in_one_line, fail, last_line, parse_flags
 
-_CONFIGS = pathlib.Path(__file__).parent / "configs"
-
-
-def default_config(config_type: type[Any] = ExperimentConfig) -> ml_collections.ConfigDict:
-    """Return every field of a config at its default.
-
-    The result refuses fields that do not exist and values of another type. Fields that may be None
-    and are None still know their type.
-    """
-    config = ml_collections.ConfigDict()
-    for field in iterate_fields(config_type):
-        section, _, name = field.name.rpartition(".")
-        if section and section not in config:
-            config[section] = ml_collections.ConfigDict()
-        value = placeholder(_value_type(field.hint)) if field.default is None else field.default
-        (config[section] if section else config)[name] = value
-    return config.lock()
-
-
-def build_config(
-    config: ml_collections.ConfigDict, config_type: type[Any] = ExperimentConfig
-) -> Any:
-    """Turn what a config file returns into a validated config.
-
-    Args:
-        config: sections of fields; what is missing keeps its default.
-        config_type: of the result.
-
-    Returns:
-        The frozen config.
-
-    Raises:
-        ValueError: if a field is unknown or its value is wrong; names its dotted path.
-    """
-    return config_type.from_dict(config.to_dict())
+with extra("train", "configs"):
+    import ml_collections
+    from ml_collections import config_flags
 
 
 def run(
     main: Callable[[Any, str], None],
+    argv: Sequence[str] | None = None,
     *errors: type[Exception],
     config_type: type[Any] = ExperimentConfig,
-    example: str = "train",
+    kind: str = "train",
 ) -> NoReturn:
     """Run a program that takes `--config` and `--workdir`, and exit.
 
@@ -77,11 +45,11 @@ def run(
 
     Args:
         main: called with the config and the run's folder.
+        argv: the command line, the program's name first; None is the process's.
         errors: what `main` raises, besides ValueError and OSError, with a text for its user.
         config_type: of the config.
-        example: beginning of the names of config files for the program.
+        kind: of the packaged configs that are for the program, see `packaged_configs`.
     """
-    own_flags = _own_flags_help()
     config_flag = config_flags.DEFINE_config_file(
         "config", help_string="Python file with a function get_config() -> ConfigDict."
     )
@@ -89,8 +57,8 @@ def run(
         "workdir", None, "Folder for checkpoints and metrics; a run in it is continued."
     )
 
-    def call_main(argv: Sequence[str]) -> None:
-        del argv  # nothing but the program's name
+    def call_main(left: Sequence[str]) -> None:
+        del left  # nothing but the program's name
         if workdir_flag.value is None:
             fail("--workdir is missing, expected the folder for checkpoints and metrics")
         try:
@@ -100,43 +68,63 @@ def run(
         with errors_in_one_line(*errors):
             main(config, workdir_flag.value)
 
-    def parse(argv: Sequence[str]) -> list[str]:
-        check = functools.partial(check_arguments, config_type=config_type, example=example)
-        help_text = functools.partial(_help_text, config_type, example, own_flags)
-        return parse_flags(argv, check, help_text)
+    def parse(arguments: Sequence[str]) -> list[str]:
+        check = functools.partial(check_arguments, config_type=config_type, kind=kind)
+        help_text = _help_text(config_type, kind, flags_help(main.__module__))
+        return parse_flags(main.__module__, arguments, check, help_text)
 
-    app.run(call_main, flags_parser=parse)
+    app.run(call_main, resolve_names(sys.argv if argv is None else argv), flags_parser=parse)
+
+
+_CONFIG = re.compile(r"(--?config)(?:=(.*))?$", flags=re.DOTALL)
+
+
+def resolve_names(arguments: Sequence[str]) -> list[str]:
+    """Replace the names of packaged configs by the paths of their files: `--config digits`."""
+    resolved: list[str] = []
+    for argument in arguments:
+        match = _CONFIG.match(argument)
+        if match and match[2] is not None:
+            argument = f"{match[1]}={_resolve(match[2])}"
+        elif resolved and re.fullmatch("--?config", resolved[-1]):
+            argument = _resolve(argument)
+        resolved.append(argument)
+    return resolved
+
+
+def _resolve(location: str) -> str:
+    """A config file may take an argument behind a colon."""
+    name, colon, argument = location.partition(":")
+    path = find_config(name)
+    return location if path is None else f"{path}{colon}{argument}"
 
 
 def check_arguments(
     arguments: Sequence[str],
     config_type: type[Any] = ExperimentConfig,
-    example: str = "",
+    kind: str = "",
 ) -> None:
     """Check the config's path, that the file gives a config, and the names of overridden fields.
 
     Args:
-        arguments: the command line without the program's name.
+        arguments: the command line without the program's name, names of configs resolved.
         config_type: of the config.
-        example: beginning of the names of config files for the program.
+        kind: of the packaged configs that errors list.
 
     Raises:
         ValueError: if no config file is given, it does not exist or fails, or a field is unknown.
     """
     paths = [
-        argument.partition("=")[2] if "=" in argument else "".join(arguments[index + 1 : index + 2])
-        for index, argument in enumerate(arguments)
-        if re.match(r"--?config(=|$)", argument)
+        "".join(arguments[index + 1 : index + 2]) if match[2] is None else match[2]
+        for index, match in enumerate(map(_CONFIG.match, arguments))
+        if match
     ]
+    expected = f"a Python file or one of {', '.join(packaged_configs(kind))}"
     if not paths:
-        raise ValueError(
-            f"--config is missing, expected a Python file such as {_list_configs(example)}"
-        )
-    if not pathlib.Path(paths[-1].split(":")[0]).is_file():
-        near = suggest(paths[-1], _list_configs().split(", "))
-        raise ValueError(
-            f"--config is {paths[-1]!r}{near}, expected a file such as {_list_configs(example)}"
-        )
+        raise ValueError(f"--config is missing, expected {expected}")
+    if find_config(paths[-1].split(":")[0]) is None:
+        near = suggest(pathlib.Path(paths[-1]).stem, list(packaged_configs()))
+        raise ValueError(f"--config is {paths[-1]!r}{near}, expected {expected}")
     _load_config_file(paths[-1])
     names = [field.name for field in iterate_fields(config_type)]
     for argument in arguments:
@@ -175,34 +163,12 @@ def _suggest_field(name: str, names: Sequence[str]) -> str:
     return f" (did you mean {'config.' + matches[0]!r}?)" if matches else ""
 
 
-def _list_configs(example: str = "") -> str:
-    names = sorted(path.name for path in _CONFIGS.glob("*.py") if path.name != "__init__.py")
-    kinds = ("finetune", "network")  # the others train a GHN
-    if example in kinds:
-        names = [name for name in names if name.startswith(example)]
-    elif example:
-        names = [name for name in names if not name.startswith(kinds)]
-    return ", ".join(f"launch/configs/{name}" for name in names)
-
-
-def _value_type(hint: object) -> type:
-    """Return the runtime type of a hint such as `tuple[int, ...] | None`."""
-    options = [option for option in typing.get_args(hint) if option is not type(None)]
-    option = options[0]
-    return typing.get_origin(option) or option
-
-
-def _own_flags_help() -> str:
-    """The flags that the program itself defined so far."""
-    main_flags = flags.FLAGS.main_module_help().lstrip().partition("\n")[2]
-    return f"{main_flags}\n" if main_flags else ""
-
-
-def _help_text(config_type: type[Any], example: str, own_flags: str) -> str:
+def _help_text(config_type: type[Any], kind: str, own_flags: str) -> str:
+    names = ", ".join(packaged_configs(kind))
     return (
-        f"{own_flags}"
-        "  --config FILE\n      Python file with a function get_config() -> ConfigDict, such as\n"
-        f"      {_list_configs(example)}\n"
+        f"{own_flags and own_flags + chr(10)}"
+        "  --config FILE\n      Python file with a function get_config() -> ConfigDict, or one of\n"
+        f"      {names}\n"
         "  --workdir DIR\n      Folder for checkpoints and metrics; a run in it is continued.\n"
         "  --verbosity N\n      1 shows the traceback of an error.\n"
         f"\nfields of the config:\n{describe_fields(config_type)}"

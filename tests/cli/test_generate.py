@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ghn_jax.cli.generate import draw_records
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.sampling import SpaceConfig, sample_architecture
-from launch.generate import draw_records
 
 ROOT = Path(__file__).parents[2]
 

@@ -146,7 +146,7 @@ def test_mistakes_give_one_line(trained, tmp_path, cache):
 def test_help(program, some):
     status, output, errors = run(program, "--help")
     assert (status, errors) == (0, "")
-    source = (ROOT / "launch" / f"{program}.py").read_text()
+    source = (ROOT / "ghn_jax" / "cli" / f"{program}.py").read_text()
     for flag in some:
         assert f"\n  {flag}" in output
     # Every flag the file defines, and its docstring.

@@ -7,35 +7,64 @@ a mistake on the command line or in a config, 1 for a failure later on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from absl import flags
+from absl import app, flags
 from absl import logging as absl_logging
+
+from ghn_jax.extras import MissingExtraError
 
 _HELP = ("--help", "-help", "--helpfull", "-helpfull", "--helpshort", "-helpshort", "-h")
 
 
-def parse_flags(
-    argv: Sequence[str],
-    check: Callable[[Sequence[str]], None] = lambda arguments: None,
-    help_text: Callable[[], str] | None = None,
-) -> list[str]:
-    """Parse with absl, for `app.run(main, flags_parser=parse_flags)`.
+def run_program(
+    main: Callable[[], None], argv: Sequence[str] | None = None, *errors: type[Exception]
+) -> NoReturn:
+    """Run a program whose flags are defined in the module of its main function, and exit.
 
     Args:
+        main: what the program does once its flags are parsed.
+        argv: the command line, the program's name first; None is the process's.
+        errors: what `main` raises, besides ValueError and OSError, with a text for its user.
+    """
+
+    def call_main(left: Sequence[str]) -> None:
+        del left  # nothing but the program's name
+        with errors_in_one_line(*errors):
+            main()
+
+    app.run(
+        call_main,
+        None if argv is None else list(argv),
+        flags_parser=functools.partial(parse_flags, main.__module__),
+    )
+
+
+def parse_flags(
+    module: str,
+    argv: Sequence[str],
+    check: Callable[[Sequence[str]], None] = lambda arguments: None,
+    help_text: str | None = None,
+) -> list[str]:
+    """Parse with absl, as the `flags_parser` of `app.run`.
+
+    Args:
+        module: name of the module that defines the program's flags; its docstring is what `--help`
+            begins with.
         argv: the command line, the program's name first.
         check: called with the arguments before they are parsed; raises ValueError.
-        help_text: what `--help` prints below the program's docstring; None is its flags.
+        help_text: what `--help` prints below that docstring; None is the module's flags.
 
     Returns:
         What is left of the command line: the program's name.
     """
     if any(argument in _HELP for argument in argv[1:]):
-        document = sys.modules["__main__"].__doc__ or ""
-        print(f"{document.strip()}\n\nflags:\n{help_text() if help_text else _flags_help()}")
+        document = sys.modules[module].__doc__ or ""
+        print(f"{document.strip()}\n\nflags:\n{help_text or flags_help(module)}")
         sys.exit(0)
     try:
         check(argv[1:])
@@ -60,7 +89,7 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     Args:
         more: errors besides ValueError and OSError.
     """
-    shown: tuple[type[Exception], ...] = (ValueError, OSError, *more)
+    shown: tuple[type[Exception], ...] = (ValueError, OSError, MissingExtraError, *more)
     try:
         yield
     except shown as error:
@@ -74,9 +103,10 @@ def fail(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def _flags_help() -> str:
+def flags_help(module: str) -> str:
+    """Describe the flags that a module defines, a paragraph each."""
     # Its first line names the module.
-    return str(flags.FLAGS.main_module_help()).lstrip().partition("\n")[2]
+    return str(flags.FLAGS.module_help(module)).lstrip().partition("\n")[2]
 
 
 def last_line(error: Exception) -> str:

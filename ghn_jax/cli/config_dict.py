@@ -1,0 +1,82 @@
+"""Config files: found by path or by name, and turned into validated configs.
+
+In: a file such as `launch/configs/digits.py`, or the name of one that comes with the package, such
+as "digits". Out: a frozen config, by default an `ExperimentConfig`. A config file begins with
+`default_config()`, which holds every field, so that every field can be overridden.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import pathlib
+import typing
+from typing import Any
+
+from ghn_jax.extras import extra
+from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.conversion import iterate_fields
+
+with extra("train", "configs"):
+    import ml_collections
+    from ml_collections.config_dict import placeholder
+
+
+def default_config(config_type: type[Any] = ExperimentConfig) -> ml_collections.ConfigDict:
+    """Return every field of a config at its default.
+
+    The result refuses fields that do not exist and values of another type. Fields that may be None
+    and are None still know their type.
+    """
+    config = ml_collections.ConfigDict()
+    for field in iterate_fields(config_type):
+        section, _, name = field.name.rpartition(".")
+        if section and section not in config:
+            config[section] = ml_collections.ConfigDict()
+        value = placeholder(_value_type(field.hint)) if field.default is None else field.default
+        (config[section] if section else config)[name] = value
+    return config.lock()
+
+
+def build_config(
+    config: ml_collections.ConfigDict, config_type: type[Any] = ExperimentConfig
+) -> Any:
+    """Turn what a config file returns into a validated config.
+
+    Args:
+        config: sections of fields; what is missing keeps its default.
+        config_type: of the result.
+
+    Returns:
+        The frozen config.
+
+    Raises:
+        ValueError: if a field is unknown or its value is wrong; names its dotted path.
+    """
+    return config_type.from_dict(config.to_dict())
+
+
+def packaged_configs(kind: str = "") -> dict[str, pathlib.Path]:
+    """Return the config files that come with the package, by name.
+
+    Args:
+        kind: only those of a kind of program: "train", "finetune" or "network"; all if empty.
+    """
+    folder = pathlib.Path(str(importlib.resources.files("ghn_jax.configs")))
+    files = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+    others = ("finetune", "network")  # the rest train a GHN
+    if kind in others:
+        return {name: path for name, path in files.items() if name.startswith(kind)}
+    return {n: path for n, path in files.items() if not (kind and n.startswith(others))}
+
+
+def find_config(location: str) -> pathlib.Path | None:
+    """Return the config file of a path or of the name of a packaged one; None if there is none."""
+    path = pathlib.Path(location)
+    return path if path.is_file() else packaged_configs().get(location)
+
+
+def _value_type(hint: object) -> type:
+    """Return the runtime type of a hint such as `tuple[int, ...] | None`."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    option = options[0]
+    return typing.get_origin(option) or option

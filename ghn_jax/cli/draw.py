@@ -1,0 +1,83 @@
+"""Draw the graph of a network and print its properties.
+
+    ghn-jax draw --architecture resnet50 --out graph.svg
+    ghn-jax draw --architecture my_package.my_module:make_network --out graph.png
+
+ARCHITECTURE is a name of ghn_jax.models (resnet50, vit_b16, convnext_t, swin_t, ...), `vit`, the
+12-layer one of the published results, SPLIT/INDEX of a DeepNets-1M file (val/3), or
+PACKAGE.MODULE:FACTORY, a function without arguments that returns an architecture or a Flax, Haiku
+or Equinox network. Nothing is allocated.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from ghn_jax.architectures import VIT, Architecture, ResNet
+from ghn_jax.cli.command_line import run_program
+from ghn_jax.drawing import draw
+from ghn_jax.evaluation.architecture_specs import (
+    is_factory,
+    is_stored,
+    make_network,
+    resolve_architecture,
+)
+from ghn_jax.graphs import ArchGraph, build_graph
+from ghn_jax.graphs.arch_graph import MAX_VIRTUAL_DISTANCE
+from ghn_jax.graphs.properties import graph_properties
+from ghn_jax.models import build
+from ghn_jax.targets.plan import lower
+from ghn_jax.tracing import make_report, trace
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("architecture", None, "Name of a model, SPLIT/INDEX, or MODULE:FACTORY.")
+flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+flags.DEFINE_string("out", None, "File to draw to: .svg, .pdf or .png.")
+flags.DEFINE_integer("image_size", 224, "Height and width of the images, pixels.", lower_bound=1)
+flags.DEFINE_integer("num_classes", 1000, "Width of the output of named networks.", lower_bound=1)
+flags.DEFINE_bool("small_images", False, "The variant of a named network for 32 px.")
+flags.DEFINE_string("arguments", "{}", "Keyword arguments of the network's call, JSON.")
+flags.mark_flags_as_required(["architecture", "out"])
+
+
+def main() -> None:
+    """Draw what the flags name."""
+    graph, report = make_graph(FLAGS.architecture)
+    draw(graph, FLAGS.out, title=f"{FLAGS.architecture}: {graph_properties(graph)}")
+    print(graph_properties(graph))
+    if report:
+        print(report)
+
+
+def make_graph(spec: str) -> tuple[ArchGraph, str]:
+    """The graph of a network, and for traced ones what of it a GHN can predict."""
+    size, num_classes = FLAGS.image_size, FLAGS.num_classes
+    if is_stored(spec):
+        network = resolve_architecture(
+            spec, size, num_classes, MAX_VIRTUAL_DISTANCE, FLAGS.deepnets
+        )
+        return network.graph, ""
+    made = load_network(spec)
+    if isinstance(made, Architecture | ResNet):
+        return build_graph(lower(made, size, num_classes)), ""
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    traced = trace(made, images, num_classes=num_classes, **json.loads(FLAGS.arguments))
+    return traced.graph, str(make_report(traced))
+
+
+def load_network(spec: str) -> Any:
+    """The network or architecture that a name or a factory stands for."""
+    if spec == "vit":
+        return VIT
+    if is_factory(spec):
+        return make_network(spec)
+    return build(spec, FLAGS.num_classes, **({"small_images": True} if FLAGS.small_images else {}))
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program with a command line, by default the process's, and exit."""
+    run_program(main, argv, ImportError, AttributeError)

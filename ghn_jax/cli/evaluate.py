@@ -1,0 +1,122 @@
+"""Evaluate the parameters a GHN predicts for architectures it never saw.
+
+    ghn-jax evaluate --ghn digits --split test --workdir /tmp/evaluation
+    ghn-jax evaluate --ghn ghn2_cifar10.pt --split test --deepnets data --images test.npz
+
+Prints a line per architecture and a table, and writes, under WORKDIR/evaluation, a summary
+`SPLIT.json`, a line per architecture in `SPLIT.jsonl`, and a plot. The GHN is a work directory of
+training, the name of one that comes with the package, or an official `.pt` file; without --workdir,
+the results of a work directory go into it, others into the current folder.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+
+import ghn_jax
+from ghn_jax.cli.command_line import run_program
+from ghn_jax.compilation import enable_compilation_cache
+from ghn_jax.data import load_dataset
+from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.evaluation.image_files import read_labelled_images
+from ghn_jax.evaluation.report import evaluate_splits
+from ghn_jax.pretrained import CHECKPOINTS, resolve
+from ghn_jax.sampling import SPLITS
+from ghn_jax.training.config import PREDEFINED_SPLIT
+from ghn_jax.training.trainer import check_dataset
+
+# In distribution, then out of it.
+ALL_SPLITS = ("test", "wide", "deep", "dense", "bnfree", PREDEFINED_SPLIT)
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "ghn",
+    None,
+    "Work directory of training, the name of a packaged GHN (digits), or an official .pt file.",
+)
+flags.DEFINE_enum(
+    "split", "test", [*SPLITS, PREDEFINED_SPLIT, "all"], "Split of architectures, or all of them."
+)
+flags.DEFINE_integer(
+    "num_architectures",
+    None,
+    "Architectures per split; by default as published, 500 of test, 100 of each OOD split, or all"
+    " of a file.",
+    lower_bound=1,
+)
+flags.DEFINE_string(
+    "deepnets",
+    None,
+    "Folder of DeepNets-1M files to read the architectures from; by default they are drawn.",
+)
+flags.DEFINE_string(
+    "images",
+    None,
+    "File .npz of 'images', (N, S, S, 3) float32, already normalised, and 'labels', instead of a"
+    " data set.",
+)
+flags.DEFINE_integer(
+    "seed", None, "Draws the architectures; by default the seed of the GHN's config.", lower_bound=0
+)
+flags.DEFINE_enum(
+    "image_split", "test", ["validation", "test"], "Which images the networks are evaluated on."
+)
+flags.DEFINE_string(
+    "data", None, "Data set instead of the one of training, such as npz:images.npz."
+)
+flags.DEFINE_string("data_dir", None, "Folder of prepared data sets.")
+flags.DEFINE_bool("random", True, "Whether to evaluate random (He) initialisation, too.")
+flags.DEFINE_string(
+    "workdir", None, "Where evaluation/SPLIT.json goes; by default the GHN's work directory."
+)
+flags.DEFINE_string("compilation_cache_dir", None, "Folder of compiled programs kept between runs.")
+flags.mark_flag_as_required("ghn")
+
+
+def main() -> None:
+    """Evaluate the splits that the flags name."""
+    cache_dir = FLAGS.compilation_cache_dir
+    ghn = ghn_jax.load(FLAGS.ghn)
+    config = ghn.experiment
+    if cache_dir or config.training.compilation_cache_dir:
+        enable_compilation_cache(cache_dir or config.training.compilation_cache_dir)
+    if FLAGS.images and (FLAGS.data or FLAGS.data_dir):
+        raise ValueError("--images and --data are given, expected one source of images")
+    if FLAGS.images:
+        space = config.space
+        dataset = read_labelled_images(FLAGS.images, space.image_size, space.num_classes)
+    else:
+        name = FLAGS.data or config.data.name
+        data_dir = FLAGS.data_dir or config.data.data_dir
+        dataset = load_dataset(name, data_dir, config.data.image_size)
+        check_dataset(config, dataset)
+    splits = ALL_SPLITS if FLAGS.split == "all" else (FLAGS.split,)
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else resolve(FLAGS.ghn)
+    is_kept = not workdir.is_dir() or (workdir / "run").is_dir()
+    if not FLAGS.workdir and (is_kept or workdir.is_relative_to(CHECKPOINTS)):
+        workdir = Path.cwd()  # never into a checkpoint or the installed package
+    training = config.training
+    engine = BlockwiseEngine(
+        num_threads=training.num_threads, num_compile_threads=training.num_compile_threads
+    )
+    evaluate_splits(
+        ghn.predictor,
+        engine,
+        dataset,
+        ghn.ghn_params,
+        config,
+        splits=[(split, FLAGS.num_architectures) for split in splits],
+        image_split=FLAGS.image_split,
+        seed=FLAGS.seed,
+        with_random=FLAGS.random,
+        folder=workdir / "evaluation",
+        deepnets=FLAGS.deepnets,
+        lists_architectures=True,
+    )
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program with a command line, by default the process's, and exit."""
+    run_program(main, argv)

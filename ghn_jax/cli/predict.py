@@ -1,0 +1,193 @@
+"""Predict all parameters of one network, and run it.
+
+    ghn-jax predict --ghn digits --architecture resnet50 --out resnet50.safetensors
+    ghn-jax predict --ghn ghn2_cifar10.pt --architecture val/3 --deepnets data
+    ghn-jax predict --ghn digits --architecture vit --images x.npy --logits y.npy
+
+Prints the network's nodes, edges, tensors and parameters, and the seconds for its graph, the
+prediction and the forward pass. `.safetensors` have PyTorch's names and layouts, `.npz` our own. Of
+a PACKAGE.MODULE:FACTORY that makes a Flax, Haiku or Equinox network, the graph is traced, and what
+cannot be predicted is listed with the reason.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import flags
+from flax.traverse_util import flatten_dict
+
+import ghn_jax
+from ghn_jax.architectures import Architecture, ResNet
+from ghn_jax.cli.command_line import run_program
+from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.evaluation.architecture_specs import (
+    is_factory,
+    is_stored,
+    make_network,
+    resolve_architecture,
+)
+from ghn_jax.evaluation.image_files import check_images, read_images
+from ghn_jax.graphs import ArchGraph
+from ghn_jax.interop.target_files import (
+    check_target_path,
+    save_target_params,
+    write_arrays,
+)
+from ghn_jax.pretrained import GHN
+from ghn_jax.targets.network import flatten_params
+from ghn_jax.targets.plan import Plan
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "ghn",
+    None,
+    "Work directory of training, the name of a packaged GHN (digits), or an official .pt file.",
+)
+flags.DEFINE_string(
+    "architecture",
+    None,
+    "Network: SPLIT/INDEX of a DeepNets-1M file (val/3), resnet50, vit, or package.module:factory.",
+)
+flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+flags.DEFINE_string(
+    "images",
+    None,
+    "File .npy of images, (B, S, S, 3) float32, already normalised; S also decides the network's"
+    " variant, else the GHN does.",
+)
+flags.DEFINE_string("logits", None, "File .npy for the logits of the images.")
+flags.DEFINE_string("out", None, "File .npz or .safetensors for the predicted parameters.")
+flags.DEFINE_string(
+    "arguments",
+    "{}",
+    "Keyword arguments, as JSON, of the call of a Flax module that a factory makes.",
+)
+flags.mark_flags_as_required(["ghn", "architecture"])
+
+
+def main() -> None:
+    """Predict what the flags name."""
+    if (FLAGS.images is None) != (FLAGS.logits is None):
+        raise ValueError(
+            f"--images is {FLAGS.images} and --logits is {FLAGS.logits}, expected both or none"
+        )
+    if FLAGS.out is not None:
+        check_target_path(FLAGS.out)
+    ghn = ghn_jax.load(FLAGS.ghn)
+    images = None if FLAGS.images is None else _read_images(ghn)
+    image_size = ghn.experiment.space.image_size if images is None else images.shape[1]
+    config = ghn.config
+
+    if is_factory(FLAGS.architecture):
+        made = make_network(FLAGS.architecture)
+        if not isinstance(made, Architecture | ResNet):
+            predict_traced(ghn, made, images, image_size)
+            return
+    start = time.perf_counter()
+    plan, graph = resolve_architecture(
+        FLAGS.architecture, image_size, config.num_classes, config.virtual_edges, FLAGS.deepnets
+    )
+    seconds = time.perf_counter() - start
+    _report_graph(graph, len(plan.tensors), plan.num_parameters)
+    _report("graph", f"{seconds:.3f} s")
+
+    start = time.perf_counter()
+    ghn.predict_plan(plan, graph)  # compiles
+    compiled = time.perf_counter()
+    prediction = ghn.predict_plan(plan, graph)
+    seconds = time.perf_counter() - compiled
+    compilation = max(compiled - start - seconds, 0.0)
+    _report("prediction", f"{seconds:.3f} s, after {compilation:.3f} s of compilation")
+    params = flatten_params(plan, prediction.variables["params"])
+    if images is None:
+        _report("forward pass", "not run, for want of --images")
+    else:
+        _run(plan, params, images)
+    if FLAGS.out is not None:
+        save_target_params(FLAGS.out, plan, params)
+        _report("wrote", FLAGS.out)
+
+
+def predict_traced(ghn: GHN, network: Any, images: np.ndarray | None, image_size: int) -> None:
+    """Predict a network that is not of the space: what `ghn_jax.tracing` can describe."""
+    arguments = json.loads(FLAGS.arguments)
+    if images is not None and not isinstance(network, nn.Module):
+        raise ValueError(
+            f"architecture {FLAGS.architecture!r} makes a {type(network).__name__}, expected a Flax"
+            " linen module with --logits"
+        )
+    if FLAGS.out is not None and Path(FLAGS.out).suffix != ".npz":
+        raise ValueError(
+            f"--out is {FLAGS.out!r}, expected .npz: this network has no names in PyTorch"
+        )
+    inputs = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    start = time.perf_counter()
+    prediction = ghn.predict(network, inputs if images is None else images, **arguments)
+    seconds = time.perf_counter() - start
+    graph, leaves = prediction.graph, flatten_dict(prediction.variables, sep="/")
+    _report_graph(graph, len(graph.tensors), prediction.num_parameters)
+    _report("prediction", f"{seconds:.3f} s with graph and compilation")
+    print(prediction.report, flush=True)
+    if images is None:
+        _report("forward pass", "not run, for want of --images")
+    else:
+        state = [name for name in prediction.variables if name != "params"]
+
+        def forward(variables, x):
+            return network.apply(variables, x, mutable=state, **arguments)[0]
+
+        start = time.perf_counter()
+        logits = np.asarray(jax.jit(forward)(prediction.variables, images))
+        _report("forward pass", f"{time.perf_counter() - start:.3f} s with compilation")
+        _write_logits(logits)
+    if FLAGS.out is not None:
+        write_arrays(Path(FLAGS.out), leaves)
+        _report("wrote", FLAGS.out)
+
+
+def _report_graph(graph: ArchGraph, num_tensors: int, num_parameters: int) -> None:
+    num_own = int((graph.distance == 1).sum())
+    _report("nodes", graph.num_nodes)
+    _report("edges", f"{len(graph.distance)} ({num_own} of the network, the others virtual)")
+    _report("tensors", num_tensors)
+    _report("parameters", num_parameters)
+
+
+def _read_images(ghn: GHN) -> np.ndarray:
+    images = read_images(FLAGS.images)
+    if is_stored(FLAGS.architecture):
+        # Networks of a file are for the images of a data set, and so is the GHN.
+        check_images(FLAGS.images, images, ghn.experiment.space.image_size)
+    return images
+
+
+def _run(plan: Plan, params: list[np.ndarray], images: np.ndarray) -> None:
+    engine = BlockwiseEngine()
+    start = time.perf_counter()
+    engine.compile_ahead([plan], images.shape[0], images.dtype, with_gradients=False)
+    compiled = time.perf_counter()
+    logits = np.asarray(engine.logits(plan, params, images))
+    seconds = time.perf_counter() - compiled
+    _report("forward pass", f"{seconds:.3f} s, after {compiled - start:.3f} s of compilation")
+    _write_logits(logits)
+
+
+def _write_logits(logits: np.ndarray) -> None:
+    with Path(FLAGS.logits).open("wb") as file:
+        np.save(file, logits)
+    _report("wrote", FLAGS.logits)
+
+
+def _report(name: str, value: object) -> None:
+    print(f"{name:<12}  {value}", flush=True)
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program with a command line, by default the process's, and exit."""
+    run_program(main, argv)

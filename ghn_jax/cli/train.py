@@ -1,0 +1,65 @@
+"""Train a GHN and evaluate the parameters it predicts for architectures it never saw.
+
+    ghn-jax train --config digits --workdir /tmp/digits
+
+A run in an existing workdir goes on from its latest checkpoint. SIGTERM and Ctrl-C save and exit
+with status 75: the same command goes on. All devices of the machine train, and those of others if
+each process has JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment,
+or is started by Slurm, Open MPI or on a TPU pod.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+
+from ghn_jax.cli import config_flags
+from ghn_jax.cli.command_line import fail
+from ghn_jax.evaluation.report import evaluate_splits
+from ghn_jax.parallel.processes import connect_processes
+from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
+from ghn_jax.training.loop import train
+from ghn_jax.training.skipping import TooManySkippedError
+from ghn_jax.training.trainer import Trainer, TrainState
+from ghn_jax.training.workers import WorkerError
+
+
+def main(config: ExperimentConfig, workdir: str) -> None:
+    """Train, then evaluate on the splits of `config.evaluation`."""
+
+    def evaluate(trainer: Trainer, state: TrainState) -> dict[str, float]:
+        summaries = evaluate_splits(
+            trainer.predictor,
+            trainer.engine,
+            trainer.dataset,
+            trainer.local_params(state),
+            config,
+            splits=(("val", config.evaluation.num_validation),),
+            image_split="validation",
+        )
+        return {f"val/{name}": getattr(summaries[0], name) for name in ("top1_mean", "top5_mean")}
+
+    connect_processes()
+    try:
+        trainer, state = train(config, workdir, evaluate_fn=evaluate)
+    except InterruptedRunError as error:
+        fail(str(error), RESUME_STATUS)
+    if config.evaluation.splits and jax.process_index() == 0:
+        evaluate_splits(
+            trainer.predictor,
+            trainer.engine,
+            trainer.dataset,
+            trainer.local_params(state),
+            config,
+            splits=config.evaluation.splits,
+            image_split=config.evaluation.image_split,
+            with_random=config.evaluation.with_random,
+            folder=Path(workdir) / "evaluation",
+        )
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program with a command line, by default the process's, and exit."""
+    config_flags.run(main, argv, TooManySkippedError, WorkerError)

@@ -1,0 +1,91 @@
+"""Train one network from scratch, by itself: the baseline of predicted parameters.
+
+    ghn-jax train-network --config network_digits
+        --architecture small_resnet --workdir /tmp/network [--ghn digits]
+    ghn-jax train-network --config network_sgd50
+        --architecture val/3 --deepnets data --workdir /tmp/network
+
+Logs loss and validation accuracy by step and prints the accuracy on test images. With --ghn, also
+says, and draws, how many iterations of this training the parameters which that GHN predicts are
+worth. The same command goes on from the latest checkpoint; SIGTERM and Ctrl-C save and exit with
+status 75.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+import numpy as np
+from absl import flags
+
+import ghn_jax
+from ghn_jax.cli import config_flags
+from ghn_jax.cli.command_line import fail
+from ghn_jax.data import load_dataset
+from ghn_jax.evaluation.architecture_specs import resolve_module
+from ghn_jax.finetune.config import NetworkConfig
+from ghn_jax.finetune.initialization import NetworkInitializer
+from ghn_jax.finetune.iterations import describe, draw_iterations
+from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
+from ghn_jax.finetune.regularized_network import RegularizedNetwork
+from ghn_jax.targets.network import TargetNetwork
+from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "architecture",
+    None,
+    "Network: a name of ghn_jax.models (small_resnet, resnet18, ...), SPLIT/INDEX of a DeepNets-1M"
+    " file (val/3), resnet50, vit, or package.module:factory of a Flax module or an architecture,"
+    " such as ghn_jax.architectures:darts.",
+)
+flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+flags.DEFINE_string("ghn", None, "GHN whose prediction is compared with the training.")
+
+
+def main(config: NetworkConfig, workdir: str) -> None:
+    """Train, evaluate on test images, and compare with a prediction where asked."""
+    if not FLAGS.architecture:
+        fail("--architecture is missing, expected the network to train")
+    data, training = config.data, config.training
+    dataset = load_dataset(data.name, data.data_dir, data.image_size)
+    size, num_classes = dataset.image_size, dataset.num_classes
+    plain = resolve_module(FLAGS.architecture, size, num_classes, FLAGS.deepnets)
+    module = plain
+    if training.drop_path or training.auxiliary_weight:
+        if not isinstance(plain, TargetNetwork):
+            raise ValueError(
+                f"training.drop_path is {training.drop_path} and training.auxiliary_weight is"
+                f" {training.auxiliary_weight}, expected 0 for {FLAGS.architecture!r}: only"
+                " networks of the space have them"
+            )
+        module = RegularizedNetwork(plain.plan, bool(training.auxiliary_weight))
+    ghn = None if FLAGS.ghn is None else ghn_jax.load(FLAGS.ghn)
+    initializer = None if ghn is None else NetworkInitializer(plain, ghn, size, num_classes)
+    trainer = NetworkTrainer(module, dataset, config)
+
+    key = jax.random.key(training.seed)
+    init = jax.jit(lambda key: module.init(key, np.zeros((1, size, size, 3), np.float32)))
+    variables = jax.tree.map(np.asarray, dict(init(key)))
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    print(f"{num_parameters:,} parameters, {trainer.num_steps:,} steps", flush=True)
+    try:
+        result = trainer.run(variables, workdir=workdir)
+    except InterruptedRunError as error:
+        fail(str(error), RESUME_STATUS)
+    print(f"validation  top-1 {100 * result.curve[-1].accuracy:.2f}%")
+    print(f"test        top-1 {100 * trainer.evaluate(result.variables, 'test'):.2f}%", flush=True)
+    if initializer is not None:
+        plain_trainer = trainer if module is plain else NetworkTrainer(plain, dataset, config)
+        predicted = plain_trainer.calibrate(initializer.make("ghn", key))
+        accuracy = plain_trainer.evaluate(predicted, "validation")
+        print(describe(result.curve, accuracy, trainer.steps_per_epoch))
+        path = Path(workdir) / "iterations.png"
+        draw_iterations(result.curve, accuracy, path, FLAGS.architecture)
+        print(f"wrote {path}")
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program with a command line, by default the process's, and exit."""
+    config_flags.run(main, argv, DivergedError, config_type=NetworkConfig, kind="network")
