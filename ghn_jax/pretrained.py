@@ -4,10 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any, overload
 
+import jax
+
 from ghn_jax.architectures import Architecture, ResNet
 from ghn_jax.graphs import ArchGraph, build_graph
 from ghn_jax.hypernetworks import GHNConfig
 from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.interop.hub import PREFIX, fetch_from_hub
 from ghn_jax.interop.torch_checkpoints import load_torch_checkpoint, official_experiment
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import Plan, lower
@@ -58,36 +61,78 @@ class GHN:
 
     @overload
     def predict(
-        self, network: Architecture | ResNet, image_size: int | None = None
+        self,
+        network: Architecture | ResNet,
+        images: int | None = None,
+        *,
+        image_size: int | None = None,
+        strict: bool = False,
     ) -> Prediction: ...
 
     @overload
     def predict(
-        self, network: Any, images: Any, *, strict: bool = False, **call_arguments: Any
+        self,
+        network: Any,
+        images: Any,
+        *,
+        strict: bool = False,
+        key: jax.Array | None = None,
+        **call_arguments: Any,
     ) -> NetworkPrediction: ...
 
-    def predict(self, network, images=None, **arguments):
+    def predict(
+        self,
+        network: Any,
+        images: Any = None,
+        *,
+        image_size: int | None = None,
+        strict: bool = False,
+        key: jax.Array | None = None,
+        **call_arguments: Any,
+    ) -> Prediction | NetworkPrediction:
         """Predict all parameters of a network in one forward pass.
 
         Args:
             network: An architecture of the space or a ResNet, like those of training or not; or any
                 network of Flax, Haiku, Equinox or plain JAX, see `ghn_jax.tracing.describe`.
+            images: A batch of any other network's images, or their shape. Of an architecture, in
+                this place, `image_size`.
             image_size: Height and width of an architecture's images, pixels; None is that of
                 training.
-            images: A batch of any other network's images, or their shape.
-            strict: Raise an error if a parameter of any other network cannot be predicted.
-            **call_arguments: Keyword arguments of its call, such as `train=False`.
+            strict: Raise an error if a parameter cannot be predicted. Those of architectures always
+                can.
+            key: For any other network's initialiser, which fills what cannot be predicted.
+            **call_arguments: Keyword arguments of any other network's call, such as `train=False`.
 
         Returns:
             The network, its parameters and the graph; for any other network also a report.
+
+        Raises:
+            ValueError: If an argument is missing, or is one that this kind of network does not
+                take; with `strict`, if a parameter cannot be predicted.
         """
         if isinstance(network, Architecture | ResNet):
-            return self._predict_architecture(network, arguments.pop("image_size", images))
+            if call_arguments:
+                raise ValueError(
+                    f"{', '.join(call_arguments)} given for an architecture, expected image_size"
+                    " only"
+                )
+            return self._predict_architecture(network, images if image_size is None else image_size)
+        if image_size is not None:
+            call_arguments["image_size"] = image_size  # of the network's own call
         if images is None:
             raise ValueError(
                 f"images is missing, expected a batch of images or its shape for {network!r}"
             )
-        return predict_network(self.predictor, self.ghn_params, network, images, **arguments)
+        return predict_network(
+            self.predictor,
+            self.ghn_params,
+            network,
+            images,
+            strict=strict,
+            key=key,
+            **call_arguments,
+        )
 
     def _predict_architecture(
         self, architecture: Architecture | ResNet, image_size: int | None
@@ -115,8 +160,9 @@ def load(path: str | Path) -> GHN:
 
     Args:
         path: A work directory of training, a checkpoint in one, the name of a GHN that comes with
-            the package: "digits", or an official checkpoint of the original: a `.pt` file, which
-            is read without running anything in it.
+            the package: "digits", an official checkpoint of the original: a `.pt` file, which is
+            read without running anything in it, or either of these on the Hugging Face hub:
+            "hf:OWNER/NAME/FILE.pt", "hf:OWNER/NAME" (extra `hub`).
 
     Returns:
         The GHN.
@@ -134,6 +180,8 @@ def load(path: str | Path) -> GHN:
 
 
 def resolve(path: str | Path) -> Path:
-    """The folder that a path or the name of a packaged GHN stands for."""
+    """The path that a path, the name of a packaged GHN or an address on the hub stands for."""
+    if str(path).startswith(PREFIX):
+        return fetch_from_hub(str(path))
     packaged = CHECKPOINTS / str(path)
     return packaged if not Path(path).exists() and packaged.is_dir() else Path(path)

@@ -9,14 +9,16 @@ under the same key whichever the device, on simulated CPU devices under one for 
 """
 
 import dataclasses
+import functools
 import io
+import logging
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax._src import compiler  # what a loaded executable is told has no public constructor
 from jax.experimental import serialize_executable
 
 from ghn_jax.compilation import ProgramCache, VjpPrograms
@@ -35,41 +37,59 @@ def relocate(program: Any, device: jax.Device) -> Any:
     """
     if isinstance(program, VjpPrograms):
         return dataclasses.replace(program, forward=relocate(program.forward, device))
+    return _load_on(program, device)
+
+
+def _load_on(program: jax.stages.Compiled, device: jax.Device) -> jax.stages.Compiled:
+    """As `relocate`. All private names of JAX are used in here: see `can_relocate`.
+
+    JAX's own loader keeps the device that the program was compiled for; this one replaces it.
+    """
+    from jax._src import compiler  # what a loaded executable is told has no public constructor
+
+    class AnyDevice(dict):
+        """Every device id stands for the one device that is loaded onto."""
+
+        def __missing__(self, key: int) -> jax.Device:
+            return device
+
+    class Loader(serialize_executable._JaxPjrtUnpickler):
+        def persistent_load(self, reference: Any) -> Any:
+            if reference[0] != "exec":
+                return super().persistent_load(reference)
+            options = compiler.get_compile_options(
+                num_replicas=1, num_partitions=1, device_assignment=np.array([[device.id]])
+            )
+            return self.backend.deserialize_executable(
+                reference[1], executable_devices=self.execution_devices, compile_options=options
+            )
+
     data, in_tree, out_tree = serialize_executable.serialize(program)
-    unloaded, arguments, no_kwargs = _Loader(io.BytesIO(data), device).load()
+    loader = Loader(io.BytesIO(data), device.client, [device])
+    loader.devices_by_id = AnyDevice()
+    unloaded, arguments, no_kwargs = loader.load()
     return jax.stages.Compiled(
         unloaded.load(), [], in_tree.unflatten(arguments), out_tree, no_kwargs=no_kwargs
     )
 
 
-class _AnyDevice(dict):
-    """Every device id stands for the one device that is loaded onto."""
-
-    def __init__(self, device: jax.Device) -> None:
-        super().__init__()
-        self._device = device
-
-    def __missing__(self, key: int) -> jax.Device:
-        return self._device
-
-
-class _Loader(serialize_executable._JaxPjrtUnpickler):
-    """JAX's own loader keeps the device that the program was compiled for; this one replaces it."""
-
-    def __init__(self, file: io.BytesIO, device: jax.Device) -> None:
-        super().__init__(file, device.client, [device])
-        self._device = device
-        self.devices_by_id = _AnyDevice(device)
-
-    def persistent_load(self, reference: Any) -> Any:
-        if reference[0] != "exec":
-            return super().persistent_load(reference)
-        options = compiler.get_compile_options(
-            num_replicas=1, num_partitions=1, device_assignment=np.array([[self._device.id]])
+@functools.cache
+def can_relocate() -> bool:
+    """Whether this release of JAX has the internals that `relocate` uses: tried out once."""
+    device = jax.local_devices()[-1]
+    try:
+        program = jax.jit(lambda x: x + 1).lower(jnp.zeros(())).compile()
+        copy = relocate(program, device)
+        return bool(copy(jax.device_put(jnp.ones(()), device)) == 2)
+    except Exception as error:  # whatever changed inside of JAX, compiling again is always right
+        logging.getLogger(__name__).warning(
+            "programs are compiled for each device, which takes longer: JAX %s does not load copies"
+            " as this code expects (%s: %s)",
+            jax.__version__,
+            type(error).__name__,
+            error,
         )
-        return self.backend.deserialize_executable(
-            reference[1], executable_devices=self.execution_devices, compile_options=options
-        )
+        return False
 
 
 class ProgramsOnDevice:
@@ -120,7 +140,8 @@ class ProgramsOnDevice:
 
 
 def _makes_copies() -> bool:
-    return jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
+    has_disk = jax.config.jax_compilation_cache_dir is not None  # type: ignore[attr-defined]
+    return not has_disk and can_relocate()
 
 
 def programs_on(cache: ProgramCache, device: jax.Device) -> ProgramCache | ProgramsOnDevice:

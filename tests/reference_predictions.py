@@ -1,17 +1,20 @@
 """Numbers computed by the original implementation, read for tests.
 
-`tests/data/reference` holds a few of them, so that parity is tested everywhere; where the project's
-shared folder is present, tests use all of it. See the README there.
+`tests/data/reference` holds a few of them, so that parity is tested everywhere; where the variable
+GHN_JAX_REFERENCE names the folder of all, tests marked `reference` compare with more of them. What
+is in neither folder skips its test. See the README there.
 """
 
 import functools
 import json
+import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import pytest
 
+from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.graphs import GraphBatch, ParameterTensor
 from ghn_jax.hypernetworks import GHNConfig, shape_vocabulary
 from ghn_jax.interop.torch_checkpoints import (
@@ -21,7 +24,10 @@ from ghn_jax.interop.torch_checkpoints import (
 )
 
 LOCAL = Path(__file__).parent / "data" / "reference"
-SHARED = Path(__file__).parents[2] / "shared" / "reference"
+WHOLE = Path(os.environ["GHN_JAX_REFERENCE"]) if "GHN_JAX_REFERENCE" in os.environ else None
+FOLDER = LOCAL if WHOLE is None else WHOLE
+if not (FOLDER / "index.json").is_file():
+    raise ValueError(f"GHN_JAX_REFERENCE is {str(WHOLE)!r}, expected a folder with index.json")
 
 
 class PredictedTensor(NamedTuple):
@@ -73,16 +79,32 @@ class Prediction(NamedTuple):
 
 def find_reference(name: str) -> Path:
     """Return the path of a reference file, or skip the test."""
-    for folder in (SHARED, LOCAL):
+    for folder in (FOLDER, LOCAL):
         if (folder / name).exists():
             return folder / name
-    pytest.skip(f"{name} is only in the project's shared folder")
+    skip_for_want_of(name)
+
+
+def find_split(split: str) -> DeepNets1M:
+    """Open a split of the official files, or skip the test."""
+    for folder in (FOLDER, LOCAL.parent):
+        try:
+            return DeepNets1M(folder, split)
+        except (ValueError, FileNotFoundError):  # another split, or no file
+            if folder is WHOLE:
+                raise
+    skip_for_want_of(f"split {split}")
+
+
+def skip_for_want_of(what: str) -> NoReturn:
+    """Skip the test: what it compares with is not in the repository."""
+    pytest.skip(f"{what} is in the whole reference only, which GHN_JAX_REFERENCE would name")
 
 
 @functools.cache
 def load_ghn(name: str) -> TorchCheckpoint:
-    """Load a GHN of the original; of a GHN-2 outside the shared folder only what embeds nodes."""
-    if name != "ghn2" or (SHARED / "ghn2.pt").exists():
+    """Load a GHN of the original; of a GHN-2 in the repository only what embeds nodes."""
+    if name != "ghn2" or (FOLDER / "ghn2.pt").exists():
         return load_torch_checkpoint(find_reference(f"{name}.pt"))
     state = dict(np.load(LOCAL / "ghn2_embedding.npz"))
     pixels, tile = 128 * 11 * 11, 64 * 64

@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, from any folder."""
 
+import tomllib
 from pathlib import Path
 
 import nbclient
@@ -9,6 +10,8 @@ import pytest
 from ghn_jax.pretrained import CHECKPOINTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+URL = PROJECT["urls"]["Repository"]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 
@@ -35,13 +38,22 @@ def test_notebook_is_committed_without_outputs(path):
         assert cell.get("execution_count") is None, cell.source
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_opens_and_installs_on_colab(path):
+    text, install = (cell.source for cell in nbformat.read(path, as_version=4).cells[:2])
+    github = URL.removeprefix("https://github.com/")
+    opened = f"https://colab.research.google.com/github/{github}/blob/main/notebooks/{path.name}"
+    assert f"colab-badge.svg)]({opened})" in text
+    assert "[![Open in Colab]" in text and opened in (REPOSITORY / "README.md").read_text("utf-8")
+    assert f'%pip install --quiet "ghn_jax[train] @ git+{URL}"' in install
+
+
 @pytest.mark.skipif(
     not (CHECKPOINTS / "digits").is_dir(),
     reason="the packaged checkpoint ghn_jax/checkpoints/digits is not there",
 )
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_runs(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # also where the package is not installed
+def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook,

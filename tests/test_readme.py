@@ -58,11 +58,9 @@ def test_python_example_is_short():
 
 
 def test_first_command_trains_on_digits():
-    (command,) = [
-        block for block in code_blocks(README, "bash") if "pip install --quiet -e . " in block
-    ]
+    (command,) = [block for block in code_blocks(README, "bash") if "-e '.[train]' " in block]
     installed, trained = command.rstrip("\n").rsplit(" && ", 1)
-    assert installed == "python3.11 -m venv .venv && .venv/bin/pip install --quiet -e ."
+    assert installed == "python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[train]'"
     assert trained.startswith(".venv/bin/python launch/train.py --config launch/configs/digits.py")
 
 

@@ -1,6 +1,7 @@
 """How far our numbers are from the original's: `python -m ghn_jax.interop.parity`.
 
-In: a folder of reference files (`--reference`, by default the project's `../shared/reference`).
+In: a folder of reference files, `--reference` or $GHN_JAX_REFERENCE; a clone of the repository has
+a part of them in `tests/data/reference`, the project's own machines all in `../shared/reference`.
 Out: a table of the largest deviation of each kind, and where it is; exit status 1 if one is beyond
 its limit. `--fast` leaves out a second evaluation of large networks in double precision.
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,7 +50,7 @@ from ghn_jax.interop.target_files import from_target_state_dict, to_target_state
 from ghn_jax.interop.torch_checkpoints import to_state_dict
 from ghn_jax.targets.blocks import BatchNorm
 
-DEFAULT_REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+_IN_A_CLONE = ("../shared/reference", "tests/data/reference")  # seen from its root
 
 LIMITS = {
     "nodes and edges": 0.0,
@@ -255,17 +257,39 @@ def deviations_table(deviations: Sequence[Deviation]) -> rich.table.Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return 0 if every deviation is within its limit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--reference", type=Path, default=DEFAULT_REFERENCE, help="folder")
+    parser.add_argument("--reference", type=Path, help="folder; by default $GHN_JAX_REFERENCE")
     parser.add_argument("--fast", action="store_true", help="large networks in float32 only")
     options = parser.parse_args(arguments)
     try:
-        parity = Parity(Reference(options.reference))
+        parity = Parity(Reference(options.reference or default_reference()))
     except ValueError as error:
         parser.error(str(error))
     deviations = list(parity.measure(with_float64=not options.fast))
-    rich.console.Console().print(deviations_table(deviations))
+    console = rich.console.Console()
+    console.print(deviations_table(deviations))
+    console.print(f"reference: {parity.reference.folder}", soft_wrap=True)
     exceeded = [d for d in largest_by_kind(deviations).values() if not d.value <= LIMITS[d.kind]]
     return 1 if exceeded or not deviations else 0
+
+
+def default_reference() -> Path:
+    """Find the folder of reference files where none is given.
+
+    Returns:
+        $GHN_JAX_REFERENCE, or what is there where the current folder is a clone.
+
+    Raises:
+        ValueError: if there is none; says which folder is wanted.
+    """
+    if named := os.environ.get("GHN_JAX_REFERENCE"):
+        return Path(named)
+    for folder in map(Path, _IN_A_CLONE):
+        if (folder / "index.json").is_file():
+            return folder
+    raise ValueError(
+        "reference is missing, expected --reference or GHN_JAX_REFERENCE: a folder with index.json"
+        " and the original's numbers, such as tests/data/reference of a clone"
+    )
 
 
 def _graph_deviation(graph: ArchGraph, found: ReferencePrediction) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference_predictions import LOCAL, SHARED
+from reference_predictions import LOCAL, WHOLE, skip_for_want_of
 
 from ghn_jax.deepnets1m.node_order import match_nodes, recover_node_order
 from ghn_jax.deepnets1m.reader import DeepNets1M, meta_path
@@ -46,11 +46,12 @@ def check_network(nets, index):
     return order
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("split", SPLITS)
 def test_graphs_of_files_are_ours(split):
-    if not SHARED.is_dir():
-        pytest.skip("the files are only in the project's shared folder")
-    nets = DeepNets1M(SHARED, split)
+    if WHOLE is None:
+        skip_for_want_of(f"the whole split {split}")
+    nets = DeepNets1M(WHOLE, split)
     assert len(nets) == SPLITS[split]
     orders = [check_network(nets, index) for index in range(len(nets))]
     # The generator's permutation: rows of all but the simplest networks are elsewhere in adj.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_parameters import draw_parameters
-from reference_predictions import LOCAL, load_ghn, load_prediction
+from reference_predictions import LOCAL, load_ghn, load_prediction, skip_for_want_of
 
 from ghn_jax.graphs import GraphBatch
 from ghn_jax.hypernetworks import (
@@ -58,6 +58,7 @@ def embed(ghn, batch):
     return jit_of(ghn, "embed_nodes")(padded)[0]
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_node_embeddings_are_the_originals(name):
     ghn = name.rsplit("_", 1)[1]
@@ -67,12 +68,13 @@ def test_node_embeddings_are_the_originals(name):
     np.testing.assert_allclose(found, prediction.embeddings, rtol=0, atol=1e-5)
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("name", TENSORS)
 def test_predicted_tensors_are_the_originals(name):
     ghn = name.rsplit("_", 1)[1]
     config, variables, _ = load_ghn(ghn)
     if not np.any(variables["params"]["kernels"]["kernel_3"]):
-        pytest.skip(f"the kernel decoder of {ghn} is only in the project's shared folder")
+        skip_for_want_of(f"the kernel decoder of {ghn}")
     prediction = load_prediction(name, config)
     tensors_of: dict[TileKey, list] = {}
     for index, predicted in enumerate(prediction.tensors):

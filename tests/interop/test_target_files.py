@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from reference_predictions import LOCAL, SHARED
+from reference_predictions import FOLDER, skip_for_want_of
 
 from ghn_jax.architectures import RESNET50, VIT, Architecture, Genotype, ResNet
 from ghn_jax.interop.target_files import (
@@ -25,6 +25,7 @@ def draw(plan, seed=0):
     return [rng.standard_normal(tensor.shape, np.float32) for tensor in plan.tensors]
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize(
     ("name", "plan_fn"),
     [
@@ -34,10 +35,9 @@ def draw(plan, seed=0):
     ],
 )
 def test_names_and_shapes_are_pytorchs(name, plan_fn):
-    folder = SHARED if SHARED.is_dir() else LOCAL
-    index = {entry["name"]: entry for entry in json.loads((folder / "index.json").read_text())}
+    index = {entry["name"]: entry for entry in json.loads((FOLDER / "index.json").read_text())}
     if name not in index:
-        pytest.skip(f"{name} is only in the project's shared folder")
+        skip_for_want_of(name)
     expected = {tensor["name"]: tuple(tensor["shape"]) for tensor in index[name]["tensors"]}
     plan = plan_fn()
     arrays = [np.broadcast_to(np.float32(0), tensor.shape) for tensor in plan.tensors]

@@ -5,8 +5,10 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.experimental import serialize_executable
 from plain_composition import one_cell
 
+from ghn_jax import relocation
 from ghn_jax.compilation import ProgramCache
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.graphs import build_graph
@@ -66,6 +68,23 @@ def test_another_device_computes_the_same_without_compiling():
     assert_same(result, before[0], 0.0)
     assert {d for leaf in jax.tree.leaves(result.grads) for d in leaf.devices()} == {second}
     assert sum(cache.num_compilations for cache in caches()) == before[1]
+
+
+def test_where_jax_changed_inside_programs_compile_for_each_device(monkeypatch, caplog):
+    before = expected(), sum(cache.num_compilations for cache in caches())
+    # As if a release had moved what JAX's loader is built on.
+    monkeypatch.delattr(serialize_executable, "_JaxPjrtUnpickler")
+    relocation.can_relocate.cache_clear()
+    try:
+        second = jax.devices()[1]
+        params = jax.device_put(ghn_params(), second)
+        result = make_replica(second).run(params, WORK, *inputs())
+    finally:
+        relocation.can_relocate.cache_clear()
+    assert_same(result, before[0], 0.0)
+    assert sum(cache.num_compilations for cache in caches()) > before[1]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # once
+    assert "programs are compiled for each device" in caplog.text
 
 
 class TooSmall(BlockwiseEngine):

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from architecture_samples import ONE_OP, VARIANTS
 from graph_comparison import assert_equal_graphs, match_nodes
-from reference_predictions import LOCAL, SHARED, find_reference, load_ghn
+from reference_predictions import find_reference, find_split, load_ghn
 
 from ghn_jax.architectures import RESNET50, VIT
-from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.graphs import PRIMITIVES, build_graph
 from ghn_jax.hypernetworks.prediction import Predictor
 from ghn_jax.models import build
@@ -41,20 +40,17 @@ def test_large_images(name):
     assert_traced_equals_plan(SAMPLES[name], 224, 1000)
 
 
-def read_split(split):
-    folder = SHARED if SHARED.exists() else LOCAL.parent
-    return DeepNets1M(folder, split)
-
-
+@pytest.mark.reference
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_first_network_of_every_split(split):
-    assert_traced_equals_plan(read_split(split).architecture(0))
+    assert_traced_equals_plan(find_split(split).architecture(0))
 
 
 @pytest.mark.slow
+@pytest.mark.reference
 @pytest.mark.parametrize("split", SPLITS)
 def test_all_networks_of_a_split(split):
-    nets = read_split(split)
+    nets = find_split(split)
     for index in range(len(nets)):
         assert_traced_equals_plan(nets.architecture(index))
 
@@ -80,6 +76,7 @@ def reference_graph(arrays):
     return graph
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("name", REFERENCES)
 def test_graphs_of_the_original(name):
     with np.load(find_reference(f"predict_{name}.npz")) as file:
@@ -98,6 +95,7 @@ def test_graphs_of_the_original(name):
     np.testing.assert_array_equal(traced.graph.distance_matrix()[np.ix_(order, order)], expected)
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("name", ["resnet50_ghn2", "resnet50_imagenet"])
 def test_the_flax_resnet50_has_the_graph_of_the_original(name):
     _, image_size, num_classes = REFERENCES[name]
@@ -112,6 +110,7 @@ def test_the_flax_resnet50_has_the_graph_of_the_original(name):
 
 
 @pytest.mark.slow
+@pytest.mark.reference
 @pytest.mark.parametrize("name", REFERENCES)
 def test_logits_of_the_original(name):
     with np.load(find_reference(f"predict_{name}.npz")) as file:
