@@ -3,14 +3,23 @@
 Haiku's own ResNet is traced in `test_frontends.py`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fabrique.models.bert import modeling as bert
+from fabrique.models.llama import modeling as llama
 from flax import nnx
 
 import ghn_jax
 from ghn_jax.graphs import PRIMITIVES
+
+try:
+    from equimo.vision import models as equimo_models
+except ImportError:  # before its version 2, the newest for Python 3.11
+    from equimo import models as equimo_models
 
 IMAGES = jax.ShapeDtypeStruct((2, 3, 32, 32), jnp.float32)  # Equinox: channels first
 TOKENS = jax.ShapeDtypeStruct((2, 16), jnp.int32)
@@ -41,11 +50,10 @@ def num_elements(tree):
 
 @pytest.mark.filterwarnings("ignore")
 def test_equimos_convnext():
-    models = pytest.importorskip("equimo.models")
-    network = models.ConvNeXt(
+    network = equimo_models.ConvNeXt(
         3, depths=[1, 1, 2, 1], dims=[8, 16, 32, 64], num_classes=10, key=jax.random.key(0)
     )
-    prediction = predict(network, IMAGES, strict=True)
+    prediction = predict(network, IMAGES, strict=True, inference=True)
     # Stem, three downsamplings, a depthwise and two 1x1 convolutions per block, the head.
     kernels = [t for t in prediction.graph.tensors if t.role.endswith(("kernel", "depthwise"))]
     assert len(kernels) == 4 + 3 * 5 + 1
@@ -53,17 +61,17 @@ def test_equimos_convnext():
     assert prediction.num_parameters == sum(
         leaf.size for leaf in jax.tree.leaves(network) if hasattr(leaf, "size")
     )
-    logits = jax.vmap(prediction.network)(np.zeros(IMAGES.shape, np.float32))
+    zeros = np.zeros(IMAGES.shape, np.float32)
+    logits = jax.vmap(functools.partial(prediction.network, inference=True))(zeros)
     assert logits.shape == (2, 10) and np.isfinite(logits).all()
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_equimos_vision_transformer():
-    models = pytest.importorskip("equimo.models")
-    network = models.VisionTransformer(
+    network = equimo_models.VisionTransformer(
         32, 3, 32, 8, [4], [2], num_classes=10, key=jax.random.key(0)
     )
-    prediction = predict(network, IMAGES, strict=True)
+    prediction = predict(network, IMAGES, strict=True, inference=True)
     assert count(prediction)["msa"] == 2
     assert count(prediction)["sum"] == 2 * 2 + 1  # residual connections, and the positions
     assert count(prediction)["pos_enc"] == 3  # class token, four registers, positions
@@ -75,7 +83,6 @@ def test_equimos_vision_transformer():
 @pytest.mark.filterwarnings("ignore")
 def test_fabriques_llama():
     """Grouped-query attention with rotary positions, RMS norm, gated linear units."""
-    llama = pytest.importorskip("fabrique.models.llama.modeling")
 
     # Its lists of layers are older than NNX's rule that these are `nnx.List`.
     class Llama(llama.Transformer, pytree=False):
@@ -95,7 +102,6 @@ def test_fabriques_llama():
 
 @pytest.mark.filterwarnings("ignore")
 def test_fabriques_bert_says_what_it_keeps():
-    bert = pytest.importorskip("fabrique.models.bert.modeling")
 
     class Bert(bert.Transformer, pytree=False):
         pass

@@ -2,7 +2,9 @@
 
 import functools
 
+import equinox
 import flax.linen as nn
+import haiku
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,7 +169,6 @@ def standard_promotion():
 
 
 def test_haiku_networks(standard_promotion):
-    haiku = pytest.importorskip("haiku")
 
     def forward(images, is_training=True):
         return haiku.nets.ResNet18(10)(images, is_training)
@@ -190,7 +191,6 @@ def test_haiku_networks(standard_promotion):
 
 
 def test_a_haiku_network_without_state():
-    haiku = pytest.importorskip("haiku")
 
     def forward(x):
         return haiku.MultiHeadAttention(2, 4, w_init=haiku.initializers.Constant(1.0))(x, x, x)
@@ -202,7 +202,6 @@ def test_a_haiku_network_without_state():
 
 
 def test_an_equinox_module():
-    equinox = pytest.importorskip("equinox")
 
     class Net(equinox.Module):
         conv: equinox.nn.Conv2d
@@ -236,7 +235,6 @@ def test_an_equinox_module():
 
 
 def test_an_equinox_module_with_state(standard_promotion):
-    equinox = pytest.importorskip("equinox")
 
     class Net(equinox.Module):
         norm: equinox.nn.BatchNorm
