@@ -64,9 +64,9 @@ ghn = ghn_jax.load("digits")
 images = np.ones((2, 8, 8, 3), np.float32)
 prediction = ghn.predict(Net(), images)
 print(len(prediction.report.predicted), prediction.variables["params"]["Dense_0"]["kernel"].shape)
-for use, argument in ((ghn_jax.draw, prediction.graph), (ghn_jax.load_dataset, "digits")):
+for name, argument in (("draw", prediction.graph), ("load_dataset", "digits")):
     try:
-        use(argument)
+        getattr(ghn_jax, name)(argument)
     except ImportError as error:
         print(error)
 """,

@@ -103,10 +103,11 @@ def test_constant_decoders_by_hand():
 
 
 def test_nothing_is_compiled_again():
+    start = predictor().num_compilations  # of other tests
     predict_samples(ghn_params())
     before = predictor().num_compilations
     # Two programs for each kind of tile at most, forward and backward, and one to add gradients.
-    assert before <= 3 * (len(prepared_samples().requests) + 1)
+    assert before - start <= 3 * (len(prepared_samples().requests) + 1)
     predict_samples(ghn_params())
     assert predictor().num_compilations == before
 

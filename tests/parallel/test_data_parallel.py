@@ -13,6 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from small_run import SECTIONS
 
 from ghn_jax.compilation import ProgramCache
@@ -66,6 +67,7 @@ def one_device(tmp_path_factory):
     trainer, _ = train(config, workdir)
     yield losses_and_params(workdir), workdir / "cache", trainer.programs
     jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 def start(config, workdir, num_devices, **environment):
