@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ghn_jax import compilation
+from ghn_jax.programs import cache as compilation
 from ghn_jax.sampling import ArchitectureStream, SpaceConfig
 from ghn_jax.targets.plan import lower
 

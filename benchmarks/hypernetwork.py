@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 import ghn_jax
-from ghn_jax.compilation import compile_lowered, keep_freed_memory
-from ghn_jax.graphs import PRIMITIVES, GraphBatch, build_graph
+from ghn_jax.graphs import PRIMITIVES, GraphBatch
 from ghn_jax.graphs.arch_graph import shortest_paths
 from ghn_jax.hypernetworks import Hypernetwork, TileKey, ghn2, initialize
 from ghn_jax.hypernetworks.preparation import padded_num_nodes, prepare_graphs
+from ghn_jax.programs.cache import compile_lowered, keep_freed_memory
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 
 NUM_GRAPHS = 4

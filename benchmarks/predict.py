@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from ghn_jax.hypernetworks import ghn2
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.models import MODELS, build
 from ghn_jax.tracing import make_report, trace
 from ghn_jax.tracing.prediction import fill_variables
@@ -35,9 +35,9 @@ import time
 start = time.perf_counter()
 import jax
 import jax.numpy as jnp
-from ghn_jax.compilation import enable_compilation_cache
+from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.hypernetworks import ghn2
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.models import build
 from ghn_jax.tracing import predict_network
 enable_compilation_cache({cache!r})

@@ -11,8 +11,8 @@ import time
 
 from rich.progress import track
 
-from ghn_jax.graphs import build_graph
 from ghn_jax.sampling import SPLITS, ArchitectureStream, SpaceConfig
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 
 

@@ -30,13 +30,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ghn_jax.architectures import Architecture
-from ghn_jax.compilation import enable_compilation_cache
 from ghn_jax.data import ArraySplit, CropAndFlip, Dataset, Resize, TrainBatches
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks import ghn2
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
+from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.targets.plan import Plan, lower
 from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches
 from ghn_jax.training.workers import Workers

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ghn_jax.cli.config_dict import build_config
-from ghn_jax.compilation import ProgramCache
 from ghn_jax.evaluation.report import evaluate_splits
 from ghn_jax.hypernetworks import GHNConfig, ghn1, ghn2, mlp
+from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.loop import train
 from ghn_jax.training.trainer import Programs, Trainer

@@ -7,11 +7,12 @@ from typing import Any, overload
 import jax
 
 from ghn_jax.architectures import Architecture, ResNet
-from ghn_jax.graphs import ArchGraph, build_graph
+from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks import GHNConfig
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.interop.hub import PREFIX, fetch_from_hub
 from ghn_jax.interop.torch_checkpoints import load_torch_checkpoint, official_experiment
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import Plan, lower
 from ghn_jax.tracing import NetworkPrediction, predict_network

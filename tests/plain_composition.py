@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.architectures import Architecture, Genotype
-from ghn_jax.compilation import cpu_compiler_options
 from ghn_jax.graphs import GraphBatch
 from ghn_jax.hypernetworks.embedding import shape_vocabulary
 from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
 from ghn_jax.hypernetworks.tiling import request_key, tile_parameter
+from ghn_jax.programs.cache import cpu_compiler_options
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import lower
 

@@ -7,8 +7,9 @@ from architecture_samples import VARIANTS, one_op
 import ghn_jax
 from ghn_jax.architectures import RESNET50
 from ghn_jax.drawing import STYLES, place_nodes
-from ghn_jax.graphs import PRIMITIVES, build_graph
+from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.graphs.properties import find_parents, graph_properties
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 
 GRAPHS = {

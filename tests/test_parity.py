@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from reference_predictions import FOLDER, LOCAL, WHOLE, skip_for_want_of
 
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.interop.parity import (
     LIMITS,
     Deviation,

@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from ghn_jax.architectures.validation import (
+from ghn_jax.configuration.validation import (
     as_tuple,
     check_choice,
     check_keys,

@@ -12,9 +12,9 @@ import pathlib
 import typing
 from typing import Any
 
+from ghn_jax.configuration.conversion import iterate_fields
 from ghn_jax.extras import extra
 from ghn_jax.training.config import ExperimentConfig
-from ghn_jax.training.conversion import iterate_fields
 
 with extra("train", "configs"):
     import ml_collections

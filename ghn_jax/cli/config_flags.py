@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from ghn_jax.architectures.validation import suggest
 from ghn_jax.cli.command_line import errors_in_one_line, fail, flags_help, last_line, parse_flags
 from ghn_jax.cli.config_dict import build_config, find_config, packaged_configs
+from ghn_jax.configuration.conversion import iterate_fields
+from ghn_jax.configuration.validation import suggest
 from ghn_jax.extras import extra
 from ghn_jax.training.config import ExperimentConfig, describe_fields
-from ghn_jax.training.conversion import iterate_fields
 
 with extra("train", "configs"):
     import ml_collections

@@ -26,10 +26,11 @@ from ghn_jax.evaluation.architecture_specs import (
     make_network,
     resolve_architecture,
 )
-from ghn_jax.graphs import ArchGraph, build_graph
+from ghn_jax.graphs import ArchGraph
 from ghn_jax.graphs.arch_graph import MAX_VIRTUAL_DISTANCE
 from ghn_jax.graphs.properties import graph_properties
 from ghn_jax.models import build
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 from ghn_jax.tracing import make_report, trace
 

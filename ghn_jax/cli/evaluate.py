@@ -17,12 +17,12 @@ from absl import flags
 
 import ghn_jax
 from ghn_jax.cli.command_line import run_program
-from ghn_jax.compilation import enable_compilation_cache
 from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.evaluation.image_files import read_labelled_images
 from ghn_jax.evaluation.report import evaluate_splits
 from ghn_jax.pretrained import CHECKPOINTS, resolve
+from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.sampling import SPLITS
 from ghn_jax.training.config import PREDEFINED_SPLIT
 from ghn_jax.training.trainer import check_dataset

@@ -24,9 +24,9 @@ import rich.progress
 from absl import flags
 
 from ghn_jax.cli import config_flags
-from ghn_jax.compilation import Selection, enable_compilation_cache
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
+from ghn_jax.programs.cache import Selection, enable_compilation_cache
 from ghn_jax.targets.plan import Plan
 from ghn_jax.training.architecture_sources import create_source
 from ghn_jax.training.config import ExperimentConfig

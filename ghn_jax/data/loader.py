@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from ghn_jax.architectures.validation import check_positive_int
+from ghn_jax.configuration.validation import check_positive_int
 from ghn_jax.data.augmentation import add_gaussian_noise, cut_out, normalize
 from ghn_jax.data.splits import Dataset
 

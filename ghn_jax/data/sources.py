@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.architectures.validation import check_choice, check_positive_int
+from ghn_jax.configuration.validation import check_choice, check_positive_int
 from ghn_jax.data.augmentation import CenterCrop, CropAndFlip, RandomResizedCrop, Resize
 from ghn_jax.data.idx import read_idx_folder
 from ghn_jax.data.npz import read_npz

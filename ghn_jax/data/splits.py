@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ghn_jax.architectures.validation import check_choice, check_positive_int
+from ghn_jax.configuration.validation import check_choice, check_positive_int
 from ghn_jax.data.augmentation import Images
 
 SPLIT_NAMES = ("train", "validation", "test")

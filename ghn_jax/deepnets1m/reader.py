@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ghn_jax.architectures import Architecture
-from ghn_jax.architectures.validation import check_choice
+from ghn_jax.configuration.validation import check_choice
 from ghn_jax.deepnets1m.meta import MetaFile
 from ghn_jax.deepnets1m.parameter_names import node_names
 from ghn_jax.extras import extra

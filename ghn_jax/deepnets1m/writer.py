@@ -17,15 +17,15 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from ghn_jax.architectures import Architecture
-from ghn_jax.architectures.validation import check_choice
+from ghn_jax.configuration.validation import check_choice
 from ghn_jax.deepnets1m.parameter_names import NodeName, node_names
 from ghn_jax.deepnets1m.reader import meta_path
 from ghn_jax.extras import extra
-from ghn_jax.graphs.arch_graph import build_graph
+from ghn_jax.graphs.schema import TracedNode
 from ghn_jax.sampling import SPLITS, count_parameters
 from ghn_jax.sampling.sampler import REFERENCE_CHANNELS, REFERENCE_CLASSES, REFERENCE_FC_SIZE
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
-from ghn_jax.targets.tracing import TracedNode
 
 with extra("train", "DeepNets-1M files"):
     import h5py

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import unflatten_dict
 
-from ghn_jax.compilation import (
+from ghn_jax.programs.cache import (
     ProgramCache,
     Selection,
     VjpPrograms,
@@ -33,7 +33,7 @@ from ghn_jax.compilation import (
     lower_shapes,
     start_compiling,
 )
-from ghn_jax.relocation import ProgramsOnDevice
+from ghn_jax.programs.relocation import ProgramsOnDevice
 from ghn_jax.targets import blocks
 from ghn_jax.targets.plan import BlockCall, Plan
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import flax.linen as nn
 
 from ghn_jax.architectures import PREDEFINED, Architecture, ResNet
-from ghn_jax.architectures.validation import check_choice, suggest
-from ghn_jax.graphs import ArchGraph, build_graph
+from ghn_jax.configuration.validation import check_choice, suggest
+from ghn_jax.graphs import ArchGraph
 from ghn_jax.models import MODELS, SMALL_MODELS, build
 from ghn_jax.sampling import SPLITS
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork
 from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, Plan, lower
 
@@ -31,7 +32,7 @@ _FACTORY = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+)")
 _FORMS = f"SPLIT/INDEX (such as val/3), {', '.join(PREDEFINED)}, or package.module:factory"
 
 
-class Network(NamedTuple):
+class PlannedNetwork(NamedTuple):
     """A network whose parameters can be predicted.
 
     Attributes:
@@ -49,7 +50,7 @@ def resolve_architecture(
     num_classes: int,
     max_distance: int,
     deepnets: str | os.PathLike[str] | None = None,
-) -> Network:
+) -> PlannedNetwork:
     """Build the network that a SPEC means.
 
     Args:
@@ -142,21 +143,21 @@ def is_stored(spec: str) -> bool:
 
 def stored_network(
     nets: DeepNets1M, index: int, num_classes: int, max_distance: int, channels: int | None = None
-) -> Network:
+) -> PlannedNetwork:
     """A network of a file, with the file's graph; `channels` replaces its width."""
     architecture = nets.architecture(index)
     if channels is not None:
         architecture = Architecture.from_official(nets.entry(index), channels=channels)
     plan = lower(architecture, nets.image_size, num_classes)
-    return Network(plan, nets.graph(index, num_classes, max_distance, architecture))
+    return PlannedNetwork(plan, nets.graph(index, num_classes, max_distance, architecture))
 
 
 def built_network(
     architecture: Architecture | ResNet, image_size: int, num_classes: int, max_distance: int
-) -> Network:
+) -> PlannedNetwork:
     """A network with the graph that our own code builds."""
     plan = lower(architecture, image_size, num_classes)
-    return Network(plan, build_graph(plan, max_distance))
+    return PlannedNetwork(plan, build_graph(plan, max_distance))
 
 
 def is_factory(spec: str) -> bool:

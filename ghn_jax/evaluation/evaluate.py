@@ -16,8 +16,9 @@ import numpy as np
 
 from ghn_jax.data import Dataset, EvaluationBatches
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.graphs import ArchGraph, build_graph
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.graphs import ArchGraph
+from ghn_jax.hypernetworks.predictor import Predictor
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.initialization import initialize_randomly
 from ghn_jax.targets.plan import Plan
 

@@ -23,7 +23,7 @@ from ghn_jax.evaluation.evaluate import (
     Summary,
     summarize,
 )
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.sampling import SPLITS, SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import Plan, lower
 from ghn_jax.training.config import PREDEFINED_SPLIT, ExperimentConfig

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ghn_jax.architectures.validation import check_choice, check_positive_int
+from ghn_jax.configuration.conversion import build_dataclass, to_dictionary
+from ghn_jax.configuration.validation import check_choice, check_positive_int
 from ghn_jax.training.config import DataConfig, OptimizerConfig
-from ghn_jax.training.conversion import build_dataclass, to_dictionary
 
 INITS = ("random", "ghn", "ghn-noise", "ghn-orth")
 CLASSIFIERS = ("auto", "predicted", "random")

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ghn_jax.architectures.validation import check_choice
+from ghn_jax.configuration.validation import check_choice
 from ghn_jax.finetune.config import CLASSIFIERS, INITS
 from ghn_jax.finetune.layers import Kernels, Layer, layer_order
 from ghn_jax.finetune.postprocessing import AUTO, Postprocessed, find_first_layer, postprocess

@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.compilation import keep_freed_memory
 from ghn_jax.data import Dataset, EvaluationBatches, TrainBatches
 from ghn_jax.data.loader import EvaluationBatch
 from ghn_jax.finetune.config import NetworkConfig
@@ -36,6 +35,7 @@ from ghn_jax.finetune.network_programs import (
     call_arguments,
     to_variables,
 )
+from ghn_jax.programs.cache import keep_freed_memory
 from ghn_jax.tracing.batch_stats import statistics_of_batch
 from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore
 from ghn_jax.training.interruption import InterruptedRunError, StopRequest

@@ -1,7 +1,7 @@
 """The graph of a target network: nodes are operations, edges carry shortest-path distances.
 
-In: a plan (or nodes and parents from anywhere). Out: an `ArchGraph`, numpy on the host. Virtual
-edges join every ordered pair of nodes 2 to 50 steps apart (GHN-2, eq. 4; spec section 2).
+In: nodes and their parents, from a plan, a trace or a file. Out: an `ArchGraph`, numpy on the host.
+Virtual edges join every ordered pair of nodes 2 to 50 steps apart (GHN-2, eq. 4; spec section 2).
 """
 
 import dataclasses
@@ -11,8 +11,7 @@ import networkx
 import numpy as np
 
 from ghn_jax.graphs.primitives import PRIMITIVE_INDEX, PRIMITIVES
-from ghn_jax.targets.plan import Plan
-from ghn_jax.targets.tracing import ParameterTensor, TracedNode
+from ghn_jax.graphs.schema import ParameterTensor, TracedNode
 
 MAX_VIRTUAL_DISTANCE = 50
 
@@ -58,19 +57,6 @@ class ArchGraph:
             zip(self.senders[own].tolist(), self.receivers[own].tolist(), strict=True)
         )
         return graph
-
-
-def build_graph(plan: Plan, max_distance: int = MAX_VIRTUAL_DISTANCE) -> ArchGraph:
-    """Read the graph off a plan and add virtual edges.
-
-    Args:
-        plan: A lowered architecture.
-        max_distance: Longest distance with an edge; 1 means the network's own edges only.
-
-    Returns:
-        The graph.
-    """
-    return graph_from_nodes(plan.nodes, plan.tensors, max_distance)
 
 
 def graph_from_nodes(

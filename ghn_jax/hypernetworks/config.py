@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ghn_jax.architectures.validation import as_tuple, check_choice, check_positive_int
+from ghn_jax.configuration.validation import as_tuple, check_choice, check_positive_int
 
 MESSAGE_PASSING = ("gated_gnn", "mlp")
 DECODERS = ("conv", "mlp")

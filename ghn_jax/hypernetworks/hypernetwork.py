@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.compilation import compile_lowered
 from ghn_jax.graphs.batching import GraphBatch
 from ghn_jax.hypernetworks.config import GHNConfig
-from ghn_jax.hypernetworks.decoder import KERNEL_DECODERS, VectorDecoder
+from ghn_jax.hypernetworks.decoders import KERNEL_DECODERS, VectorDecoder
 from ghn_jax.hypernetworks.embedding import NodeEmbedding
-from ghn_jax.hypernetworks.gated_gnn import GatedGNN
 from ghn_jax.hypernetworks.layers import MLP
+from ghn_jax.hypernetworks.message_passing.gated_gnn import GatedGNN
 from ghn_jax.hypernetworks.normalization import normalize_bias, normalize_scale
 from ghn_jax.hypernetworks.tiling import KINDS, TileKey
-from ghn_jax.targets.blocks import LayerNorm
+from ghn_jax.layer_norm import LayerNorm
+from ghn_jax.programs.cache import compile_lowered
 
 
 class Hypernetwork(nn.Module):

@@ -43,6 +43,11 @@ def _product_bwd(residuals, dy):
 product.defvjp(_product_fwd, _product_bwd)
 
 
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Add a bias to the last axes of x: (..., A, B) + (A, B)."""
+    return x + bias.reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+
+
 def linear(features: int, fan_in: int, name: str | None = None) -> nn.Dense:
     """A dense layer initialised as PyTorch does by default."""
     init = uniform_by_fan_in(fan_in)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.targets.tracing import ROLES, ParameterTensor
+from ghn_jax.graphs.schema import ROLES, ParameterTensor
 
 Array = Any  # numpy or JAX
 

@@ -39,7 +39,7 @@ from ghn_jax.deepnets1m.parameter_names import torch_parameter_names
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.finetune.postprocessing import postprocess
 from ghn_jax.graphs import PRIMITIVES, ArchGraph
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.interop.reference import (
     Reference,
     ReferencePrediction,

@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ghn_jax.deepnets1m.reader import DeepNets1M
-from ghn_jax.evaluation.architecture_specs import Network, resolve_architecture, stored_network
+from ghn_jax.evaluation.architecture_specs import (
+    PlannedNetwork,
+    resolve_architecture,
+    stored_network,
+)
 from ghn_jax.interop.torch_checkpoints import TorchCheckpoint, load_torch_checkpoint
 
 SMALL_SIZE, LARGE_SIZE = 32, 224  # pixels of the images of the two settings
@@ -55,7 +59,7 @@ class ReferencePrediction(NamedTuple):
 
     name: str
     ghn_name: str
-    network: Network
+    network: PlannedNetwork
     primitive: np.ndarray
     edges: np.ndarray
     embeddings: np.ndarray
@@ -79,7 +83,7 @@ class TrainingStep(NamedTuple):
     """
 
     ghn_name: str
-    networks: list[Network]
+    networks: list[PlannedNetwork]
     images: np.ndarray
     labels: np.ndarray
     losses: np.ndarray

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.deepnets1m.parameter_names import torch_parameter_names
+from ghn_jax.graphs.schema import ParameterTensor
 from ghn_jax.targets.plan import Plan
-from ghn_jax.targets.tracing import ParameterTensor
 
 SUFFIXES = (".npz", ".safetensors")
 

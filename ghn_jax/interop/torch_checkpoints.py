@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ghn_jax.architectures.validation import check_choice, check_keys
+from ghn_jax.configuration.validation import check_choice, check_keys
 from ghn_jax.hypernetworks import GHNConfig, parameter_shapes
 from ghn_jax.interop.torch_files import read_torch_file
 from ghn_jax.interop.torch_layouts import tensor_layouts

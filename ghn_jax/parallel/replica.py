@@ -13,7 +13,7 @@ import numpy as np
 
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.graphs import ArchGraph
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.parallel.clock import Clock
 from ghn_jax.targets.plan import Plan
 

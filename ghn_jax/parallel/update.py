@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from ghn_jax.compilation import compile_lowered
 from ghn_jax.parallel.processes import REPLICA_AXIS, local_devices, stack_replicas
 from ghn_jax.parallel.replica import ReplicaResult
+from ghn_jax.programs.cache import compile_lowered
 
 PyTree = Any
 

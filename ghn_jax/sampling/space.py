@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 
 from ghn_jax.architectures import ATTENTION_HEADS, OPERATIONS
-from ghn_jax.architectures.validation import check_choice, check_positive_int, suggest
+from ghn_jax.configuration.validation import check_choice, check_positive_int, suggest
 
 
 @dataclasses.dataclass(frozen=True)

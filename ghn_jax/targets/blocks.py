@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ghn_jax.layer_norm import LayerNorm
 from ghn_jax.targets import operations
-from ghn_jax.targets.tracing import Tracer, Value
+from ghn_jax.targets.symbolic import Activation, Recorder
 
 _kernel_init = nn.initializers.he_normal(dtype=jnp.float32)
 
@@ -22,8 +23,8 @@ class Block(nn.Module):
     """Base of all blocks."""
 
     @nn.nowrap
-    def trace(self, tracer: Tracer, *inputs: Value) -> Value:
-        """Run the block on symbolic values, adding its nodes and parameter tensors to `tracer`."""
+    def record(self, recorder: Recorder, *inputs: Activation) -> Activation:
+        """Run the block on symbolic values, its nodes and parameter tensors to `recorder`."""
         raise NotImplementedError
 
 
@@ -42,8 +43,8 @@ class Conv(Block):
         return operations.convolve(x, kernel, self.stride, self.activate)
 
     @nn.nowrap
-    def trace(self, tracer, x):
-        return tracer.convolution(x, self.kernel, self.features, self.stride)
+    def record(self, recorder, x):
+        return recorder.convolution(x, self.kernel, self.features, self.stride)
 
 
 class DepthwiseConv(Block):
@@ -59,8 +60,8 @@ class DepthwiseConv(Block):
         return operations.convolve_depthwise(x, kernel, self.stride, self.dilation, activate=True)
 
     @nn.nowrap
-    def trace(self, tracer, x):
-        return tracer.depthwise(x, self.kernel, self.stride, self.dilation)
+    def record(self, recorder, x):
+        return recorder.depthwise(x, self.kernel, self.stride, self.dilation)
 
 
 class BatchNorm(Block):
@@ -98,27 +99,8 @@ class BatchNorm(Block):
         return operations.batch_norm(x, scale, bias, self.epsilon)
 
     @nn.nowrap
-    def trace(self, tracer, x):
-        return tracer.norm(x, "bn")
-
-
-class LayerNorm(nn.Module):
-    """Layer norm over the last axis; Flax's mixes float32 into float64."""
-
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
-        dtype = x.dtype
-        x = x.astype(jnp.float32) if jnp.finfo(dtype).bits < 32 else x
-        scale, bias = scale.astype(x.dtype), bias.astype(x.dtype)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        var = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        normal = x * jax.lax.rsqrt(var + self.epsilon)
-        y = normal * operations.as_row(scale, x.ndim) + operations.as_row(bias, x.ndim)
-        return y.astype(dtype)
+    def record(self, recorder, x):
+        return recorder.norm(x, "bn")
 
 
 class FactorizedReduce(Block):
@@ -144,12 +126,12 @@ class FactorizedReduce(Block):
         return jnp.concatenate(halves, axis=-1)
 
     @nn.nowrap
-    def trace(self, tracer, x):
+    def record(self, recorder, x):
         half = self.features // 2
-        first = tracer.convolution(x, (1, 1), half, (2, 2), name="kernel_1")
-        second = tracer.convolution(x, (1, 1), half, (2, 2), name="kernel_2")
-        node = tracer.merge("concat", (first.node, second.node))
-        return Value((*first.shape[:2], self.features), node)
+        first = recorder.convolution(x, (1, 1), half, (2, 2), name="kernel_1")
+        second = recorder.convolution(x, (1, 1), half, (2, 2), name="kernel_2")
+        node = recorder.merge("concat", (first.node, second.node))
+        return Activation((*first.shape[:2], self.features), node)
 
 
 class Relu(Block):
@@ -159,7 +141,7 @@ class Relu(Block):
         return jax.nn.relu(x)
 
     @nn.nowrap
-    def trace(self, tracer, x):
+    def record(self, recorder, x):
         return x
 
 
@@ -174,11 +156,11 @@ class Pool(Block):
         return pool_fn(x, self.stride)
 
     @nn.nowrap
-    def trace(self, tracer, x):
-        node = tracer.node(f"{self.kind}_pool", (x.node,), (1, 1, 3, 3))
+    def record(self, recorder, x):
+        node = recorder.node(f"{self.kind}_pool", (x.node,), (1, 1, 3, 3))
         height, width, channels = x.shape
         size = operations.output_size
-        return Value((size(height, self.stride), size(width, self.stride), channels), node)
+        return Activation((size(height, self.stride), size(width, self.stride), channels), node)
 
 
 class Subsample(Block):
@@ -188,9 +170,9 @@ class Subsample(Block):
         return x[:, ::2, ::2]
 
     @nn.nowrap
-    def trace(self, tracer, x):
+    def record(self, recorder, x):
         height, width, channels = x.shape
-        return Value(((height + 1) // 2, (width + 1) // 2, channels), x.node)
+        return Activation(((height + 1) // 2, (width + 1) // 2, channels), x.node)
 
 
 class Sum(Block):
@@ -200,10 +182,10 @@ class Sum(Block):
         return x + y
 
     @nn.nowrap
-    def trace(self, tracer, x, y):
+    def record(self, recorder, x, y):
         if x.shape != y.shape:
             raise ValueError(f"cannot add images of shapes {x.shape} and {y.shape}")
-        return Value(x.shape, tracer.merge("sum", (x.node, y.node)))
+        return Activation(x.shape, recorder.merge("sum", (x.node, y.node)))
 
 
 class Concat(Block):
@@ -221,12 +203,12 @@ class Concat(Block):
         return jnp.concatenate([next(members) if p else zeros for p in self.present], axis=-1)
 
     @nn.nowrap
-    def trace(self, tracer, *inputs):
+    def record(self, recorder, *inputs):
         height, width, channels = inputs[0].shape
         if any(x.shape != inputs[0].shape for x in inputs):
             raise ValueError(f"cannot concatenate images of shapes {[x.shape for x in inputs]}")
-        node = tracer.merge("concat", tuple(x.node for x in inputs))
-        return Value((height, width, channels * len(self.present)), node)
+        node = recorder.merge("concat", tuple(x.node for x in inputs))
+        return Activation((height, width, channels * len(self.present)), node)
 
 
 class Attention(Block):
@@ -254,20 +236,20 @@ class Attention(Block):
         return x[:, :: self.stride, :: self.stride]
 
     @nn.nowrap
-    def trace(self, tracer, x):
+    def record(self, recorder, x):
         height, width, channels = x.shape
         inner = self.num_heads * (channels // self.num_heads)
-        y = tracer.norm(x, "ln", name="norm_1")
-        y = tracer.dense(y, "qkv", 3 * inner, bias=False)
-        y = Value((height, width, inner), tracer.node("msa", (y.node,)))
-        y = tracer.dense(y, "proj", channels, bias=True)
-        x = Value(x.shape, tracer.merge("sum", (x.node, y.node)))
-        y = tracer.norm(x, "ln", name="norm_2")
-        y = tracer.dense(y, "mlp_1", channels, bias=True)
-        y = tracer.dense(y, "mlp_2", channels, bias=True)
+        y = recorder.norm(x, "ln", name="norm_1")
+        y = recorder.dense(y, "qkv", 3 * inner, bias=False)
+        y = Activation((height, width, inner), recorder.node("msa", (y.node,)))
+        y = recorder.dense(y, "proj", channels, bias=True)
+        x = Activation(x.shape, recorder.merge("sum", (x.node, y.node)))
+        y = recorder.norm(x, "ln", name="norm_2")
+        y = recorder.dense(y, "mlp_1", channels, bias=True)
+        y = recorder.dense(y, "mlp_2", channels, bias=True)
         size = operations.output_size
         shape = (size(height, self.stride), size(width, self.stride), channels)
-        return Value(shape, tracer.merge("sum", (x.node, y.node)))
+        return Activation(shape, recorder.merge("sum", (x.node, y.node)))
 
 
 class SqueezeExcite(Block):
@@ -285,14 +267,14 @@ class SqueezeExcite(Block):
         return x[:, :: self.stride, :: self.stride]
 
     @nn.nowrap
-    def trace(self, tracer, x):
+    def record(self, recorder, x):
         height, width, channels = x.shape
-        gate = Value((channels,), x.node)
-        gate = tracer.dense(gate, "squeeze", channels // 2, bias=True)
-        gate = tracer.dense(gate, "excite", channels, bias=True)
-        node = tracer.node("cse", (x.node, gate.node))
+        gate = Activation((channels,), x.node)
+        gate = recorder.dense(gate, "squeeze", channels // 2, bias=True)
+        gate = recorder.dense(gate, "excite", channels, bias=True)
+        node = recorder.node("cse", (x.node, gate.node))
         size = operations.output_size
-        return Value((size(height, self.stride), size(width, self.stride), channels), node)
+        return Activation((size(height, self.stride), size(width, self.stride), channels), node)
 
 
 class PatchStem(Block):
@@ -314,16 +296,16 @@ class PatchStem(Block):
         return x + self.param("position", init, (1, *x.shape[1:]))
 
     @nn.nowrap
-    def trace(self, tracer, x):
+    def record(self, recorder, x):
         height, width, channels = x.shape
         patch = self.patch
-        node = tracer.node("conv", (x.node,), (self.features, channels, patch, patch))
-        tracer.tensor(("kernel",), (patch, patch, channels, self.features), node, "kernel")
+        node = recorder.node("conv", (x.node,), (self.features, channels, patch, patch))
+        recorder.tensor(("kernel",), (patch, patch, channels, self.features), node, "kernel")
         rows, columns = ((size + 2 * self.padding) // patch for size in (height, width))
-        position = tracer.node("pos_enc", (), (1, self.features, rows, columns))
-        tracer.tensor(("position",), (1, rows, columns, self.features), position, "position")
-        node = tracer.merge("sum", (node, position))
-        return Value((rows, columns, self.features), node)
+        position = recorder.node("pos_enc", (), (1, self.features, rows, columns))
+        recorder.tensor(("position",), (1, rows, columns, self.features), position, "position")
+        node = recorder.merge("sum", (node, position))
+        return Activation((rows, columns, self.features), node)
 
 
 class GlobalPool(Block):
@@ -333,8 +315,8 @@ class GlobalPool(Block):
         return jnp.mean(x, axis=(1, 2))
 
     @nn.nowrap
-    def trace(self, tracer, x):
-        return Value((x.shape[-1],), tracer.node("glob_avg", (x.node,)))
+    def record(self, recorder, x):
+        return Activation((x.shape[-1],), recorder.node("glob_avg", (x.node,)))
 
 
 class Flatten(Block):
@@ -344,8 +326,8 @@ class Flatten(Block):
         return jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
 
     @nn.nowrap
-    def trace(self, tracer, x):
-        return Value((math.prod(x.shape),), x.node)
+    def record(self, recorder, x):
+        return Activation((math.prod(x.shape),), x.node)
 
 
 class Linear(Block):
@@ -368,5 +350,5 @@ class Linear(Block):
         return nn.Dense(self.features, kernel_init=_kernel_init, name="dense")(x)
 
     @nn.nowrap
-    def trace(self, tracer, x):
-        return tracer.dense(x, "dense", self.features, bias=True, classifier=self.classifier)
+    def record(self, recorder, x):
+        return recorder.dense(x, "dense", self.features, bias=True, classifier=self.classifier)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ghn_jax.targets import convolution, pooling
-from ghn_jax.targets.attention import attend
-from ghn_jax.targets.convolution import IMAGE_LAYOUT, multiply_pixels, output_size
-from ghn_jax.targets.normalization import as_row, batch_norm, moments
+from ghn_jax.targets.cpu import convolution, pooling
+from ghn_jax.targets.cpu.attention import attend
+from ghn_jax.targets.cpu.convolution import IMAGE_LAYOUT, multiply_pixels, output_size
+from ghn_jax.targets.cpu.normalization import as_row, batch_norm, moments
 
 __all__ = [
     "as_row",

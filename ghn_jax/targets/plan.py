@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ghn_jax.architectures import Architecture, ResNet
+from ghn_jax.graphs.schema import ParameterTensor, TracedNode
 from ghn_jax.targets import blocks
-from ghn_jax.targets.tracing import ParameterTensor, TracedNode, Tracer, Value
+from ghn_jax.targets.symbolic import Activation, Recorder
 
 SMALL_IMAGE_LIMIT = 64  # pixels; larger images get the stems of the large-image variant
 NUM_IMAGE_CHANNELS = 3
@@ -31,7 +32,7 @@ class BlockCall:
     Attributes:
         name: Name of its parameters in the target's tree.
         block: The block, static configuration only; equal blocks are the same object.
-        inputs: Value ids: 0 is the image, i + 1 the output of call i.
+        inputs: Activation ids: 0 is the image, i + 1 the output of call i.
         tensors: Its parameter tensors, in the order the engine passes them.
         output_shape: Without the batch axis.
     """
@@ -135,22 +136,22 @@ def _finish(draft: _Draft, architecture, image_size: int, num_classes: int) -> P
     for index in range(len(draft.calls), 0, -1):
         if index in needed:
             needed.update(draft.calls[index - 1][2])
-    tracer = Tracer()
-    image = Value((image_size, image_size, NUM_IMAGE_CHANNELS), tracer.node("input", ()))
+    recorder = Recorder()
+    image = Activation((image_size, image_size, NUM_IMAGE_CHANNELS), recorder.node("input", ()))
     values = {0: image}
     new_id = {0: 0}
     calls = []
     for old_id, (name, block, inputs) in enumerate(draft.calls, start=1):
         if old_id not in needed:
             continue
-        tracer.enter(name)
-        first_tensor = len(tracer.tensors)
-        values[old_id] = block.trace(tracer, *(values[i] for i in inputs))
-        tensors = tuple(tracer.tensors[first_tensor:])
+        recorder.enter(name)
+        first_tensor = len(recorder.tensors)
+        values[old_id] = block.record(recorder, *(values[i] for i in inputs))
+        tensors = tuple(recorder.tensors[first_tensor:])
         new_inputs = tuple(new_id[i] for i in inputs)
         calls.append(BlockCall(name, block, new_inputs, tensors, values[old_id].shape))
         new_id[old_id] = len(calls)
-    return Plan(architecture, image_size, num_classes, tuple(calls), tuple(tracer.nodes))
+    return Plan(architecture, image_size, num_classes, tuple(calls), tuple(recorder.nodes))
 
 
 def _draft_cells(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ghn_jax.graphs import ArchGraph, ParameterTensor, graph_from_nodes
-from ghn_jax.targets.tracing import NO_SHAPE, TracedNode
+from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
 from ghn_jax.tracing.values import Data
 from ghn_jax.tracing.views import View
 

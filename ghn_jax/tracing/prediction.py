@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ghn_jax.graphs import ArchGraph
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.tracing.traced_network import STATE, TracedNetwork, trace
 from ghn_jax.tracing.views import View
 

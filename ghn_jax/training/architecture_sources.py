@@ -14,9 +14,10 @@ import numpy as np
 
 from ghn_jax.architectures import Architecture
 from ghn_jax.deepnets1m.reader import DeepNets1M
-from ghn_jax.graphs import ArchGraph, build_graph
+from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.sampling import SpaceConfig, sample_architecture
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import Plan, lower
 
 

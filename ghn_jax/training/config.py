@@ -12,10 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ghn_jax.architectures.validation import check_choice, check_positive_int, suggest
+from ghn_jax.configuration.conversion import build_dataclass, describe_fields, to_dictionary
+from ghn_jax.configuration.validation import check_choice, check_positive_int, suggest
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.sampling.space import SPLITS, SpaceConfig
-from ghn_jax.training.conversion import build_dataclass, describe_fields, to_dictionary
 
 __all__ = [
     "DataConfig",

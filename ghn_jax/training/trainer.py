@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ghn_jax.compilation import ProgramCache, enable_compilation_cache
 from ghn_jax.data import Dataset, TrainBatches, load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.parallel.processes import local_copy, local_devices, replica_mesh, replicate
 from ghn_jax.parallel.replica import Replica, ReplicaResult, Work
 from ghn_jax.parallel.update import Update
-from ghn_jax.relocation import programs_on
+from ghn_jax.programs.cache import ProgramCache, enable_compilation_cache
+from ghn_jax.programs.relocation import programs_on
 from ghn_jax.training.architecture_sources import create_source
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.meta_batches import MetaBatch, MetaBatchRules, iterate_meta_batches

@@ -11,8 +11,9 @@ from reference_predictions import LOCAL, WHOLE, skip_for_want_of
 from ghn_jax.deepnets1m.node_order import match_nodes, recover_node_order
 from ghn_jax.deepnets1m.reader import DeepNets1M, meta_path
 from ghn_jax.deepnets1m.writer import MAX_STORED_DISTANCE, DeepNets1MWriter, make_record
-from ghn_jax.graphs import PRIMITIVES, build_graph
+from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.sampling import SpaceConfig, sample_architecture
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 
 DATA = Path(__file__).parents[1] / "data"

@@ -17,8 +17,8 @@ from ghn_jax.deepnets1m.writer import (
     make_record,
     merge_evaluation_splits,
 )
-from ghn_jax.graphs import build_graph
 from ghn_jax.sampling import SpaceConfig, sample_architecture
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 
 DATA = Path(__file__).parents[1] / "data"

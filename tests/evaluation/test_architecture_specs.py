@@ -9,7 +9,7 @@ from reference_predictions import LOCAL
 from ghn_jax.architectures import RESNET50, VIT
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.evaluation.architecture_specs import is_stored, resolve_architecture
-from ghn_jax.graphs import build_graph
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 
 DATA = LOCAL.parent

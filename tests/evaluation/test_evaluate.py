@@ -25,11 +25,11 @@ from ghn_jax.evaluation.evaluate import (
     summarize,
 )
 from ghn_jax.evaluation.plots import plot_summaries
-from ghn_jax.graphs import build_graph
 from ghn_jax.hypernetworks import Hypernetwork, ghn2
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.hypernetworks.tiling import KINDS, TileKey
 from ghn_jax.sampling import SpaceConfig, sample_architecture
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.training.config import ExperimentConfig
 

@@ -6,10 +6,11 @@ import pytest
 from architecture_samples import ONE_OP, VARIANTS
 
 from ghn_jax.architectures import VIT, Architecture, Genotype, ResNet
-from ghn_jax.graphs import PRIMITIVES, batch_graphs, build_graph, graph_from_nodes, to_graphs_tuple
+from ghn_jax.graphs import PRIMITIVES, batch_graphs, graph_from_nodes, to_graphs_tuple
+from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
 from ghn_jax.targets.blocks import Sum
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
-from ghn_jax.targets.tracing import NO_SHAPE, TracedNode
 
 SAMPLES = {**ONE_OP, **VARIANTS, "vit": VIT, "resnet": ResNet()}
 

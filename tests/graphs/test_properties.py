@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from architecture_samples import VARIANTS
 
-from ghn_jax.graphs import build_graph, graph_from_nodes
+from ghn_jax.graphs import graph_from_nodes
 from ghn_jax.graphs.properties import graph_properties
+from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
-from ghn_jax.targets.tracing import NO_SHAPE, TracedNode
 
 
 def test_by_hand():

@@ -6,7 +6,8 @@ import pytest
 from architecture_samples import ONE_OP, VARIANTS
 
 from ghn_jax import SpaceConfig, sample_architecture
-from ghn_jax.graphs import ArchGraph, build_graph, schedule_nodes
+from ghn_jax.graphs import ArchGraph, schedule_nodes
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 
 SAMPLES = [ONE_OP["msa"], VARIANTS["no norm"]]

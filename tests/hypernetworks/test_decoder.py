@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from random_parameters import draw_parameters
 
-from ghn_jax.hypernetworks.decoder import ConvDecoder, MLPDecoder, VectorDecoder
+from ghn_jax.hypernetworks.decoders import ConvDecoder, MLPDecoder, VectorDecoder
 
 MAX_SHAPE = (6, 6, 5, 5)
 DECODERS = [ConvDecoder(4, MAX_SHAPE, 3), MLPDecoder(4, MAX_SHAPE, 3)]

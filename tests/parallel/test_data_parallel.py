@@ -16,7 +16,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from small_run import SECTIONS
 
-from ghn_jax.compilation import ProgramCache
+from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.training.checkpoints import load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.loop import train

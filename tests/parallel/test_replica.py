@@ -8,14 +8,14 @@ import pytest
 from jax.experimental import serialize_executable
 from plain_composition import one_cell
 
-from ghn_jax import relocation
-from ghn_jax.compilation import ProgramCache
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.graphs import build_graph
 from ghn_jax.hypernetworks import GHNConfig
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.parallel.replica import Replica, Work
-from ghn_jax.relocation import programs_on
+from ghn_jax.programs import relocation
+from ghn_jax.programs.cache import ProgramCache
+from ghn_jax.programs.relocation import programs_on
+from ghn_jax.targets.graph import build_graph
 
 CONFIG = GHNConfig(hidden_size=8, max_shape=(8, 8, 7, 7))
 PLANS = tuple(

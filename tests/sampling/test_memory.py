@@ -4,8 +4,8 @@ import gc
 import itertools
 import tracemalloc
 
-from ghn_jax.graphs import build_graph
 from ghn_jax.sampling import ArchitectureStream, SpaceConfig
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 
 

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 from plain_composition import jit
 
-from ghn_jax.targets import attention, convolution, normalization, operations
+from ghn_jax.targets.cpu import attention, convolution, normalization, operations
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

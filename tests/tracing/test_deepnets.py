@@ -10,9 +10,10 @@ from graph_comparison import assert_equal_graphs, match_nodes
 from reference_predictions import find_reference, find_split, load_ghn
 
 from ghn_jax.architectures import RESNET50, VIT
-from ghn_jax.graphs import PRIMITIVES, build_graph
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.graphs import PRIMITIVES
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.models import build
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork
 from ghn_jax.targets.plan import lower
 from ghn_jax.tracing import predict_network, trace

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict as flatten
 import ghn_jax
 from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.hypernetworks import ghn2
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.tracing import UnpredictedError, calibrate_batch_stats, predict_network, trace
 
 IMAGES = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from ghn_jax.architectures import OPERATIONS
+from ghn_jax.configuration.conversion import build_dataclass, iterate_fields
 from ghn_jax.training.config import (
     DataConfig,
     EvaluationConfig,
@@ -15,7 +16,6 @@ from ghn_jax.training.config import (
     TrainingConfig,
     describe_fields,
 )
-from ghn_jax.training.conversion import build_dataclass, iterate_fields
 
 
 def test_defaults_are_the_published_hyperparameters():

@@ -17,13 +17,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from plain_composition import compose, jit, network_loss, one_cell
 from small_run import SECTIONS
 
-from ghn_jax.compilation import ProgramCache
 from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.graphs import build_graph
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.parallel.replica import Work
+from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.sampling import ArchitectureStream
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 from ghn_jax.training.checkpoints import CheckpointError
 from ghn_jax.training.config import ExperimentConfig

@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ghn_jax.graphs import build_graph
 from ghn_jax.sampling import SpaceConfig
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.training.architecture_sources import SampledArchitectures
 from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches
 

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from ghn_jax.architectures.validation import suggest
+from ghn_jax.configuration.validation import suggest
 
 _T = TypeVar("_T")
 

@@ -15,7 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.compilation import (
+from ghn_jax.graphs import ArchGraph
+from ghn_jax.hypernetworks.config import GHNConfig
+from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize, parameter_shapes
+from ghn_jax.hypernetworks.preparation import PreparedGraphs, prepare_graphs
+from ghn_jax.hypernetworks.tiling import TileKey
+from ghn_jax.programs.cache import (
     ProgramCache,
     Selection,
     VjpPrograms,
@@ -24,12 +29,7 @@ from ghn_jax.compilation import (
     compile_lowered,
     start_compiling,
 )
-from ghn_jax.graphs import ArchGraph
-from ghn_jax.hypernetworks.config import GHNConfig
-from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize, parameter_shapes
-from ghn_jax.hypernetworks.preparation import PreparedGraphs, prepare_graphs
-from ghn_jax.hypernetworks.tiling import TileKey
-from ghn_jax.relocation import ProgramsOnDevice
+from ghn_jax.programs.relocation import ProgramsOnDevice
 
 PyTree = Any
 Array = Any  # numpy or JAX

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ghn_jax.hypernetworks.layers import uniform_by_fan_in
-from ghn_jax.hypernetworks.sweep import Sweep, sweep
+from ghn_jax.hypernetworks.message_passing.sweep import Sweep, sweep
 
 
 class GatedGNN(nn.Module):

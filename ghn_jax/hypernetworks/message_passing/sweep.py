@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ghn_jax.hypernetworks.node_update import (
+from ghn_jax.hypernetworks.message_passing.node_update import (
     apply_gates,
     gates_from_message,
     gates_from_state,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_parameters import draw_parameters
 
-from ghn_jax.hypernetworks.gated_gnn import GatedGNN
+from ghn_jax.hypernetworks.message_passing.gated_gnn import GatedGNN
 
 SIZE = 8
 

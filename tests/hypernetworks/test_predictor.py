@@ -13,11 +13,12 @@ from plain_composition import compose, jit, network_loss, one_cell, plain_inputs
 from random_parameters import draw_parameters
 
 from ghn_jax.architectures import Architecture, Genotype
-from ghn_jax.graphs import PRIMITIVES, build_graph
+from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.hypernetworks import ghn1, ghn2, mlp
 from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
-from ghn_jax.hypernetworks.prediction import Predictor
+from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.hypernetworks.preparation import padded_num_tiles
+from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork, flatten_params, params_tree
 from ghn_jax.targets.plan import lower
 

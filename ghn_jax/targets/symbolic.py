@@ -1,61 +1,24 @@
 """Symbolic execution of blocks: shapes, parameter tensors and graph nodes, with nothing allocated.
 
-Every block has, beside its numerical `__call__`, a `trace` that runs the same computation on
-`Value`s. What is traced becomes the plan's shapes and parameter tensors and the nodes of its graph,
-so that a block is the only place that knows what it computes, holds and looks like.
+Every block has, beside its numerical `__call__`, a `record` that runs the same computation on
+`Activation`s. What is recorded becomes the plan's shapes and parameter tensors and the nodes of its
+graph, so that a block is the only place that knows what it computes, holds and looks like.
 """
 
-import dataclasses
 from typing import NamedTuple
 
-NO_SHAPE = (0, 0, 0, 0)
-# Roles decide how a tensor is cut from a tile and how it is normalised.
-ROLES = (
-    "kernel",
-    "depthwise",
-    "classifier_kernel",
-    "classifier_bias",
-    "scale",
-    "bias",
-    "position",
-)
+from ghn_jax.graphs.schema import NO_SHAPE, ParameterTensor, TracedNode
 
 
-class Value(NamedTuple):
+class Activation(NamedTuple):
     """A symbolic activation: its shape without the batch axis and the graph node it comes from."""
 
     shape: tuple[int, ...]  # (H, W, C) for images, (C,) for vectors
     node: int
 
 
-@dataclasses.dataclass(frozen=True)
-class ParameterTensor:
-    """One parameter tensor of a target network.
-
-    Attributes:
-        path: Path in the target's parameter tree.
-        shape: Flax layout: convolutions (kh, kw, in, out), depthwise (kh, kw, 1, C), dense (in,
-            out), vectors (C,), positional encodings (1, s, s, C).
-        node: Index of the graph node that stands for it.
-        role: One of `ROLES`.
-    """
-
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    node: int
-    role: str
-
-
-class TracedNode(NamedTuple):
-    """A node of the network's graph: an operation, its parameter's shape and its inputs."""
-
-    primitive: str
-    shape: tuple[int, int, int, int]  # (out, in, kh, kw) as a GHN's shape embedding reads it
-    parents: tuple[int, ...]
-
-
-class Tracer:
-    """Collects nodes and parameter tensors while blocks are traced one after the other."""
+class Recorder:
+    """Collects nodes and parameter tensors while blocks are executed one after the other."""
 
     def __init__(self) -> None:
         self.nodes: list[TracedNode] = []
@@ -63,7 +26,7 @@ class Tracer:
         self._prefix: tuple[str, ...] = ()
 
     def enter(self, name: str) -> None:
-        """Put the parameters of what is traced next under `name`."""
+        """Put the parameters of what is recorded next under `name`."""
         self._prefix = (name,)
 
     def node(self, primitive: str, parents: tuple[int, ...], shape=NO_SHAPE) -> int:
@@ -76,24 +39,31 @@ class Tracer:
         self.tensors.append(ParameterTensor(self._prefix + path, shape, node, role))
 
     def convolution(
-        self, x: Value, kernel: tuple[int, int], features: int, stride=(1, 1), name: str = "kernel"
-    ) -> Value:
+        self,
+        x: Activation,
+        kernel: tuple[int, int],
+        features: int,
+        stride=(1, 1),
+        name: str = "kernel",
+    ) -> Activation:
         """A convolution without bias, padded by half its kernel."""
         height, width, channels = x.shape
         node = self.node("conv", (x.node,), (features, channels, *kernel))
         self.tensor((name,), (*kernel, channels, features), node, "kernel")
         shape = ((height - 1) // stride[0] + 1, (width - 1) // stride[1] + 1, features)
-        return Value(shape, node)
+        return Activation(shape, node)
 
-    def depthwise(self, x: Value, kernel: int, stride: int, dilation: int) -> Value:
+    def depthwise(self, x: Activation, kernel: int, stride: int, dilation: int) -> Activation:
         """A depthwise convolution without bias."""
         height, width, channels = x.shape
         primitive = "sep_conv" if dilation == 1 else "dil_conv"
         node = self.node(primitive, (x.node,), (channels, 1, kernel, kernel))
         self.tensor(("kernel",), (kernel, kernel, 1, channels), node, "depthwise")
-        return Value(((height - 1) // stride + 1, (width - 1) // stride + 1, channels), node)
+        return Activation(((height - 1) // stride + 1, (width - 1) // stride + 1, channels), node)
 
-    def dense(self, x: Value, name: str, features: int, bias: bool, classifier=False) -> Value:
+    def dense(
+        self, x: Activation, name: str, features: int, bias: bool, classifier=False
+    ) -> Activation:
         """A linear layer over the last axis: the kernel's node, then the bias's."""
         kind = "classifier_" if classifier else ""
         node = self.node("conv", (x.node,), (features, x.shape[-1], 1, 1))
@@ -101,16 +71,16 @@ class Tracer:
         if bias:
             node = self.node("bias", (node,), (features, 1, 1, 1))
             self.tensor((name, "bias"), (features,), node, kind + "bias")
-        return Value((*x.shape[:-1], features), node)
+        return Activation((*x.shape[:-1], features), node)
 
-    def norm(self, x: Value, primitive: str, name: str | None = None) -> Value:
+    def norm(self, x: Activation, primitive: str, name: str | None = None) -> Activation:
         """A batch ("bn") or layer ("ln") norm: one node with both its scale and its bias."""
         channels = x.shape[-1]
         node = self.node(primitive, (x.node,), (channels, 1, 1, 1))
         prefix = (name,) if name else ()
         self.tensor((*prefix, "scale"), (channels,), node, "scale")
         self.tensor((*prefix, "bias"), (channels,), node, "bias")
-        return Value(x.shape, node)
+        return Activation(x.shape, node)
 
     def merge(self, primitive: str, nodes: tuple[int, ...]) -> int:
         """A sum or concat: a node only where two or more different nodes meet."""

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import serialize_executable
 
-from ghn_jax.compilation import ProgramCache, VjpPrograms
+from ghn_jax.programs.cache import ProgramCache, VjpPrograms
 
 
 def relocate(program: Any, device: jax.Device) -> Any:

@@ -1,0 +1,1 @@
+"""Configs: values checked, dataclasses from and to what files hold."""

@@ -1,0 +1,77 @@
+"""Kernels from a feature map cropped to them: the decoder of GHN-1 and GHN-2 (spec section 3).
+
+Layouts are Flax's, so the last layer is parameterised (features, I, O).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ghn_jax.hypernetworks.layers import add_bias, linear, product, uniform_by_fan_in
+
+
+class ConvDecoder(nn.Module):
+    """Kernels from a feature map that is as large as the largest kernel.
+
+    linear D -> 4 D on S x S pixels, relu, cropped to the kernel; 1x1 convolutions 4 D -> 8 D, relu,
+    8 D -> (I, O). A kernel larger than S repeats the S x S tile.
+
+    Attributes:
+        hidden_size: D.
+        max_shape: (O, I, S, S).
+        num_classes: K.
+    """
+
+    hidden_size: int
+    max_shape: tuple[int, int, int, int]
+    num_classes: int
+
+    def setup(self):
+        size, (features_out, features_in, spatial, _) = self.hidden_size, self.max_shape
+        first, second = uniform_by_fan_in(size), uniform_by_fan_in(4 * size)
+        third = uniform_by_fan_in(8 * size)
+        self.kernel_1 = self.param("kernel_1", first, (size, spatial, spatial, 4 * size))
+        self.bias_1 = self.param("bias_1", first, (spatial, spatial, 4 * size))
+        self.kernel_2 = self.param("kernel_2", second, (4 * size, 8 * size))
+        self.bias_2 = self.param("bias_2", second, (8 * size,))
+        self.kernel_3 = self.param("kernel_3", third, (8 * size, features_in, features_out))
+        self.bias_3 = self.param("bias_3", third, (features_in, features_out))
+        self.classifier = linear(self.num_classes, features_out)
+
+    def _pixels(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, 8 D), height and width at most S."""
+        kernel, bias = self.kernel_1[:, :height, :width], self.bias_1[:height, :width]
+        x = product(x, kernel)
+        x = jax.nn.relu(add_bias(x, bias))
+        x = product(x, self.kernel_2)
+        return jax.nn.relu(add_bias(x, self.bias_2))
+
+    def _decode(self, x, height, width, kernel, bias):
+        """Features through the part of the last layer that the tile needs; repeat beyond S."""
+        limit = self.max_shape[2]
+        x = self._pixels(x, min(height, limit), min(width, limit))
+        tile = product(x, kernel)
+        tile = add_bias(tile, bias)
+        if max(height, width) > limit:
+            repeats = (1, -(-height // limit), -(-width // limit)) + (1,) * (tile.ndim - 3)
+            tile = jnp.tile(tile, repeats)[:, :height, :width]
+        return tile
+
+    def kernel(
+        self, x: jax.Array, height: int, width: int, num_in: int | None, num_out: int | None
+    ) -> jax.Array:
+        """(G, D) -> (G, height, width, I, O), of I and O the first `num_in` and `num_out`."""
+        kernel, bias = self.kernel_3[:, :num_in, :num_out], self.bias_3[:num_in, :num_out]
+        return self._decode(x, height, width, kernel, bias)
+
+    def depthwise(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, 1, O): the first input channel of a kernel."""
+        return self._decode(x, height, width, self.kernel_3[:, :1], self.bias_3[:1])
+
+    def position(self, x: jax.Array, height: int, width: int) -> jax.Array:
+        """(G, D) -> (G, height, width, I): the first output channel of a kernel."""
+        return self._decode(x, height, width, self.kernel_3[:, :, 0], self.bias_3[:, 0])
+
+    def classifier_kernel(self, x: jax.Array) -> jax.Array:
+        """(G, D) -> (G, I, K): a 1x1 kernel, relu, linear over its output channels."""
+        return self.classifier(jax.nn.relu(self.kernel(x, 1, 1, None, None)[:, 0, 0]))

@@ -1,0 +1,32 @@
+"""Norm scales and biases from an MLP: every decoder of kernels has this one beside it."""
+
+import flax.linen as nn
+import jax
+
+from ghn_jax.hypernetworks.layers import MLP, linear
+
+
+class VectorDecoder(nn.Module):
+    """1-D parameters: MLP D -> 2 D -> (2, max(O, I)), row 0 norm scales, row 1 biases.
+
+    Attributes:
+        hidden_size: D.
+        num_channels: max(O, I).
+        num_classes: K.
+    """
+
+    hidden_size: int
+    num_channels: int
+    num_classes: int
+
+    def setup(self):
+        self.mlp = MLP(2 * self.hidden_size, 2 * self.num_channels, activate_output=False)
+        self.classifier = linear(self.num_classes, self.num_channels)
+
+    def vector(self, x: jax.Array) -> jax.Array:
+        """(G, D) -> (G, 2, max(O, I))."""
+        return self.mlp(x).reshape(x.shape[0], 2, self.num_channels)
+
+    def classifier_bias(self, x: jax.Array) -> jax.Array:
+        """(G, D) -> (G, K): relu and a linear layer on row 1."""
+        return self.classifier(jax.nn.relu(self.vector(x)[:, 1]))

@@ -1,0 +1,1 @@
+"""Message passing: what nodes know of each other. Node states -> node embeddings."""

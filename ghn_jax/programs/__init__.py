@@ -1,0 +1,1 @@
+"""Compiled programs: kept by signature, compiled side by side, loaded onto every device."""
