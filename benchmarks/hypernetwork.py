@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     config = ghn2()
-    network = Hypernetwork(config)
+    network = Hypernetwork(config, reverse_only=True)
     variables = initialize(config, jax.random.key(0))
     rng = np.random.default_rng(0)
     table = Table(title=f"{os.cpu_count()} cores, JAX {jax.__version__}, {NUM_GRAPHS} graphs, ms")
@@ -113,7 +113,7 @@ def time_nodes_at_once(arguments, config, variables) -> Table:
         graphs = [build_graph(plan) for plan in plans]
         for nodes_at_once in arguments.nodes_at_once:
             prepared = prepare_graphs(config, graphs, nodes_at_once=nodes_at_once)
-            network = Hypernetwork(config, nodes_at_once)
+            network = Hypernetwork(config, nodes_at_once=nodes_at_once, reverse_only=True)
             forward, both, _ = time_embedding(network, variables, prepared.batch)
             steps = 1 + max(int(place.max()) // nodes_at_once for place in prepared.places)
             padded = prepared.batch.primitive.shape[1]

@@ -48,7 +48,9 @@ def main() -> None:
     variables = {"params": ghn.ghn_params}
     (embeddings,) = ghn.predictor.embed_nodes(ghn.ghn_params, prepared)
     hypernetwork = Hypernetwork(ghn.config)
-    tiles = hypernetwork.apply(variables, prepared.batch, prepared.requests)
+    tiles = hypernetwork.apply(
+        variables, prepared.batch, prepared.requests, method="embed_and_decode"
+    )
     batch = EvaluationBatches(ghn_jax.load_dataset("digits"), "test", 64).batch(0)
     logits = jax.jit(prediction.network.apply)(prediction.variables, batch.images)
 

@@ -2,16 +2,18 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
+import numpy as np
 
 from ghn_jax.architectures import Architecture, ResNet
 from ghn_jax.graphs import ArchGraph
-from ghn_jax.hypernetworks import GHNConfig
+from ghn_jax.hypernetworks import GHNConfig, Hypernetwork
 from ghn_jax.hypernetworks.predictor import Predictor
-from ghn_jax.interop.hub import PREFIX, fetch_from_hub
+from ghn_jax.interop.locations import resolve
 from ghn_jax.interop.torch_checkpoints import load_torch_checkpoint, official_experiment
+from ghn_jax.sampling import SpaceConfig
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import Plan, lower
@@ -19,7 +21,8 @@ from ghn_jax.tracing import NetworkPrediction, predict_network
 from ghn_jax.training.checkpoints import load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+if TYPE_CHECKING:
+    from ghn_jax.training.trainer import TrainState
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,17 +46,40 @@ class Prediction:
 
 
 class GHN:
-    """A trained hypernetwork.
+    """A hypernetwork with its parameters.
 
     Args:
-        ghn_params: Its parameters.
-        config: Of the run that trained it.
+        model: The hypernetwork, or the configuration of one.
+        ghn_params: Its parameters: `variables["params"]`.
+        experiment: Of the run that trained it; None is one with the model's configuration and
+            classes, and defaults otherwise.
+
+    Raises:
+        ValueError: If these are not parameters of the model, or the experiment has another.
     """
 
-    def __init__(self, ghn_params: Any, config: ExperimentConfig) -> None:
+    def __init__(
+        self,
+        model: Hypernetwork | GHNConfig,
+        ghn_params: Any,
+        experiment: ExperimentConfig | None = None,
+    ) -> None:
+        self.model = Hypernetwork(model) if isinstance(model, GHNConfig) else model
+        config = self.model.config
+        found, expected = set(ghn_params), self.model.parameter_names()
+        if found != expected:
+            raise ValueError(
+                f"ghn_params has {sorted(found)}, expected {sorted(expected)}; a GHN trained with"
+                " modules of one's own is loaded with them: ghn_jax.load(path, model=model)"
+            )
+        if experiment is None:
+            space = SpaceConfig(num_classes=config.num_classes)
+            experiment = ExperimentConfig(space=space, ghn=config)
+        elif experiment.ghn != config:
+            raise ValueError(f"experiment has {experiment.ghn}, expected {config}")
+        self.experiment = experiment
         self.ghn_params = ghn_params
-        self.experiment = config
-        self.predictor = Predictor(config.ghn)
+        self.predictor = Predictor(self.model)
 
     @property
     def config(self) -> GHNConfig:
@@ -135,6 +161,34 @@ class GHN:
             **call_arguments,
         )
 
+    @classmethod
+    def from_state(
+        cls, state: "TrainState", experiment: ExperimentConfig, model: Hypernetwork | None = None
+    ) -> "GHN":
+        """Take a GHN out of a training run.
+
+        Args:
+            state: Of the run, such as `ghn_jax.train` returns; on this process's devices.
+            experiment: The run's config.
+            model: The hypernetwork, where it is composed of modules of one's own.
+        """
+        ghn_params = jax.tree.map(np.asarray, state.ghn_params)
+        return cls(model or experiment.ghn, ghn_params, experiment)
+
+    def save(self, path: str | Path) -> None:
+        """Write the GHN as the folder of a run at step 0, which `ghn_jax.load` reads.
+
+        Args:
+            path: Of a new or empty folder.
+
+        Raises:
+            ValueError: If the folder has something in it.
+        """
+        # Imported here, since it needs what training needs and loading does not.
+        from ghn_jax.interop.checkpoint_conversion import write_run
+
+        write_run(path, self.experiment, self.ghn_params)
+
     def _predict_architecture(
         self, architecture: Architecture | ResNet, image_size: int | None
     ) -> Prediction:
@@ -156,7 +210,7 @@ class GHN:
         return Prediction(TargetNetwork(plan), {"params": params_tree(plan, arrays)}, graph)
 
 
-def load(path: str | Path) -> GHN:
+def load(path: str | Path, model: Hypernetwork | None = None) -> GHN:
     """Load a GHN from nothing but a path.
 
     Args:
@@ -164,6 +218,8 @@ def load(path: str | Path) -> GHN:
             the package: "digits", an official checkpoint of the original: a `.pt` file, which is
             read without running anything in it, or either of these on the Hugging Face hub:
             "hf:OWNER/NAME/FILE.pt", "hf:OWNER/NAME" (extra `hub`).
+        model: The hypernetwork, where it is composed of modules of one's own; None is what the
+            checkpoint's config describes.
 
     Returns:
         The GHN.
@@ -175,14 +231,7 @@ def load(path: str | Path) -> GHN:
     path = resolve(path)
     if path.is_file() or path.suffix == ".pt":
         checkpoint = load_torch_checkpoint(path)
-        return GHN(checkpoint.variables["params"], official_experiment(checkpoint.config))
-    config, ghn_params = load_checkpoint(path)
-    return GHN(ghn_params, config)
-
-
-def resolve(path: str | Path) -> Path:
-    """The path that a path, the name of a packaged GHN or an address on the hub stands for."""
-    if str(path).startswith(PREFIX):
-        return fetch_from_hub(str(path))
-    packaged = CHECKPOINTS / str(path)
-    return packaged if not Path(path).exists() and packaged.is_dir() else Path(path)
+        config, ghn_params = official_experiment(checkpoint.config), checkpoint.variables["params"]
+    else:
+        config, ghn_params = load_checkpoint(path)
+    return GHN(model or config.ghn, ghn_params, config)

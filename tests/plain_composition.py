@@ -9,7 +9,7 @@ import numpy as np
 from ghn_jax.architectures import Architecture, Genotype
 from ghn_jax.graphs import GraphBatch
 from ghn_jax.hypernetworks.embedding import shape_vocabulary
-from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
+from ghn_jax.hypernetworks.model import Hypernetwork
 from ghn_jax.hypernetworks.tiling import request_key, tile_parameter
 from ghn_jax.programs.cache import cpu_compiler_options
 from ghn_jax.targets.network import TargetNetwork, params_tree
@@ -30,7 +30,8 @@ def plain_inputs(config, graph):
 
 def compose(config, params, graph):
     """Predict parameters in a traced function: every tensor reads its node's tile."""
-    tiles = Hypernetwork(config).apply({"params": params}, *plain_inputs(config, graph))
+    apply = Hypernetwork(config).apply
+    tiles = apply({"params": params}, *plain_inputs(config, graph), method="embed_and_decode")
     arrays = []
     for tensor in graph.tensors:
         factor = 1.0

@@ -7,7 +7,7 @@ import nbclient
 import nbformat
 import pytest
 
-from ghn_jax.pretrained import CHECKPOINTS
+from ghn_jax.interop.locations import CHECKPOINTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ghn_jax.pretrained import CHECKPOINTS
+from ghn_jax.interop.locations import CHECKPOINTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

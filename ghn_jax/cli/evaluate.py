@@ -21,7 +21,7 @@ from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.evaluation.image_files import read_labelled_images
 from ghn_jax.evaluation.report import evaluate_splits
-from ghn_jax.pretrained import CHECKPOINTS, resolve
+from ghn_jax.interop.locations import CHECKPOINTS, resolve
 from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.sampling import SPLITS
 from ghn_jax.training.config import PREDEFINED_SPLIT
@@ -80,8 +80,8 @@ def main() -> None:
     cache_dir = FLAGS.compilation_cache_dir
     ghn = ghn_jax.load(FLAGS.ghn)
     config = ghn.experiment
-    if cache_dir or config.training.compilation_cache_dir:
-        enable_compilation_cache(cache_dir or config.training.compilation_cache_dir)
+    if cache_dir := cache_dir or config.training.compilation_cache_dir:
+        enable_compilation_cache(cache_dir)
     if FLAGS.images and (FLAGS.data or FLAGS.data_dir):
         raise ValueError("--images and --data are given, expected one source of images")
     if FLAGS.images:

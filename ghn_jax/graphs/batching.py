@@ -1,4 +1,4 @@
-"""Batch graphs and pad them to a bounded set of sizes; host-side numpy ends here.
+"""Batch graphs and pad them to a bounded set of sizes; the host's numpy ends here.
 
 Graphs travel as `jraph.GraphsTuple`: nodes (primitive, shape), edges (distance). A GHN reads B
 graphs as arrays padded to the same number of nodes N, so that all of them are swept in parallel.
@@ -7,6 +7,8 @@ graphs as arrays padded to the same number of nodes N, so that all of them are s
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import jraph
 import numpy as np
 
@@ -21,12 +23,50 @@ class GraphBatch(NamedTuple):
         shape_index: (B, N, 4) int32, rows of the shape vocabulary.
         distance: (B, N, N) uint8 [receiver, sender]; 0 = no edge, as on padding.
         node_mask: (B, N) bool, False on padding, which comes last but for places left empty.
+        edges: (B, E, 2) int32, sender and receiver of the networks' own edges, -1 on padding; None
+            where message passing reads distances only.
     """
 
     primitive: np.ndarray
     shape_index: np.ndarray
     distance: np.ndarray
     node_mask: np.ndarray
+    edges: np.ndarray | None = None
+
+    def to_jraph(self, nodes: jax.Array) -> jraph.GraphsTuple:
+        """Hand node states to modules written for jraph.
+
+        Args:
+            nodes: (B, N, D).
+
+        Returns:
+            One tuple of all graphs, B * N nodes and one more, between which the padding edges are.
+
+        Raises:
+            ValueError: If the batch has no edges.
+        """
+        if self.edges is None:
+            raise ValueError(
+                "edges is missing, expected those of the networks: a module of message passing that"
+                " reads them says `needs_edges = True`"
+            )
+        num_graphs, num_nodes, size = nodes.shape
+        offset = num_nodes * jnp.arange(num_graphs, dtype=jnp.int32).reshape(-1, 1, 1)
+        edges = jnp.where(self.edges < 0, num_graphs * num_nodes, self.edges + offset)
+        senders, receivers = edges.reshape(-1, 2).T
+        return jraph.GraphsTuple(
+            nodes=jnp.pad(nodes.reshape(-1, size), ((0, 1), (0, 0))),
+            edges=None,
+            senders=senders,
+            receivers=receivers,
+            n_node=jnp.array([num_nodes] * num_graphs + [1], jnp.int32),
+            n_edge=jnp.array([edges.shape[1]] * num_graphs + [0], jnp.int32),
+            globals=None,
+        )
+
+    def from_jraph(self, graph: jraph.GraphsTuple) -> jax.Array:
+        """The node states of `to_jraph`'s tuple, whatever their width: (B, N, F)."""
+        return graph.nodes[:-1].reshape(*self.node_mask.shape, -1)
 
 
 def to_graphs_tuple(graph: ArchGraph) -> jraph.GraphsTuple:
@@ -56,6 +96,7 @@ def batch_graphs(
     num_graphs: int,
     num_nodes: int,
     places: Sequence[np.ndarray] | None = None,
+    with_edges: bool = False,
 ) -> GraphBatch:
     """Pad graphs to B = `num_graphs` graphs of N = `num_nodes` nodes.
 
@@ -65,6 +106,7 @@ def batch_graphs(
         num_graphs: B.
         num_nodes: N.
         places: Of each graph's nodes, its place among the N; None keeps their order.
+        with_edges: Whether the batch has `edges`, of N, 2 N, 4 N, ... rows.
 
     Returns:
         The batch; padding has no edges.
@@ -95,4 +137,18 @@ def batch_graphs(
             "distance"
         ]
         batch.node_mask[index, place] = True
-    return batch
+    return batch._replace(edges=_list_edges(batch.distance)) if with_edges else batch
+
+
+def _list_edges(distance: np.ndarray) -> np.ndarray:
+    """(B, N, N) distances -> (B, E, 2), the edges of length 1."""
+    num_graphs, num_nodes, _ = distance.shape
+    is_own = distance == 1
+    size, most = num_nodes, int(is_own.sum(axis=(1, 2)).max(initial=0))
+    while size < most:
+        size *= 2
+    edges = np.full((num_graphs, size, 2), -1, np.int32)
+    for index, of_graph in enumerate(is_own):
+        receivers, senders = np.nonzero(of_graph)
+        edges[index, : len(senders)] = np.stack([senders, receivers], axis=1)
+    return edges

@@ -18,14 +18,18 @@ def uniform_by_fan_in(fan_in: int) -> Callable:
     return init
 
 
+def plain_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply the last axis of x with the first of a kernel: (..., A), (A, ...) -> (..., ...)."""
+    return jnp.tensordot(x, kernel, axes=1)
+
+
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiply the last axis of x with the first of a kernel: (..., A), (A, ...) -> (..., ...).
+    """As `plain_product`, whose gradient JAX computes transposed and then turns around.
 
-    As `jnp.tensordot`, whose gradient JAX computes transposed and then turns around. For a kernel
-    of a million elements turning takes a CPU longer than the product does.
+    For a kernel of a million elements turning takes a CPU longer than the product does.
     """
-    return jnp.tensordot(x, kernel, axes=1)
+    return plain_product(x, kernel)
 
 
 def _product_fwd(x, kernel):

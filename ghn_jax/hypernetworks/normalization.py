@@ -9,6 +9,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ghn_jax.hypernetworks.config import GHNConfig
+
 
 def normalize_scale(p: jax.Array) -> jax.Array:
     """2 sigmoid(p / 2), elementwise."""
@@ -35,3 +37,9 @@ def kernel_factor(shape: tuple[int, ...], role: str) -> float:
         return 1.0
     no_relu = len(shape) == 4 and (shape[2] == 1 or shape[0] < shape[1])
     return math.sqrt((1.0 if no_relu else 2.0) / math.prod(shape[:-1]))
+
+
+def parameter_factor(config: GHNConfig, shape: tuple[int, ...], role: str) -> float:
+    """What a predicted tensor is multiplied by: by its fan-in, where the configuration says so."""
+    is_normalized = config.normalize_parameters and len(shape) > 1
+    return kernel_factor(shape, role) if is_normalized else 1.0

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.graphs import ArchGraph
+from ghn_jax.graphs import ArchGraph, GraphBatch
 from ghn_jax.hypernetworks.config import GHNConfig
-from ghn_jax.hypernetworks.hypernetwork import Hypernetwork, initialize, parameter_shapes
+from ghn_jax.hypernetworks.model import Hypernetwork, as_model, initialize, parameter_shapes
 from ghn_jax.hypernetworks.preparation import PreparedGraphs, prepare_graphs
 from ghn_jax.hypernetworks.tiling import TileKey
 from ghn_jax.programs.cache import (
@@ -43,7 +43,7 @@ class Predictor:
     """A hypernetwork with its compiled programs.
 
     Args:
-        config: Of the hypernetwork.
+        model: The hypernetwork, or the configuration of one.
         num_compile_threads: How many programs compile at the same time.
         programs: Compiled programs, shared with predictors on other devices; None makes a new
             cache.
@@ -54,14 +54,15 @@ class Predictor:
 
     def __init__(
         self,
-        config: GHNConfig,
+        model: Hypernetwork | GHNConfig,
         num_compile_threads: int = 2,
         programs: ProgramCache | ProgramsOnDevice | None = None,
         nodes_at_once: int | None = None,
     ) -> None:
-        self.config = config
+        model = as_model(model)
+        self.config = model.config
         self._nodes_at_once = nodes_at_once or (1 if jax.default_backend() == "cpu" else 2)
-        self._network = Hypernetwork(config, self._nodes_at_once)
+        self._network = model.clone(nodes_at_once=self._nodes_at_once, reverse_only=True)
         self._programs = programs or ProgramCache(num_compile_threads)
 
     @property
@@ -71,7 +72,7 @@ class Predictor:
 
     def init(self, key: jax.Array) -> PyTree:
         """Draw the hypernetwork's parameters."""
-        return initialize(self.config, key)["params"]
+        return initialize(self._network, key)["params"]
 
     def prepare(self, graphs: Sequence[ArchGraph], num_graphs: int | None = None) -> PreparedGraphs:
         """Pad graphs and locate the source of every tensor; on the host, no JAX.
@@ -86,7 +87,9 @@ class Predictor:
         Raises:
             ValueError: If there is no graph, or there are more than `num_graphs`.
         """
-        return prepare_graphs(self.config, graphs, num_graphs, self._nodes_at_once)
+        return prepare_graphs(
+            self.config, graphs, num_graphs, self._nodes_at_once, self._network.needs_edges
+        )
 
     def embed_nodes(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[np.ndarray]:
         """Embed the nodes of the graphs: for each an array (N, D), in the order of its nodes."""
@@ -138,7 +141,7 @@ class Predictor:
         Returns:
             How many programs that was.
         """
-        ghn_params = parameter_shapes(self.config)["params"]
+        ghn_params = parameter_shapes(self._network)["params"]
         calls = (call for one in prepared for call in self._backward_calls(ghn_params, one))
         return compile_frequent(self._programs, calls, **selection)
 
@@ -219,7 +222,7 @@ class Predictor:
 
     def _embed_call(self, ghn_params, batch):
         build = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
-        return ("embed", batch.primitive.shape), build
+        return ("embed", _batch_shape(batch)), build
 
     def _build_embed(self, ghn_params, batch) -> VjpPrograms:
         def embed(params, batch):
@@ -235,7 +238,7 @@ class Predictor:
             programs = self._programs.build_here(*self._embed_call(ghn_params, batch))
             return compile_lowered(programs.lower_backward())
 
-        return ("embed backward", batch.primitive.shape), build
+        return ("embed backward", _batch_shape(batch)), build
 
     def _decode_call(self, ghn_params, key, embeddings, nodes):
         build = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
@@ -259,6 +262,10 @@ class Predictor:
             return self._network.apply(variables, embeddings, {key: nodes}, method="decode")[key]
 
         return build_vjp(decode, (ghn_params[decoder], embeddings, nodes), 2)
+
+
+def _batch_shape(batch: GraphBatch) -> tuple:
+    return batch.primitive.shape + (() if batch.edges is None else batch.edges.shape)
 
 
 def _decoder(key: TileKey) -> str:

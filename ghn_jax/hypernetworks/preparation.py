@@ -21,7 +21,7 @@ from ghn_jax.graphs import (
 )
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.hypernetworks.embedding import shape_vocabulary
-from ghn_jax.hypernetworks.normalization import kernel_factor
+from ghn_jax.hypernetworks.normalization import parameter_factor
 from ghn_jax.hypernetworks.tiling import (
     TileKey,
     decoded_sizes,
@@ -106,6 +106,7 @@ def prepare_graphs(
     graphs: Sequence[ArchGraph],
     num_graphs: int | None = None,
     nodes_at_once: int = 1,
+    with_edges: bool = False,
 ) -> PreparedGraphs:
     """Pad graphs and locate the source of every tensor.
 
@@ -114,6 +115,7 @@ def prepare_graphs(
         graphs: One or more graphs.
         num_graphs: B, at least the number of graphs; None is that number.
         nodes_at_once: How many nodes of a graph message passing visits together.
+        with_edges: Whether the batch lists the networks' edges.
 
     Returns:
         What a `Predictor` takes.
@@ -127,7 +129,9 @@ def prepare_graphs(
     num_nodes = padded_num_nodes(1 + max(int(place.max()) for place in places))
     vocabulary = shape_vocabulary(config.num_classes, config.max_shape[2])
     tuples = [to_graphs_tuple(graph) for graph in graphs]
-    batch = batch_graphs(tuples, vocabulary.lookup, num_graphs or len(graphs), num_nodes, places)
+    batch = batch_graphs(
+        tuples, vocabulary.lookup, num_graphs or len(graphs), num_nodes, places, with_edges
+    )
     rows: dict[TileKey, dict[int, int]] = {}  # of each node
     tensors: dict[TileKey, list[TensorGroup]] = {}
     groups: dict[tuple, tuple[TensorGroup, dict[int, int]]] = {}
@@ -150,9 +154,8 @@ def prepare_graphs(
 @functools.lru_cache(maxsize=2**14)
 def _source(config: GHNConfig, shape: tuple[int, ...], role: str) -> tuple[TileKey, float]:
     """The kind of tile that such tensors are cut from, and the factor that normalises them."""
-    is_normalized = config.normalize_parameters and len(shape) > 1
-    factor = kernel_factor(shape, role) if is_normalized else 1.0
-    return request_key(ParameterTensor((), shape, 0, role), config.max_shape), factor
+    key = request_key(ParameterTensor((), shape, 0, role), config.max_shape)
+    return key, parameter_factor(config, shape, role)
 
 
 def _pad(config: GHNConfig, key: TileKey, nodes: list[int]) -> np.ndarray:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from ghn_jax.interop.locations import resolve
 from ghn_jax.interop.torch_checkpoints import (
     TorchCheckpoint,
     load_torch_checkpoint,
     official_experiment,
     save_torch_checkpoint,
 )
-from ghn_jax.pretrained import resolve
 from ghn_jax.training.checkpoints import CheckpointStore, load_checkpoint, load_counters
+from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.optimizers import create_optimizer
 from ghn_jax.training.skipping import SkipRule
 
@@ -34,12 +36,28 @@ def convert_to_orbax(path: str | os.PathLike[str], workdir: str | os.PathLike[st
     Raises:
         ValueError: if the file is no official checkpoint, or the folder has something in it.
     """
-    folder = Path(workdir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists, expected a new or empty folder")
+    _check_empty(Path(workdir))
     checkpoint = load_torch_checkpoint(Path(path))
     config = official_experiment(checkpoint.config)
-    ghn_params = checkpoint.variables["params"]
+    write_run(workdir, config, checkpoint.variables["params"], checkpoint.epoch)
+
+
+def write_run(
+    workdir: str | os.PathLike[str], config: ExperimentConfig, ghn_params: Any, epoch: int = 0
+) -> None:
+    """Write a GHN as the folder of a run at step 0, with a fresh optimizer.
+
+    Args:
+        workdir: of the new run.
+        config: of the run.
+        ghn_params: of the GHN.
+        epoch: that an official checkpoint remembers.
+
+    Raises:
+        ValueError: if the folder has something in it.
+    """
+    folder = Path(workdir)
+    _check_empty(folder)
     training = config.training
     skips = SkipRule(training.max_skipped_share, training.skip_window)
     with CheckpointStore(folder) as store:
@@ -48,10 +66,15 @@ def convert_to_orbax(path: str | os.PathLike[str], workdir: str | os.PathLike[st
             ghn_params=ghn_params,
             opt_state=create_optimizer(config.optimizer, training.num_steps).init(ghn_params),
             key=jax.random.key(training.seed),
-            counters={"next_architecture": 0, "skips": skips.state(), "epoch": checkpoint.epoch},
+            counters={"next_architecture": 0, "skips": skips.state(), "epoch": epoch},
             config=config,
         )
         store.wait()
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists, expected a new or empty folder")
 
 
 def convert_to_torch(path: str | os.PathLike[str], torch_path: str | os.PathLike[str]) -> None:

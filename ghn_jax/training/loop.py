@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from ghn_jax.data import Dataset
+from ghn_jax.hypernetworks import Hypernetwork
 from ghn_jax.parallel.processes import replicate
 from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore, load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
@@ -37,6 +38,7 @@ def train(
     dataset: Dataset | None = None,
     evaluate_fn: EvaluateFn | None = None,
     trainer: Trainer | None = None,
+    model: Hypernetwork | None = None,
 ) -> tuple[Trainer, TrainState]:
     """Train until `config.training.num_steps`, from the folder's latest checkpoint if it has one.
 
@@ -47,6 +49,8 @@ def train(
         dataset: Images; None loads what the config names.
         evaluate_fn: Called every `evaluate_every` steps; what it returns is logged.
         trainer: Parts to use instead of new ones, with their compiled programs.
+        model: The hypernetwork, where it is composed of modules of one's own; a run goes on, and
+            `ghn_jax.load` reads it, with the same.
 
     Returns:
         The parts of the run, and its last state.
@@ -59,7 +63,7 @@ def train(
         WorkerError: If worker processes died again and again.
     """
     training = config.training
-    trainer = trainer or Trainer(config, dataset)
+    trainer = trainer or Trainer(config, dataset, model=model)
     skips = SkipRule(training.max_skipped_share, training.skip_window)
     is_first = jax.process_index() == 0
     with CheckpointStore(workdir, training.keep_checkpoints) as store:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ghn_jax.data import Dataset, TrainBatches, load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.hypernetworks import Hypernetwork
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.parallel.processes import local_copy, local_devices, replica_mesh, replicate
 from ghn_jax.parallel.replica import Replica, ReplicaResult, Work
@@ -84,13 +85,16 @@ class Trainer:
         config: Of the run.
         dataset: Images; None loads what the config names.
         programs: Of an earlier trainer, to compile less; None starts without any.
+        model: The hypernetwork, where it is composed of modules of one's own; None is what the
+            config describes.
 
     Attributes:
         mesh: Of all devices of the run.
         replicas: One for each local device.
 
     Raises:
-        ValueError: If the data set does not fit the space of architectures.
+        ValueError: If the data set does not fit the space of architectures, or the model not the
+            config.
     """
 
     def __init__(
@@ -98,8 +102,12 @@ class Trainer:
         config: ExperimentConfig,
         dataset: Dataset | None = None,
         programs: Programs | None = None,
+        model: Hypernetwork | None = None,
     ) -> None:
         training = config.training
+        self.model = model or Hypernetwork(config.ghn)
+        if self.model.config != config.ghn:
+            raise ValueError(f"model is one of {self.model.config}, expected {config.ghn}")
         if training.compilation_cache_dir:
             enable_compilation_cache(training.compilation_cache_dir)
         self.config, data = config, config.data
@@ -126,7 +134,7 @@ class Trainer:
 
     def _create_replica(self, device: jax.Device) -> Replica:
         training = self.config.training
-        predictor = Predictor(self.config.ghn, programs=programs_on(self.programs.ghn, device))
+        predictor = Predictor(self.model, programs=programs_on(self.programs.ghn, device))
         engine = BlockwiseEngine(
             training.label_smoothing,
             training.num_threads,

@@ -27,7 +27,6 @@ from ghn_jax.evaluation.evaluate import (
 from ghn_jax.evaluation.plots import plot_summaries
 from ghn_jax.hypernetworks import Hypernetwork, ghn2
 from ghn_jax.hypernetworks.predictor import Predictor
-from ghn_jax.hypernetworks.tiling import KINDS, TileKey
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork, params_tree
@@ -49,9 +48,8 @@ def parts():
     """A predictor, an engine, and parameters for them."""
     predictor = Predictor(ghn2(hidden_size=8, max_shape=(8, 8, 7, 7)))
     batch = predictor.prepare([build_graph(PLANS[0])]).batch
-    requests = {TileKey(kind): np.zeros(1, np.int32) for kind in KINDS}
     init = Hypernetwork(predictor.config).init
-    return predictor, BlockwiseEngine(), draw_parameters(init, batch, requests)["params"]
+    return predictor, BlockwiseEngine(), draw_parameters(init, batch, [()])["params"]
 
 
 def plain_accuracy(plan, arrays, split, num_images):

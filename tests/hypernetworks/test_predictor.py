@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from architecture_samples import ONE_OP, VARIANTS, one_op
 from flax.traverse_util import flatten_dict
-from plain_composition import compose, jit, network_loss, one_cell, plain_inputs
+from plain_composition import compose, jit, network_loss, one_cell
 from random_parameters import draw_parameters
 
 from ghn_jax.architectures import Architecture, Genotype
 from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.hypernetworks import ghn1, ghn2, mlp
-from ghn_jax.hypernetworks.hypernetwork import Hypernetwork
+from ghn_jax.hypernetworks.model import Hypernetwork
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.hypernetworks.preparation import padded_num_tiles
 from ghn_jax.targets.graph import build_graph
@@ -167,7 +167,7 @@ def test_pull_back_is_the_gradient_of_the_composition(name, operations, x64_batc
     config, plan = CONFIGS[name], one_cell(*operations)
     predictor = Predictor(config)
     graph = build_graph(plan, config.virtual_edges)
-    drawn = draw_parameters(Hypernetwork(config).init, *plain_inputs(config, graph))["params"]
+    drawn = draw_parameters(Hypernetwork(config).init, graph)["params"]
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), drawn)
 
     def loss_fn(params):

@@ -11,7 +11,7 @@ from reference_predictions import LOCAL
 
 import ghn_jax
 from ghn_jax.interop.hub import fetch_from_hub
-from ghn_jax.pretrained import CHECKPOINTS
+from ghn_jax.interop.locations import CHECKPOINTS
 
 
 @pytest.fixture

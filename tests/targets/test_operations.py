@@ -12,7 +12,8 @@ import pytest
 from jax import lax
 from plain_composition import jit
 
-from ghn_jax.targets.cpu import attention, convolution, normalization, operations
+from ghn_jax.targets import operations
+from ghn_jax.targets.cpu import attention, convolution, normalization
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

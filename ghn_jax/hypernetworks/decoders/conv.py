@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ghn_jax.hypernetworks.layers import add_bias, linear, product, uniform_by_fan_in
+from ghn_jax.hypernetworks.layers import add_bias, linear, plain_product, product, uniform_by_fan_in
 
 
 class ConvDecoder(nn.Module):
@@ -20,13 +20,16 @@ class ConvDecoder(nn.Module):
         hidden_size: D.
         max_shape: (O, I, S, S).
         num_classes: K.
+        reverse_only: Whether products have a gradient written by hand, see `Hypernetwork`.
     """
 
     hidden_size: int
     max_shape: tuple[int, int, int, int]
     num_classes: int
+    reverse_only: bool = False
 
     def setup(self):
+        self.multiply = product if self.reverse_only else plain_product
         size, (features_out, features_in, spatial, _) = self.hidden_size, self.max_shape
         first, second = uniform_by_fan_in(size), uniform_by_fan_in(4 * size)
         third = uniform_by_fan_in(8 * size)
@@ -41,16 +44,16 @@ class ConvDecoder(nn.Module):
     def _pixels(self, x: jax.Array, height: int, width: int) -> jax.Array:
         """(G, D) -> (G, height, width, 8 D), height and width at most S."""
         kernel, bias = self.kernel_1[:, :height, :width], self.bias_1[:height, :width]
-        x = product(x, kernel)
+        x = self.multiply(x, kernel)
         x = jax.nn.relu(add_bias(x, bias))
-        x = product(x, self.kernel_2)
+        x = self.multiply(x, self.kernel_2)
         return jax.nn.relu(add_bias(x, self.bias_2))
 
     def _decode(self, x, height, width, kernel, bias):
         """Features through the part of the last layer that the tile needs; repeat beyond S."""
         limit = self.max_shape[2]
         x = self._pixels(x, min(height, limit), min(width, limit))
-        tile = product(x, kernel)
+        tile = self.multiply(x, kernel)
         tile = add_bias(tile, bias)
         if max(height, width) > limit:
             repeats = (1, -(-height // limit), -(-width // limit)) + (1,) * (tile.ndim - 3)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ghn_jax.hypernetworks.layers import add_bias, linear, product, uniform_by_fan_in
+from ghn_jax.hypernetworks.layers import add_bias, linear, plain_product, product, uniform_by_fan_in
 
 
 class MLPDecoder(nn.Module):
@@ -14,13 +14,16 @@ class MLPDecoder(nn.Module):
         hidden_size: D.
         max_shape: (O, I, S, S) with O = I.
         num_classes: K.
+        reverse_only: Whether products have a gradient written by hand, see `Hypernetwork`.
     """
 
     hidden_size: int
     max_shape: tuple[int, int, int, int]
     num_classes: int
+    reverse_only: bool = False
 
     def setup(self):
+        self.multiply = product if self.reverse_only else plain_product
         size, (features_out, features_in, spatial, _) = self.hidden_size, self.max_shape
         init = uniform_by_fan_in(2 * size)
         shape = (spatial, spatial, features_in, features_out)
@@ -36,7 +39,7 @@ class MLPDecoder(nn.Module):
         limit = self.max_shape[2]
         window = tuple(map(slice, (min(height, limit), min(width, limit), num_in, num_out)))
         x = jax.nn.relu(self.hidden(x))
-        tile = product(x, self.kernel_2[(slice(None), *window)])
+        tile = self.multiply(x, self.kernel_2[(slice(None), *window)])
         tile = add_bias(tile, self.bias_2[window])
         repeats = (1, -(-height // limit), -(-width // limit), 1, 1)
         return jnp.tile(tile, repeats)[:, :height, :width]

@@ -6,41 +6,40 @@ For node v in topological order, with incoming edges (outgoing ones on the way b
 using the h_u already updated in this pass (GHN-1 eq. 3, GHN-2 eq. 4).
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from ghn_jax.graphs.batching import GraphBatch
 from ghn_jax.hypernetworks.layers import uniform_by_fan_in
+from ghn_jax.hypernetworks.message_passing.node_update import Params, gru_cell, send_message
 from ghn_jax.hypernetworks.message_passing.sweep import Sweep, sweep
 
 
 class GatedGNN(nn.Module):
-    """One round of message passing over B graphs in parallel.
+    """Rounds of message passing over B graphs in parallel; all share their parameters.
 
     Attributes:
         virtual_edges: Longest distance of an edge that passes messages; 1 means the network's own.
         nodes_at_once: How many consecutive nodes are visited together; no edge joins two of them.
+        num_rounds: T, of a forward and a backward pass each.
+        forward_only: Whether there is no backward pass.
+        reverse_only: Whether the sweep is the one with an adjoint of its own, see `Hypernetwork`.
     """
 
     virtual_edges: int
     nodes_at_once: int = 1
+    num_rounds: int = 1
+    forward_only: bool = False
+    reverse_only: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, distance: jax.Array, num_visited: jax.Array | int | None = None
-    ) -> jax.Array:
-        """Update node states.
-
-        Args:
-            x: (B, N, D) states, nodes in topological order.
-            distance: (B, N, N) uint8 [receiver, sender], 0 where there is no edge.
-            num_visited: () int32, how many of the first nodes are visited, the others being
-                padding: time follows this number, not N. None visits all.
-
-        Returns:
-            (B, N, D); padding keeps its state.
-        """
-        size = x.shape[-1]
+    def __call__(self, nodes: jax.Array, batch: GraphBatch) -> jax.Array:
+        """(B, N, D), in topological order -> (B, N, D); padding keeps its state."""
+        size = nodes.shape[-1]
         has_virtual = self.virtual_edges > 1
         mlps = [self._mlp("mlp", size, size // 2 if has_virtual else size)]
         if has_virtual:
@@ -55,12 +54,16 @@ class GatedGNN(nn.Module):
                 "state_bias": (3 * size,),
             }.items()
         }
-        num_nodes = x.shape[1]
-        num_visited = jnp.asarray(num_nodes if num_visited is None else num_visited, jnp.int32)
-        for is_reverse in (False, True):
-            kind = Sweep(self.virtual_edges, is_reverse, self.nodes_at_once)
-            x = sweep(kind, mlps, gru, x, distance, num_visited)
-        return x
+        places = 1 + jnp.arange(nodes.shape[1], dtype=jnp.int32)
+        num_visited = jnp.max(jnp.where(batch.node_mask, places, 0))  # time follows it, not N
+        for is_reverse in (False,) if self.forward_only else (False, True) * self.num_rounds:
+            if self.reverse_only:
+                kind = Sweep(self.virtual_edges, is_reverse, self.nodes_at_once)
+                distance = jnp.asarray(batch.distance)
+                nodes = sweep(kind, mlps, gru, nodes, distance, num_visited)
+            else:
+                nodes = plain_sweep(self.virtual_edges, is_reverse, mlps, gru, nodes, batch)
+        return nodes
 
     def _mlp(self, name: str, size: int, hidden_size: int) -> dict[str, jax.Array]:
         first, second = uniform_by_fan_in(size), uniform_by_fan_in(hidden_size)
@@ -70,3 +73,38 @@ class GatedGNN(nn.Module):
             "kernel_2": self.param(f"{name}_kernel_2", second, (hidden_size, size)),
             "bias_2": self.param(f"{name}_bias_2", second, (size,)),
         }
+
+
+def plain_sweep(
+    virtual_edges: int,
+    is_reverse: bool,
+    mlps: Sequence[Params],
+    gru: Params,
+    nodes: jax.Array,
+    batch: GraphBatch,
+) -> jax.Array:
+    """Visit the nodes one after the other, as the equation above says: what `sweep` does faster.
+
+    Every transformation of JAX goes through it. Its gradient keeps the states of all nodes at each
+    step, N^2 D numbers.
+    """
+    is_node = jnp.expand_dims(batch.node_mask, 2)
+    distance = jnp.swapaxes(batch.distance, 1, 2) if is_reverse else jnp.asarray(batch.distance)
+    weights = [(distance == 1).astype(nodes.dtype)]  # (B, N, N) [receiver, sender]
+    if virtual_edges > 1:
+        is_virtual = (distance > 0) & (distance <= virtual_edges)
+        weights.append(jnp.where(is_virtual, 1 / jnp.maximum(distance, 1).astype(nodes.dtype), 0))
+
+    def visit(carry, v):
+        h, sent = carry  # the states, and what each MLP makes of those visited so far
+        pairs = zip(weights, sent, strict=True)
+        message = sum(jnp.einsum("bu,bud->bd", weight[:, v], s) for weight, s in pairs)
+        updated = jnp.where(is_node[:, v], gru_cell(gru, message, h[:, v]), h[:, v])
+        messages = [jnp.where(is_node[:, v], send_message(mlp, updated), 0) for mlp in mlps]
+        sent = [s.at[:, v].set(m) for s, m in zip(sent, messages, strict=True)]
+        return (h.at[:, v].set(updated), sent), None
+
+    order = jnp.arange(nodes.shape[1], dtype=jnp.int32)
+    start = (nodes, [jnp.zeros_like(nodes) for _ in mlps])
+    (h, _), _ = lax.scan(visit, start, order, reverse=is_reverse)
+    return h

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from random_parameters import draw_parameters
 
+from ghn_jax.graphs import GraphBatch
 from ghn_jax.hypernetworks.message_passing.gated_gnn import GatedGNN
 
 SIZE = 8
@@ -21,10 +22,19 @@ def random_distances(num_graphs, num_nodes, seed=0):
     return np.tril(distance, -1).astype(np.uint8)
 
 
+def as_batch(distance, num_visited=None):
+    """A batch of which message passing reads the distances and which nodes there are."""
+    num_graphs, num_nodes, _ = distance.shape
+    num_visited = num_nodes if num_visited is None else num_visited
+    node_mask = np.broadcast_to(np.arange(num_nodes) < num_visited, (num_graphs, num_nodes))
+    nothing = np.zeros((num_graphs, num_nodes, 4), np.int32)
+    return GraphBatch(nothing[..., 0], nothing, distance, node_mask)
+
+
 def draw_weights(module, distance, dtype=np.float32):
     """Parameters larger than the initial ones, so that gates leave their linear range."""
     states = np.zeros((*distance.shape[:2], SIZE), np.float32)
-    params = draw_parameters(module.init, states, distance, seed=1, scale=2.0)["params"]
+    params = draw_parameters(module.init, states, as_batch(distance), seed=1, scale=2.0)["params"]
     return {name: weight.astype(dtype) for name, weight in params.items()}
 
 
@@ -67,14 +77,15 @@ def without_edges_between_neighbors(distance, num):
 
 # Within a block; several blocks, the last one not full; chunks of blocks, and nodes left alone.
 @pytest.mark.parametrize(
-    ("virtual_edges", "num_nodes", "num_visited", "nodes_at_once"),
-    [(1, 9, 9, 1), (3, 9, 9, 1), (50, 9, 9, 1), (50, 70, 70, 1), (50, 256, 200, 1)]
-    + [(50, 70, 70, 2), (50, 256, 200, 4)],
+    ("virtual_edges", "num_nodes", "num_visited", "nodes_at_once", "reverse_only"),
+    [(1, 9, 9, 1, True), (3, 9, 9, 1, True), (50, 9, 9, 1, True), (50, 70, 70, 1, True)]
+    + [(50, 256, 200, 1, True), (50, 70, 70, 2, True), (50, 256, 200, 4, True)]
+    + [(1, 9, 9, 1, False), (50, 9, 9, 1, False), (50, 70, 60, 1, False)],  # the plain sweep
 )
 def test_values_and_gradients_match_the_naive_implementation(
-    x64, virtual_edges, num_nodes, num_visited, nodes_at_once
+    x64, virtual_edges, num_nodes, num_visited, nodes_at_once, reverse_only
 ):
-    module = GatedGNN(virtual_edges, nodes_at_once)
+    module = GatedGNN(virtual_edges, nodes_at_once, reverse_only=reverse_only)
     distance = random_distances(2, num_nodes)
     if num_nodes > 32:  # about as many edges of each node
         distance[np.random.default_rng(7).random(distance.shape) > 20 / num_nodes] = 0
@@ -86,7 +97,7 @@ def test_values_and_gradients_match_the_naive_implementation(
     def loss(params):
         params = dict(params)
         states = params.pop("states")
-        found = module.apply({"params": params}, states, distance, num_visited)
+        found = module.apply({"params": params}, states, as_batch(distance, num_visited))
         return jnp.sum(found * cotangent)
 
     def naive_loss(params):
@@ -130,13 +141,14 @@ def test_two_updates_of_a_lonely_node_by_hand():
     }
     params = {name: x.astype(np.float32) for name, x in params.items()}
     found = GatedGNN(1).apply(
-        {"params": params}, np.ones((1, 1, 4), np.float32), np.zeros((1, 1, 1), np.uint8)
+        {"params": params}, np.ones((1, 1, 4), np.float32), as_batch(np.zeros((1, 1, 1), np.uint8))
     )
     np.testing.assert_allclose(found, np.full((1, 1, 4), 0.78125), rtol=1e-6)
 
 
-def test_padding_and_other_graphs_change_nothing():
-    module = GatedGNN(50)
+@pytest.mark.parametrize("reverse_only", [True, False])
+def test_padding_and_other_graphs_change_nothing(reverse_only):
+    module = GatedGNN(50, reverse_only=reverse_only)
     distance = random_distances(1, 7)
     params = draw_weights(module, distance)
     rng = np.random.default_rng(3)
@@ -146,7 +158,7 @@ def test_padding_and_other_graphs_change_nothing():
     padded[1:] = random_distances(2, 12, seed=5)
 
     def loss(params, states, distance):
-        nodes = module.apply({"params": params}, states, distance)[0, :7]
+        nodes = module.apply({"params": params}, states, as_batch(distance))[0, :7]
         return jnp.sum(jnp.sin(nodes)), nodes
 
     grad_fn = jax.jit(jax.grad(loss, has_aux=True))
@@ -163,12 +175,12 @@ def test_padding_and_other_graphs_change_nothing():
 def test_virtual_edges_are_cut_off_at_their_longest_distance():
     far, near = random_distances(1, 6), random_distances(1, 6)
     near[near > 4] = 0
-    module = GatedGNN(4)
+    module = GatedGNN(4, reverse_only=True)
     params = draw_weights(module, far)
     states = np.random.default_rng(4).standard_normal((1, 6, SIZE)).astype(np.float32)
     np.testing.assert_array_equal(
-        module.apply({"params": params}, states, far),
-        module.apply({"params": params}, states, near),
+        module.apply({"params": params}, states, as_batch(far)),
+        module.apply({"params": params}, states, as_batch(near)),
     )
 
 
@@ -176,4 +188,4 @@ def test_nodes_at_once_have_to_divide_a_block():
     distance = random_distances(1, 9)
     states = np.zeros((1, 9, SIZE), np.float32)
     with pytest.raises(ValueError, match="nodes_at_once is 3, expected a divisor of 32"):
-        GatedGNN(50, 3).init(jax.random.key(0), states, distance)
+        GatedGNN(50, 3, reverse_only=True).init(jax.random.key(0), states, as_batch(distance))

@@ -120,8 +120,12 @@ def small_batch(num_graphs=2, num_nodes=5):
 
 
 def draw_variables(config):
-    requests = {TileKey(kind): np.zeros(1, np.int32) for kind in KINDS}
-    return draw_parameters(Hypernetwork(config).init, small_batch(), requests)
+    return draw_parameters(Hypernetwork(config).init, small_batch(), [()])
+
+
+def decode(config, variables, requests):
+    apply = Hypernetwork(config).apply
+    return apply(variables, small_batch(), requests, method="embed_and_decode")
 
 
 def test_initial_parameters_are_drawn_as_published():
@@ -152,7 +156,9 @@ def test_tiles_have_the_shapes_their_keys_promise(make_config, decoder):
     config = make_config(hidden_size=8, max_shape=(4, 4, 5, 5), num_classes=3, decoder=decoder)
     variables = draw_variables(config)
     requests = {TileKey(kind, 3, 2): np.array([0, 7, 7], np.int32) for kind in KINDS}
-    tiles = Hypernetwork(config).apply(variables, small_batch(), requests)
+    tiles = Hypernetwork(config).apply(
+        variables, small_batch(), requests, method="embed_and_decode"
+    )
     assert {key.kind: tile.shape for key, tile in tiles.items()} == {
         "kernel": (3, 3, 2, 4, 4),
         "depthwise": (3, 3, 2, 1, 4),
@@ -172,7 +178,9 @@ def test_output_and_input_channels_are_not_confused():
         TileKey("kernel"): np.zeros(1, np.int32),
         TileKey("position", 2, 2): np.zeros(1, np.int32),
     }
-    tiles = Hypernetwork(config).apply(variables, small_batch(), requests)
+    tiles = Hypernetwork(config).apply(
+        variables, small_batch(), requests, method="embed_and_decode"
+    )
     assert tiles[TileKey("kernel")].shape == (1, 1, 1, 4, 6)
     assert tiles[TileKey("position", 2, 2)].shape == (1, 2, 2, 4)
 
@@ -183,7 +191,9 @@ def test_scales_and_biases_are_bounded_only_where_parameters_are_normalised():
     def vectors(config):
         variables = draw_variables(config)
         variables = jax.tree.map(lambda x: 30 * x, variables)
-        return Hypernetwork(config).apply(variables, small_batch(), requests)[TileKey("vector")]
+        return Hypernetwork(config).apply(
+            variables, small_batch(), requests, method="embed_and_decode"
+        )[TileKey("vector")]
 
     bounded = vectors(ghn2(**SMALL))
     assert float(bounded[:, 0].min()) >= 0 and float(bounded[:, 0].max()) <= 2
@@ -197,7 +207,9 @@ def test_gradients_reach_every_parameter():
     requests = {TileKey(kind, 5, 5): np.arange(10, dtype=np.int32) for kind in KINDS}
 
     def loss(variables):
-        tiles = Hypernetwork(config).apply(variables, small_batch(), requests)
+        tiles = Hypernetwork(config).apply(
+            variables, small_batch(), requests, method="embed_and_decode"
+        )
         return sum(jnp.sum(tile**2) for tile in tiles.values())
 
     gradients = jax.jit(jax.grad(loss))(variables)
@@ -209,7 +221,7 @@ def test_gradients_reach_every_parameter():
 def test_one_program_serves_all_graphs_of_the_same_padded_size():
     config = ghn2(**SMALL)
     variables = draw_variables(config)
-    apply = jax.jit(Hypernetwork(config).apply)
+    apply = jax.jit(functools.partial(Hypernetwork(config).apply, method="embed_and_decode"))
     batch = small_batch()
     for graph in range(3):
         other = batch._replace(primitive=(batch.primitive + graph) % 15)
@@ -222,4 +234,4 @@ def test_unknown_kind_is_named():
     variables = draw_variables(config)
     requests = {TileKey("kernels"): np.zeros(1, np.int32)}
     with pytest.raises(ValueError, match="'kernels', expected one of kernel, depthwise, position"):
-        Hypernetwork(config).apply(variables, small_batch(), requests)
+        decode(config, variables, requests)

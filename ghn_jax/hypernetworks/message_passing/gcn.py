@@ -1,0 +1,36 @@
+"""Graph convolutional network (Kipf & Welling, ICLR 2017), on jraph's layer.
+
+h_v = relu(sum over u of W h_u / sqrt(deg_u deg_v)), over the neighbours u of v in either direction
+and v itself; one such layer after the other.
+"""
+
+import flax.linen as nn
+import jax
+import jraph
+
+from ghn_jax.graphs.batching import GraphBatch
+from ghn_jax.hypernetworks.layers import linear
+from ghn_jax.hypernetworks.message_passing.undirected import make_undirected
+
+
+class GCN(nn.Module):
+    """Graph convolutions.
+
+    Attributes:
+        num_layers: How many steps away a node hears of others.
+    """
+
+    num_layers: int = 2
+    needs_edges = True  # of the batch
+
+    @nn.compact
+    def __call__(self, nodes: jax.Array, batch: GraphBatch) -> jax.Array:
+        """(B, N, D) -> (B, N, D)."""
+        size = nodes.shape[-1]
+        graph = make_undirected(batch.to_jraph(nodes))
+        for index in range(self.num_layers):
+            layer = jraph.GraphConvolution(linear(size, size, f"layer_{index + 1}"))
+            with jax.numpy_dtype_promotion("standard"):  # jraph divides by numbers of edges
+                graph = layer(graph)
+            graph = graph._replace(nodes=jax.nn.relu(graph.nodes))
+        return batch.from_jraph(graph)
