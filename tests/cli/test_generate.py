@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from ghn_jax.cli.generate import draw_records
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.sampling import SpaceConfig, sample_architecture
@@ -47,7 +45,6 @@ def test_stray_arguments_are_reported(tmp_path):
     assert result.stderr == "error: unexpected argument 'val', expected only flags (--name=value)\n"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_workers_change_nothing():
     space = SpaceConfig(split="val")
     alone = draw_records(space, seed=0, count=5, num_workers=1)
