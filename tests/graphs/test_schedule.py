@@ -6,7 +6,8 @@ import pytest
 from architecture_samples import ONE_OP, VARIANTS
 
 from ghn_jax import SpaceConfig, sample_architecture
-from ghn_jax.graphs import ArchGraph, schedule_nodes
+from ghn_jax.graphs import ArchGraph, TracedNode, graph_from_nodes, schedule_nodes
+from ghn_jax.graphs.schema import NO_SHAPE
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 
@@ -34,6 +35,14 @@ def test_with_places_enough_the_longest_path_decides(graph):
 
 def test_one_node_at_once_keeps_the_order():
     np.testing.assert_array_equal(schedule_nodes(GRAPHS[0], 1), np.arange(GRAPHS[0].num_nodes))
+
+
+def test_long_paths_go_first():
+    # 0 -> 1, 2, 3 and 3 -> 4 -> 5: the path behind node 3 decides, 1 and 2 fit beside it.
+    parents = [(), (0,), (0,), (0,), (3,), (4,)]
+    nodes = [TracedNode("sum", NO_SHAPE, of_node) for of_node in parents]
+    places = schedule_nodes(graph_from_nodes(nodes, ()), 2)
+    np.testing.assert_array_equal(places, [0, 3, 5, 2, 4, 6])
 
 
 def test_edges_to_earlier_nodes_keep_the_order():

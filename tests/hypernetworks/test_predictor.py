@@ -17,7 +17,7 @@ from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.hypernetworks import ghn1, ghn2, mlp
 from ghn_jax.hypernetworks.model import Hypernetwork
 from ghn_jax.hypernetworks.predictor import Predictor
-from ghn_jax.hypernetworks.preparation import padded_num_tiles
+from ghn_jax.hypernetworks.preparation import padded_num_nodes, padded_num_tiles
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork, flatten_params, params_tree
 from ghn_jax.targets.plan import lower
@@ -240,6 +240,12 @@ def test_sizes_of_requests_are_few_and_waste_little():
     sizes = {padded_num_tiles(num, 10**6) for num in range(1, 513)}
     assert sorted(sizes) == [4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
     assert [padded_num_tiles(num, 10**7) for num in (1, 2, 3)] == [1, 2, 4]
+
+
+def test_sizes_of_graphs_are_few_and_waste_little():
+    sizes = sorted({padded_num_nodes(num) for num in range(1, 3073)})
+    assert sizes == [128, 256, 384, 512, 768, 1024, 1536, 2048, 3072]
+    assert [padded_num_nodes(num) for num in (128, 129, 384, 385)] == [128, 256, 384, 512]
 
 
 def test_graphs_left_out_have_no_gradient():

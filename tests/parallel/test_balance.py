@@ -5,6 +5,7 @@ import pytest
 from plain_composition import one_cell
 
 from ghn_jax.parallel.balance import count_work, estimate_seconds, share_out
+from ghn_jax.training.trainer import _summarize
 
 
 @pytest.mark.parametrize(
@@ -34,16 +35,23 @@ def test_every_item_has_one_share_of_bounded_size():
 
 
 def test_work_of_a_network_by_hand():
-    # Of `one_cell`: see its plan; here every block's work is added up the long way.
+    # Stem (3x3, 3 -> 16), its norm, a 1x1 convolution (16 -> 16), its norm, the sum with the skip,
+    # pooling, and a linear layer to 10 classes; images of 8x8 pixels, 4 of them.
     plan = one_cell("conv_1x1", "skip_connect")
-    multiplications = elements = 0
-    for call in plan.calls:
-        elements += 4 * int(np.prod(call.output_shape))
-        for tensor in call.tensors:
-            if len(tensor.shape) == 4:  # a kernel is applied at every pixel
-                height, width, _ = call.output_shape
-                multiplications += 4 * height * width * int(np.prod(tensor.shape))
-            if len(tensor.shape) == 2:
-                multiplications += 4 * int(np.prod(tensor.shape))
-    assert count_work(plan, 4) == (len(plan.calls), multiplications, elements)
-    assert estimate_seconds(plan, 8) > estimate_seconds(plan, 4) > 0
+    multiplications = 4 * (64 * 9 * 3 * 16 + 64 * 16 * 16 + 16 * 10)
+    elements = 4 * (5 * 64 * 16 + 16 + 10)
+    assert count_work(plan, 4) == (7, multiplications, elements)
+    seconds = 7 * 3.8e-4 + 6.9e-11 * multiplications + 2.1e-9 * elements
+    assert estimate_seconds(plan, 4) == pytest.approx(seconds)
+
+
+def test_the_costliest_go_first():
+    # In the order given, or the cheapest first, the last one lands on a share that has two already.
+    assert share_out([1.0, 1.0, 1.0, 1.0, 4.0], 2) == [[3, 4], [0, 1, 2]]
+
+
+def test_balance_is_the_mean_over_the_longest():
+    longest, balance = _summarize([{"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 0.5}])
+    assert longest == {"a": 1.0, "b": 2.0}
+    assert balance == pytest.approx((3.0 + 1.0) / 2 / 3.0)
+    assert _summarize([]) == ({}, 1.0)
