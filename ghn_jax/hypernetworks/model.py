@@ -73,6 +73,22 @@ class Hypernetwork(nn.Module):
         """Whether message passing reads the edges of a batch, not its distances only."""
         return getattr(self.message_passing, "needs_edges", False)
 
+    @nn.nowrap
+    def for_programs(self, nodes_at_once: int) -> Hypernetwork:
+        """The same hypernetwork as shared programs run it: reverse mode only, and faster.
+
+        Args:
+            nodes_at_once: How many nodes of a graph message passing visits together.
+
+        Returns:
+            The model. A module of one's own that has a method `for_programs` is replaced by what
+            that gives.
+        """
+        passing: Any = self.message_passing
+        if hasattr(passing, "for_programs"):
+            passing = passing.for_programs(nodes_at_once)
+        return self.clone(message_passing=passing, nodes_at_once=nodes_at_once, reverse_only=True)
+
     def parameter_names(self) -> set[str]:
         """Names of the parts that have parameters, the first level of their tree."""
         norm = {"norm"} if self.config.layer_norm else set()

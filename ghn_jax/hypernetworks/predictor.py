@@ -62,7 +62,7 @@ class Predictor:
         model = as_model(model)
         self.config = model.config
         self._nodes_at_once = nodes_at_once or (1 if jax.default_backend() == "cpu" else 2)
-        self._network = model.clone(nodes_at_once=self._nodes_at_once, reverse_only=True)
+        self._network = model.for_programs(self._nodes_at_once)
         self._programs = programs or ProgramCache(num_compile_threads)
 
     @property

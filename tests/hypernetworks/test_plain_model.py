@@ -14,6 +14,7 @@ from random_parameters import draw_parameters
 import ghn_jax
 from ghn_jax.graphs import GraphBatch
 from ghn_jax.hypernetworks import GHNConfig, Hypernetwork, ghn1, ghn2, mlp, predict_parameters
+from ghn_jax.hypernetworks.message_passing.gated_gnn import GatedGNN
 from ghn_jax.hypernetworks.model import make_batch
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.targets.graph import build_graph
@@ -180,6 +181,21 @@ def test_a_module_of_ones_own():
         names = tuple(key.key for key in path)
         (expected,) = [array for key, array in found.items() if key[-2:] == names]
         np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{"num_rounds": 2}, {"forward_only": True}])
+def test_rounds_and_passes_of_the_gated_gnn(fields):
+    model = Hypernetwork(CONFIGS["ghn2"], message_passing=GatedGNN(50, **fields))
+    _, variables = drawn("ghn2")
+    params = dict(variables["params"])
+    params["message_passing"] = params.pop("gnn")  # all rounds share what one has
+    found = jax.jit(lambda p: model.apply({"params": p}, graph_of()))(params)
+    predictor = Predictor(model)
+    (predicted,) = predictor.predict(params, predictor.prepare([graph_of()]))
+    once = jax.jit(lambda v: Hypernetwork(CONFIGS["ghn2"]).apply(v, graph_of()))(variables)
+    for ours, others in zip(found, predicted, strict=True):
+        np.testing.assert_allclose(ours, others, rtol=1e-5, atol=1e-6)
+    assert any(np.abs(ours - one).max() > 1e-3 for ours, one in zip(found, once, strict=True))
 
 
 def test_parameters_of_another_model_are_refused():

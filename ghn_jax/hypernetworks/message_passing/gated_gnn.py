@@ -56,7 +56,8 @@ class GatedGNN(nn.Module):
         }
         places = 1 + jnp.arange(nodes.shape[1], dtype=jnp.int32)
         num_visited = jnp.max(jnp.where(batch.node_mask, places, 0))  # time follows it, not N
-        for is_reverse in (False,) if self.forward_only else (False, True) * self.num_rounds:
+        passes = (False,) if self.forward_only else (False, True)
+        for is_reverse in passes * self.num_rounds:
             if self.reverse_only:
                 kind = Sweep(self.virtual_edges, is_reverse, self.nodes_at_once)
                 distance = jnp.asarray(batch.distance)
@@ -64,6 +65,11 @@ class GatedGNN(nn.Module):
             else:
                 nodes = plain_sweep(self.virtual_edges, is_reverse, mlps, gru, nodes, batch)
         return nodes
+
+    @nn.nowrap
+    def for_programs(self, nodes_at_once: int) -> "GatedGNN":
+        """The same module as shared programs run it, see `Hypernetwork.for_programs`."""
+        return self.clone(nodes_at_once=nodes_at_once, reverse_only=True)
 
     def _mlp(self, name: str, size: int, hidden_size: int) -> dict[str, jax.Array]:
         first, second = uniform_by_fan_in(size), uniform_by_fan_in(hidden_size)
