@@ -10,6 +10,7 @@ import numpy as np
 from ghn_jax.architectures import Architecture, ResNet
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks import GHNConfig, Hypernetwork
+from ghn_jax.hypernetworks.model import as_model
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.interop.locations import resolve
 from ghn_jax.interop.torch_checkpoints import load_torch_checkpoint, official_experiment
@@ -64,7 +65,7 @@ class GHN:
         ghn_params: Any,
         experiment: ExperimentConfig | None = None,
     ) -> None:
-        self.model = Hypernetwork(model) if isinstance(model, GHNConfig) else model
+        self.model = as_model(model)
         config = self.model.config
         found, expected = set(ghn_params), self.model.parameter_names()
         if found != expected:
