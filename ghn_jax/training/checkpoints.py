@@ -1,9 +1,12 @@
 """Checkpoints that hold everything a run needs to go on bit for bit, and a GHN needs to be used.
 
-In: the GHN's parameters, the optimizer's state, the random key, counters and the config. Out: the
+In: parameters, the state of what updates them, the random key, counters and the config. Out: the
 folder `workdir/checkpoints/<step>`, written by Orbax under a temporary name and then renamed, so
 that an interrupted save leaves the earlier checkpoints as they were. Arrays are stored from host
 memory and come back as numpy arrays: a checkpoint written on one kind of device loads on any other.
+
+A run trains a GHN or one network by itself. The folders of a checkpoint have the names of the first
+kind whichever it is, since they are a format: checkpoints of earlier versions load.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ PyTree = Any
 
 _FOLDER = "checkpoints"
 _FORMAT = 1
+# Folders of a checkpoint.
+_PARAMS, _STATE, _KEY, _RUN = "ghn_params", "opt_state", "key", "run"
 _RUN_KEYS = ("format", "step", "key_impl", "counters", "config", "checksums")
 
 
@@ -55,26 +60,23 @@ class Checkpoint:
 
     Attributes:
         step: number of updates made.
-        ghn_params: parameters of the GHN, nested dictionaries of numpy arrays.
-        opt_state: state of the optimizer, of the template's structure.
+        params: parameters of the GHN or the network, nested dictionaries of numpy arrays.
+        state: what else an update changes: the optimizer's state, running statistics.
         key: random key, as `jax.random.key` makes it.
-        counters: what else the loop counts (position in the data, skipped architectures, ...).
+        counters: what else the run counts (position in the data, skipped architectures, ...).
         config: the run's config, of the store's type.
     """
 
     step: int
-    ghn_params: PyTree
-    opt_state: PyTree
+    params: PyTree
+    state: PyTree
     key: jax.Array
     counters: dict[str, Any]
     config: Any
 
 
 class CheckpointStore:
-    """The checkpoints of one run; a context manager that finishes pending saves on exit.
-
-    The run trains a GHN, or one network by itself: then `ghn_params` are the network's parameters.
-    """
+    """The checkpoints of one run; a context manager that finishes pending saves on exit."""
 
     def __init__(
         self,
@@ -113,8 +115,8 @@ class CheckpointStore:
         self,
         step: int,
         *,
-        ghn_params: PyTree,
-        opt_state: PyTree,
+        params: PyTree,
+        state: PyTree,
         key: jax.Array,
         counters: Mapping[str, Any],
         config: RunConfig,
@@ -123,8 +125,8 @@ class CheckpointStore:
 
         Args:
             step: number of updates made; later than every saved step.
-            ghn_params: nested dictionaries of arrays.
-            opt_state: any structure of arrays.
+            params: nested dictionaries of arrays.
+            state: any structure of arrays.
             key: a key made by `jax.random.key`.
             counters: values that JSON can hold.
             config: the run's config.
@@ -146,9 +148,9 @@ class CheckpointStore:
                 f"counters is {dict(counters)!r}, expected values that JSON can hold: {error}"
             ) from error
         arrays = {
-            "ghn_params": _copy_to_host(ghn_params),
-            "opt_state": _flatten(opt_state),
-            "key": {"data": _copy_to_host(jax.random.key_data(key))},
+            _PARAMS: _copy_to_host(params),
+            _STATE: _flatten(state),
+            _KEY: {"data": _copy_to_host(jax.random.key_data(key))},
         }
         run = {
             "format": _FORMAT,
@@ -159,23 +161,35 @@ class CheckpointStore:
             "checksums": {name: _checksums(tree) for name, tree in arrays.items()},
         }
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        items["run"] = ocp.args.JsonSave(run)
+        items[_RUN] = ocp.args.JsonSave(run)
         with self._naming_failures():
             self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore(self, opt_state_template: PyTree, step: int | None = None) -> Checkpoint:
+    def read_config(self, step: int) -> Any:
+        """Read the config that a checkpoint was saved with, and nothing else.
+
+        Raises:
+            CheckpointError: if there is no such checkpoint, or its config cannot be read.
+        """
+        path = _find_step(self.folder, step)
+        return _build_config(_read(path, arrays=())[_RUN]["config"], path, self._config_type)
+
+    def restore(
+        self, init_state_fn: Callable[[PyTree], PyTree], step: int | None = None
+    ) -> Checkpoint:
         """Read a checkpoint back.
 
         Args:
-            opt_state_template: a fresh optimizer state; gives the structure, shapes and dtypes.
+            init_state_fn: parameters -> a fresh state, such as an optimizer's `init`; only traced,
+                for the structure, shapes and dtypes of the state.
             step: which checkpoint; None is the latest.
 
         Returns:
             The checkpoint, bit for bit as it was saved.
 
         Raises:
-            CheckpointError: if there is no such checkpoint, it cannot be read, or its optimizer
-                state does not fit the template.
+            CheckpointError: if there is no such checkpoint, it cannot be read, or its state is not
+                like a fresh one.
         """
         self.wait()
         if step is None:
@@ -183,13 +197,13 @@ class CheckpointStore:
             if step is None:
                 raise CheckpointError(f"{self.folder} holds no finished checkpoint")
         path = _find_step(self.folder, step)
-        items = _read(path, arrays=("ghn_params", "opt_state", "key"))
-        run = items["run"]
+        items = _read(path, arrays=(_PARAMS, _STATE, _KEY))
+        run, params = items[_RUN], items[_PARAMS]
         return Checkpoint(
             step=run["step"],
-            ghn_params=items["ghn_params"],
-            opt_state=_unflatten(items["opt_state"], opt_state_template, path),
-            key=jax.random.wrap_key_data(items["key"]["data"], impl=run["key_impl"]),
+            params=params,
+            state=_unflatten(items[_STATE], jax.eval_shape(init_state_fn, params), path),
+            key=jax.random.wrap_key_data(items[_KEY]["data"], impl=run["key_impl"]),
             counters=run["counters"],
             config=_build_config(run["config"], path, self._config_type),
         )
@@ -252,9 +266,9 @@ def load_checkpoint(path: str | pathlib.Path) -> tuple[ExperimentConfig, PyTree]
         CheckpointError: if there is no finished checkpoint, or it cannot be read.
     """
     path = _find_checkpoint(path)
-    items = _read(path, arrays=("ghn_params",))
-    config = _build_config(items["run"]["config"], path, ExperimentConfig)
-    return config, items["ghn_params"]
+    items = _read(path, arrays=(_PARAMS,))
+    config = _build_config(items[_RUN]["config"], path, ExperimentConfig)
+    return config, items[_PARAMS]
 
 
 def load_counters(path: str | pathlib.Path) -> dict[str, Any]:
@@ -269,7 +283,7 @@ def load_counters(path: str | pathlib.Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if there is no finished checkpoint, or it cannot be read.
     """
-    counters: dict[str, Any] = _read(_find_checkpoint(path), arrays=())["run"]["counters"]
+    counters: dict[str, Any] = _read(_find_checkpoint(path), arrays=())[_RUN]["counters"]
     return counters
 
 
@@ -280,7 +294,7 @@ def _find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
             f"path is {str(path)!r}, expected the folder of a run or of a checkpoint: there is no"
             " such folder"
         )
-    if (path / "run").is_dir():
+    if (path / _RUN).is_dir():
         return path
     folder = path / _FOLDER if (path / _FOLDER).is_dir() else path
     steps = _finished_steps(folder)
@@ -320,9 +334,9 @@ def _list_others(folder: pathlib.Path, excluded: str = "") -> str:
 
 
 def _read(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
-    """Return the named array items and the item `run` of the checkpoint in `path`."""
+    """Return the named folders of arrays and the folder `run` of the checkpoint in `path`."""
     restore: dict[str, Callable[[], Any]] = dict.fromkeys(arrays, ocp.args.StandardRestore)
-    restore["run"] = ocp.args.JsonRestore
+    restore[_RUN] = ocp.args.JsonRestore
     try:
         for item in restore:
             # Orbax gives None for an item that is not there.
@@ -333,11 +347,11 @@ def _read(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
                 path, args=ocp.args.Composite(**{name: arg() for name, arg in restore.items()})
             )
         read = {name: items[name] for name in restore}
-        missing = [key for key in _RUN_KEYS if key not in read["run"]]
+        missing = [key for key in _RUN_KEYS if key not in read[_RUN]]
         if missing:
-            raise ValueError(f"{path / 'run'} lacks {', '.join(missing)}")
+            raise ValueError(f"{path / _RUN} lacks {', '.join(missing)}")
         for name in arrays:
-            _check_sums(name, read[name], read["run"]["checksums"][name])
+            _check_sums(name, read[name], read[_RUN]["checksums"][name])
     # Orbax and TensorStore raise many types for damaged files; all mean the same to the caller.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -384,14 +398,14 @@ def _unflatten(leaves: dict[str, np.ndarray], template: PyTree, path: pathlib.Pa
     for name in sorted(set(names) ^ set(leaves)):
         where = "the checkpoint" if name in leaves else "the template"
         raise CheckpointError(
-            f"opt_state of {path} does not fit: {name} is only in {where}; expected the optimizer"
-            " and the GHN of the run that saved it"
+            f"{_STATE} of {path} does not fit: {name} is only in {where}; expected the optimizer"
+            " and the parameters of the run that saved it"
         )
     for name, (_, leaf) in zip(names, expected, strict=True):
         saved = leaves[name]
         if saved.shape != leaf.shape or saved.dtype != leaf.dtype:
             raise CheckpointError(
-                f"opt_state of {path} does not fit: {name} has shape {saved.shape} and dtype"
+                f"{_STATE} of {path} does not fit: {name} has shape {saved.shape} and dtype"
                 f" {saved.dtype}, expected {leaf.shape} and {leaf.dtype}"
             )
     return jax.tree.unflatten(structure, [leaves[name] for name in names])
