@@ -17,6 +17,7 @@ from absl import flags
 
 import ghn_jax
 from ghn_jax.cli.command_line import run_program
+from ghn_jax.cli.network_flags import define_ghn_flag
 from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator, evaluate_splits
@@ -33,11 +34,7 @@ from ghn_jax.training.trainer import check_dataset
 ALL_SPLITS = ("test", "wide", "deep", "dense", "bnfree", PREDEFINED_SPLIT)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "ghn",
-    None,
-    "Work directory of training, the name of a packaged GHN (digits), or an official .pt file.",
-)
+define_ghn_flag()
 flags.DEFINE_enum(
     "split", "test", [*SPLITS, PREDEFINED_SPLIT, "all"], "Split of architectures, or all of them."
 )

@@ -16,11 +16,9 @@ from typing import NoReturn
 import jax
 
 from ghn_jax.cli import config_flags
-from ghn_jax.cli.command_line import fail
 from ghn_jax.evaluation.training_run import evaluate_run
 from ghn_jax.parallel.processes import connect_processes
 from ghn_jax.training.config import ExperimentConfig
-from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 from ghn_jax.training.loop import train
 from ghn_jax.training.skipping import TooManySkippedError
 from ghn_jax.training.trainer import Trainer, TrainState
@@ -43,10 +41,7 @@ def main(config: ExperimentConfig, workdir: str) -> None:
         return {f"val/{name}": getattr(summary, name) for name in ("top1_mean", "top5_mean")}
 
     connect_processes()
-    try:
-        trainer, state = train(config, workdir, evaluate_fn=evaluate)
-    except InterruptedRunError as error:
-        fail(str(error), RESUME_STATUS)
+    trainer, state = train(config, workdir, evaluate_fn=evaluate)
     if evaluation.splits and jax.process_index() == 0:
         evaluate_run(trainer, state, evaluation, Path(workdir) / "evaluation")
 
