@@ -30,7 +30,7 @@ Candidate = tuple[int, Plan] | tuple[int, Plan, ArchGraph]
 _CHUNK = 50  # architectures whose programs are compiled together
 
 
-class Split(NamedTuple):
+class ArchitectureSplit(NamedTuple):
     """A split to evaluate on.
 
     Attributes:
@@ -196,9 +196,9 @@ class Evaluator:
 def evaluate_splits(
     evaluator: Evaluator,
     ghn_params: PyTree,
-    splits: Iterable[Split],
+    splits: Iterable[ArchitectureSplit],
     random_seed: int | None = None,
-) -> Iterator[tuple[Split, Iterator[ArchitectureResult]]]:
+) -> Iterator[tuple[ArchitectureSplit, Iterator[ArchitectureResult]]]:
     """Evaluate splits one after the other, each as its results are asked for.
 
     Args:

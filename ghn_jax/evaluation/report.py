@@ -10,11 +10,11 @@ import rich.console
 import rich.progress
 import rich.table
 
-from ghn_jax.evaluation.evaluate import ArchitectureResult, Split, Summary, summarize
+from ghn_jax.evaluation.evaluate import ArchitectureResult, ArchitectureSplit, Summary, summarize
 
 
 def report_splits(
-    measured: Iterable[tuple[Split, Iterable[ArchitectureResult]]],
+    measured: Iterable[tuple[ArchitectureSplit, Iterable[ArchitectureResult]]],
     title: str,
     folder: Path | None = None,
     lists_architectures: bool = False,

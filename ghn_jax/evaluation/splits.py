@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from ghn_jax.architectures import VIT, Architecture, ResNet
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.evaluation.architecture_specs import stored_network
-from ghn_jax.evaluation.evaluate import Candidate, Split
+from ghn_jax.evaluation.evaluate import ArchitectureSplit, Candidate
 from ghn_jax.sampling import SPLITS, SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import Plan, lower
 from ghn_jax.training.config import PREDEFINED_SPLIT, ExperimentConfig
@@ -27,7 +27,7 @@ def open_splits(
     splits: Sequence[tuple[str, int | None]],
     seed: int,
     deepnets: str | os.PathLike[str] | None = None,
-) -> list[Split]:
+) -> list[ArchitectureSplit]:
     """Find the first architectures of splits; files are opened before anything is evaluated.
 
     Args:
@@ -48,7 +48,7 @@ def open_splits(
     for name, num in splits:
         if deepnets is None or name == PREDEFINED_SPLIT:
             num = NUM_ARCHITECTURES[name] if num is None else num
-            opened.append(Split(name, num, split_plans(space, name, num, seed)))
+            opened.append(ArchitectureSplit(name, num, split_plans(space, name, num, seed)))
             continue
         nets = DeepNets1M(deepnets, name, space.image_size)
         num = len(nets) if num is None else num
@@ -58,7 +58,7 @@ def open_splits(
                 f" in {nets.path}"
             )
         plans = stored_plans(nets, num, space.num_classes, config.ghn.virtual_edges)
-        opened.append(Split(name, num, plans))
+        opened.append(ArchitectureSplit(name, num, plans))
     return opened
 
 

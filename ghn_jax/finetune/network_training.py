@@ -37,9 +37,10 @@ from ghn_jax.finetune.network_programs import (
     to_variables,
 )
 from ghn_jax.programs.cache import keep_freed_memory
-from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore
+from ghn_jax.training.checkpoint_files import CheckpointError
+from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.optimizers import create_optimizer
-from ghn_jax.training.run_loop import Report, Schedule, run_training
+from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
 
 PyTree = Any
 Images = tuple[np.ndarray, np.ndarray]
@@ -143,7 +144,7 @@ class NetworkTrainer:
         if learning_rate is not None:
             optimizer = dataclasses.replace(optimizer, learning_rate=learning_rate)
         config = dataclasses.replace(self.config, training=training, optimizer=optimizer)
-        schedule = Schedule(
+        schedule = RunSchedule(
             num_steps=self.num_steps,
             log_every=training.log_every,
             checkpoint_every=training.checkpoint_every,
@@ -279,12 +280,12 @@ class NetworkTraining:
         state, loss = self._trainer.step(state, batch, rate, training.seed, step)
         return state, _Outcome(loss, stop)
 
-    def record(self, step: int, batch: Images, outcome: _Outcome, report: Report) -> None:
+    def record(self, step: int, batch: Images, outcome: _Outcome, report: RunReport) -> None:
         """Keep the loss on the device: nothing waits for it before the next line of metrics."""
         del step, batch, report
         self._losses.append(outcome.loss)
 
-    def log(self, step: int, report: Report) -> None:
+    def log(self, step: int, report: RunReport) -> None:
         """Write the mean loss since the last time; DivergedError if it is not finite."""
         loss = float(np.mean(jax.device_get(self._losses)))
         self._losses.clear()

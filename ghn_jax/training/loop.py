@@ -20,7 +20,7 @@ from ghn_jax.parallel.processes import replicate
 from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.meta_batches import MetaBatch
-from ghn_jax.training.run_loop import Report, Schedule, run_training
+from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
 from ghn_jax.training.skipping import SkipRule
 from ghn_jax.training.trainer import Images, StepResult, Trainer, TrainState
 
@@ -72,7 +72,7 @@ def train(
     """
     trainer = trainer or Trainer(config, dataset, model=model)
     settings = trainer.config.training
-    schedule = Schedule(
+    schedule = RunSchedule(
         num_steps=settings.num_steps,
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
@@ -156,7 +156,7 @@ class GHNTraining:
         del step  # the state has it
         return self._trainer.step(state, batch.meta_batch, batch.images, stop)
 
-    def record(self, step: int, batch: _Batch, outcome: StepResult, report: Report) -> None:
+    def record(self, step: int, batch: _Batch, outcome: StepResult, report: RunReport) -> None:
         """Count losses, times and skipped architectures; TooManySkippedError if too many are."""
         indices, seed = batch.meta_batch.indices, self.config.training.seed
         for index in np.array(indices)[~outcome.finite].tolist():
@@ -170,7 +170,7 @@ class GHNTraining:
             architectures=len(indices),
         )
 
-    def log(self, step: int, report: Report) -> None:
+    def log(self, step: int, report: RunReport) -> None:
         """Write losses and times of the steps since the last time."""
         scalars = self._recent.summary()
         scalars["compilations"] = self._trainer.num_compilations

@@ -1,8 +1,8 @@
 """The loop of every run, whether it trains a GHN or one network.
 
 In: a `Training`, which knows how a step is made and what is reported and saved of it, and a
-`Schedule`. Out: its last state, checkpoints and metrics in the run's folder. A run goes on from the
-folder's latest checkpoint if there is one, bit for bit; SIGTERM and Ctrl-C save and stop it.
+`RunSchedule`. Out: its last state, checkpoints and metrics in the run's folder. A run goes on from
+the folder's latest checkpoint if there is one, bit for bit; SIGTERM and Ctrl-C save and stop it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 
-from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore, RunConfig
+from ghn_jax.training.checkpoint_files import CheckpointError
+from ghn_jax.training.checkpoints import CheckpointStore, RunConfig
 from ghn_jax.training.interruption import InterruptedRunError, StopRequest
 from ghn_jax.training.metrics import MetricWriter, NoMetrics, TrainingProgress
 
@@ -37,7 +38,7 @@ class StepOutcome(Protocol):
 Outcome = TypeVar("Outcome", bound=StepOutcome)
 
 
-class Report(NamedTuple):
+class RunReport(NamedTuple):
     """Where a run's numbers go: to disk, and to the terminal."""
 
     metrics: MetricWriter | NoMetrics
@@ -45,7 +46,7 @@ class Report(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class RunSchedule:
     """When a run does what, in steps.
 
     Attributes:
@@ -113,11 +114,11 @@ class Training(Protocol[State, Batch, Outcome]):
         """Make update number `step`, from 0; `stop` is whether this process was asked to stop."""
         ...
 
-    def record(self, step: int, batch: Batch, outcome: Outcome, report: Report) -> None:
+    def record(self, step: int, batch: Batch, outcome: Outcome, report: RunReport) -> None:
         """Count what the last of so many steps did, and show it."""
         ...
 
-    def log(self, step: int, report: Report) -> None:
+    def log(self, step: int, report: RunReport) -> None:
         """Write the metrics of the steps since the last time."""
         ...
 
@@ -132,7 +133,7 @@ class Training(Protocol[State, Batch, Outcome]):
 
 def run_training(
     training: Training[State, Batch, Outcome],
-    schedule: Schedule,
+    schedule: RunSchedule,
     workdir: str | pathlib.Path | None,
     *,
     quiet: bool = False,
@@ -180,7 +181,7 @@ def run_training(
             metrics.write(step, training.evaluate(state, step))
         progress = stack.enter_context(TrainingProgress(schedule.num_steps, step, quiet=quiet))
         request = stack.enter_context(StopRequest())
-        report = Report(metrics, progress)
+        report = RunReport(metrics, progress)
 
         batches = stack.enter_context(training.batches(state, step))
         while step < schedule.num_steps:

@@ -19,9 +19,9 @@ from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.evaluation import splits
 from ghn_jax.evaluation.evaluate import (
     ArchitectureResult,
+    ArchitectureSplit,
     EvaluationImages,
     Evaluator,
-    Split,
     Summary,
     evaluate_splits,
     label_ranks,
@@ -199,7 +199,9 @@ def test_opened_splits():
 def test_reports(tmp_path, with_random):
     predictor, engine, params = parts()
     evaluator = Evaluator(predictor, engine, EvaluationImages(dataset(), "test", 64, 100))
-    opened = [Split(name, n, enumerate(PLANS[:n])) for name, n in (("test", 2), ("deep", 1))]
+    opened = [
+        ArchitectureSplit(name, n, enumerate(PLANS[:n])) for name, n in (("test", 2), ("deep", 1))
+    ]
     output = io.StringIO()
     summaries = report_splits(
         evaluate_splits(evaluator, params, opened, 5 if with_random else None),
@@ -235,7 +237,7 @@ def test_reports_need_no_network(tmp_path, monkeypatch):
     """What is shown follows from the results; nothing is written without a folder."""
     monkeypatch.chdir(tmp_path)
     console = rich.console.Console(file=io.StringIO(), width=120)
-    measured = [(Split("deep", 2, ()), make_results([0.5, 0.75]))]
+    measured = [(ArchitectureSplit("deep", 2, ()), make_results([0.5, 0.75]))]
     summaries = report_splits(measured, "stars", lists_architectures=True, console=console)
     assert summaries == [summarize("deep", make_results([0.5, 0.75]))]
     text = console.file.getvalue()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -19,7 +20,7 @@ from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
 from ghn_jax.finetune.network_programs import call_arguments
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 from ghn_jax.models import build
-from ghn_jax.training.checkpoints import CheckpointError
+from ghn_jax.training.checkpoint_files import CheckpointError
 from ghn_jax.training.interruption import InterruptedRunError
 
 
@@ -151,6 +152,21 @@ def test_resumes_bit_for_bit(digits, variables, tmp_path):
     # A finished run is only read.
     again = trainer.run(variables, workdir=tmp_path / "whole", quiet=True)
     assert_same(again.variables, whole.variables)
+
+
+def test_goes_on_from_a_checkpoint_of_an_earlier_version(digits, variables, tmp_path):
+    """Its counters are the curve only."""
+    config = config_of(training={"checkpoint_every": 3, "keep_checkpoints": 2})
+    trainer = NetworkTrainer(Net(), digits, config)
+    whole = trainer.run(variables, workdir=tmp_path, quiet=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    file = tmp_path / "checkpoints" / "3" / "run" / "metadata"
+    saved = json.loads(file.read_text())
+    del saved["counters"]["losses"]
+    file.write_text(json.dumps(saved))
+    resumed = trainer.run(variables, workdir=tmp_path, quiet=True)
+    assert_same(resumed.variables, whole.variables)
+    assert resumed.curve == whole.curve
 
 
 def test_sigterm_saves(digits, variables, tmp_path):

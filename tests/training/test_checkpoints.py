@@ -17,7 +17,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ghn_jax.interop.locations import CHECKPOINTS
-from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore, load_checkpoint
+from ghn_jax.training.checkpoint_files import CheckpointError
+from ghn_jax.training.checkpoints import CheckpointStore, load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.optimizers import create_optimizer
 

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore
+from ghn_jax.training.checkpoint_files import CheckpointError
+from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.interruption import InterruptedRunError
-from ghn_jax.training.run_loop import Schedule, check_same_config, run_training
+from ghn_jax.training.run_loop import RunSchedule, check_same_config, run_training
 
 CONFIG = ExperimentConfig()
 
@@ -74,7 +75,7 @@ class Sum:
 def make_schedule(num_steps=4, **changes):
     fields = {"log_every": 3, "checkpoint_every": 2, "keep_checkpoints": 1}
     fields |= {"evaluate_every": 2, "evaluates_ends": False}
-    return Schedule(num_steps, **{**fields, **changes})
+    return RunSchedule(num_steps, **{**fields, **changes})
 
 
 def test_order_of_a_whole_run(tmp_path):
