@@ -36,6 +36,7 @@ from ghn_jax.programs.cache import (
 from ghn_jax.programs.relocation import ProgramsOnDevice
 from ghn_jax.targets import blocks
 from ghn_jax.targets.plan import BlockCall, Plan
+from ghn_jax.targets.spelling import operations_with_adjoints, with_operations
 
 Array = Any  # a numpy or JAX array
 
@@ -59,7 +60,7 @@ class _Signature(NamedTuple):
 
     def describe(self) -> str:
         fields = dataclasses.asdict(self.block)
-        fields = {k: v for k, v in fields.items() if k not in ("name", "parent")}
+        fields = {k: v for k, v in fields.items() if k not in ("name", "parent", "operations")}
         settings = ",".join(f"{k}={v}" for k, v in fields.items())
         shapes = " ".join("x".join(map(str, shape)) for shape in self.input_shapes)
         return f"{type(self.block).__name__} ({settings}) {shapes}"
@@ -344,7 +345,8 @@ def _value_shapes(plan: Plan, batch_size: int) -> list[tuple[int, ...]]:
 
 
 def _build_forward(signature: _Signature, call: BlockCall) -> VjpPrograms:
-    block, dtype = signature.block, signature.dtype
+    block = with_operations(signature.block, operations_with_adjoints())
+    dtype = signature.dtype
     paths = [tensor.path[1:] for tensor in call.tensors]
 
     def apply(params, inputs, *key):
