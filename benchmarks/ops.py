@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ghn_jax.programs.cache import build_vjp, compile_lowered, keep_freed_memory
-from ghn_jax.targets.cpu import convolution, operations
+from ghn_jax.targets import operations
+from ghn_jax.targets.cpu import convolution
 
 # (image size, channels in, channels out, kernel, stride); depthwise where channels out is 0.
 CONVOLUTIONS = [

@@ -7,6 +7,7 @@ a GHN predicts. Where an architecture has a stem for 224 px, `small_images` repl
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 
@@ -59,7 +60,7 @@ SMALL_MODELS: dict[str, Callable[..., nn.Module]] = {
 __all__ = ["MODELS", "SMALL_MODELS", "build", *MODELS, *SMALL_MODELS]
 
 
-def build(name: str, num_classes: int = 1000, **fields) -> nn.Module:
+def build(name: str, num_classes: int = 1000, **fields: Any) -> nn.Module:
     """Make a network.
 
     Args:
