@@ -141,6 +141,17 @@ def test_training_step_names_its_files_in_the_order_of_the_way():
     assert [path for path in order if path in stages] == stages
 
 
+def test_sections_that_the_code_cites_are_there():
+    sections = set(re.findall(r"^#+ (.+)$", read("method.md"), flags=re.MULTILINE))
+    cited = {
+        section
+        for folder in ("ghn_jax", "launch", "tests")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        for section in re.findall(r"docs/method\.md, '(\w[\w -]+)'", path.read_text("utf-8"))
+    }
+    assert cited and cited <= sections
+
+
 def test_every_export_is_documented():
     documented = set(re.findall(r"^::: (\S+)", read("api.md"), flags=re.MULTILINE))
     exports = {f"ghn_jax.{name}" for name in ghn_jax.__all__ if name != "__version__"}

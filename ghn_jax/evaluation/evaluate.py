@@ -1,7 +1,7 @@
 """Evaluate parameters of many architectures: top-1 and top-5, mean and standard error of a split.
 
-Batch norm uses the statistics of test batches (spec section 4). Nothing is compiled per
-architecture: networks run on the training engine's programs.
+Batch norm uses the statistics of test batches (docs/method.md, 'Evaluation protocol').
+Nothing is compiled per architecture: networks run on the training engine's programs.
 """
 
 import dataclasses

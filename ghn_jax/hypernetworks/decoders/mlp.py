@@ -1,4 +1,4 @@
-"""Kernels from an MLP, cropped: GHN-2's other decoder (spec section 3)."""
+"""Kernels from an MLP, cropped: GHN-2's other decoder (docs/method.md, 'Decoders')."""
 
 import flax.linen as nn
 import jax
