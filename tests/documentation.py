@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import ghn_jax
+from ghn_jax.configuration.conversion import iterate_fields
+from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
 from ghn_jax.graphs import GraphBatch
 from ghn_jax.tracing import NetworkPrediction
+from ghn_jax.training.config import ExperimentConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -188,3 +191,21 @@ def unknown_flags(command: str, text: str) -> list[str]:
     flags = re.findall(r"(?<!\S)--([\w.\-]+)", command)
     known = set(re.findall(r"--([\w.\-]+)", text.replace("--[no]", "--"))) | {"help"}
     return [flag for flag in flags if flag not in known and flag.removeprefix("no") not in known]
+
+
+@functools.cache
+def known_flags() -> frozenset[str]:
+    """Flags of all programs, as the source defines them, and fields of configs."""
+    sources = [path.read_text("utf-8") for path in (REPOSITORY / "ghn_jax").rglob("*.py")]
+    defined = re.compile(r"""(?:DEFINE_\w+\(|add_argument\()\s*"(?:--)?(\w+)""")
+    names = {name for source in sources for name in defined.findall(source)}
+    configs = (ExperimentConfig, FinetuneConfig, NetworkConfig)
+    fields = {f"config.{field.name}" for config in configs for field in iterate_fields(config)}
+    return frozenset(names | fields | {"help"})
+
+
+def lone_flags(text: str) -> list[str]:
+    """Flags that stand in backticks without a program and that no program has."""
+    codes = [code for code in inline_code(text) if re.match(r"--\w", code)]
+    flags = [flag for code in codes for flag in re.findall(r"(?<!\S)--([\w.\-]+)", code)]
+    return [flag for flag in flags if flag not in known_flags()]

@@ -16,6 +16,7 @@ from documentation import (
     code_blocks,
     commands,
     help_text,
+    lone_flags,
     missing_links,
     missing_paths,
     program,
@@ -104,6 +105,7 @@ def test_what_a_page_names_is_there(page):
     assert missing_links(read(page), DOCS) == []
     assert missing_paths(read(page)) == []
     assert wrong_names(read(page)) == []
+    assert lone_flags(read(page)) == []
 
 
 def our_commands() -> dict[tuple[str, ...], list[str]]:

@@ -12,6 +12,7 @@ from documentation import (
     code_blocks,
     commands,
     help_text,
+    lone_flags,
     missing_links,
     missing_paths,
     program,
@@ -76,6 +77,11 @@ def test_commands_by_hand():
     help_of = "flags:\n  --ghn\n  --[no]random\n  --config.ghn.decoder (default 'conv')"
     command = "x --ghn a --norandom --config.ghn.decoder=mlp --gnn=1"
     assert unknown_flags(command, help_of) == ["gnn"]
+
+
+def test_lone_flags_by_hand():
+    text = "`--ghn a` `--config.training.seed=1` `x --gnn` `--config.training.sead=1` `--gnn`"
+    assert lone_flags(text) == ["config.training.sead", "gnn"]
 
 
 def test_readme_has_at_most_6_kilobytes():
