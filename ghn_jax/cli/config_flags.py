@@ -73,21 +73,40 @@ def run(
         help_text = _help_text(config_type, kind, flags_help(main.__module__))
         return parse_flags(main.__module__, arguments, check, help_text)
 
-    app.run(call_main, resolve_names(sys.argv if argv is None else argv), flags_parser=parse)
+    arguments = resolve_names(sys.argv if argv is None else argv, config_type)
+    app.run(call_main, arguments, flags_parser=parse)
 
 
 _CONFIG = re.compile(r"(--?config)(?:=(.*))?$", flags=re.DOTALL)
 
 
-def resolve_names(arguments: Sequence[str]) -> list[str]:
-    """Replace the names of packaged configs by the paths of their files: `--config digits`."""
+def resolve_names(arguments: Sequence[str], config_type: type[Any] = ExperimentConfig) -> list[str]:
+    """Replace names that stand for something longer.
+
+    Args:
+        arguments: the command line.
+        config_type: of the config.
+
+    Returns:
+        The command line with the path of the file for the name of a packaged config (`--config
+        digits`), and the field of the name for a part that has one
+        (`--config.ghn.message_passing=mlp`).
+    """
+    parts = {
+        field.name.removesuffix(".name")
+        for field in iterate_fields(config_type)
+        if field.name.endswith(".name")
+    }
     resolved: list[str] = []
     for argument in arguments:
         match = _CONFIG.match(argument)
+        part, equals, value = argument.partition("=")
         if match and match[2] is not None:
             argument = f"{match[1]}={_resolve(match[2])}"
         elif resolved and re.fullmatch("--?config", resolved[-1]):
             argument = _resolve(argument)
+        elif re.sub(r"^--?config\.", "", part) in parts:
+            argument = f"{part}.name{equals}{value}"
         resolved.append(argument)
     return resolved
 

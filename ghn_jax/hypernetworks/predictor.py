@@ -17,8 +17,9 @@ import numpy as np
 
 from ghn_jax.graphs import ArchGraph, GraphBatch
 from ghn_jax.hypernetworks.config import GHNConfig
+from ghn_jax.hypernetworks.decoders import decoder_name
 from ghn_jax.hypernetworks.model import Hypernetwork, as_model, initialize, parameter_shapes
-from ghn_jax.hypernetworks.preparation import PreparedGraphs, prepare_graphs
+from ghn_jax.hypernetworks.preparation import Preparation, PreparedGraphs
 from ghn_jax.hypernetworks.tiling import TileKey
 from ghn_jax.programs.cache import (
     ProgramCache,
@@ -33,7 +34,6 @@ from ghn_jax.programs.relocation import ProgramsOnDevice
 
 PyTree = Any
 Array = Any  # numpy or JAX
-_DECODERS = ("kernels", "vectors")  # submodules of the hypernetwork
 # Embeddings are padded to this many nodes per graph, so that decoders see one size for most
 # batches.
 _NUM_DECODED_NODES = 512
@@ -63,6 +63,8 @@ class Predictor:
         self.config = model.config
         self._nodes_at_once = nodes_at_once or (1 if jax.default_backend() == "cpu" else 2)
         self._network = model.for_programs(self._nodes_at_once)
+        self._prepare = Preparation(self._network, self._nodes_at_once)
+        self._decoders = self._network.create_decoders()
         self._programs = programs or ProgramCache(num_compile_threads)
 
     @property
@@ -87,9 +89,7 @@ class Predictor:
         Raises:
             ValueError: If there is no graph, or there are more than `num_graphs`.
         """
-        return prepare_graphs(
-            self.config, graphs, num_graphs, self._nodes_at_once, self._network.needs_edges
-        )
+        return self._prepare(graphs, num_graphs)
 
     def embed_nodes(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[np.ndarray]:
         """Embed the nodes of the graphs: for each an array (N, D), in the order of its nodes."""
@@ -178,7 +178,7 @@ class Predictor:
         outputs = {}
         for key, nodes in prepared.requests.items():
             programs = self._programs.get(*self._decode_call(ghn_params, key, embeddings, nodes))
-            outputs[key] = programs.forward(ghn_params[_decoder(key)], embeddings, nodes)
+            outputs[key] = programs.forward(ghn_params[self._decoder(key)], embeddings, nodes)
         target_params: list[list] = [[None] * num for num in prepared.num_tensors]
         for key, (tiles, _) in outputs.items():  # while the device decodes the next kinds
             tiles = np.asarray(tiles)
@@ -195,7 +195,7 @@ class Predictor:
             d_tiles = np.zeros(tiles.shape, tiles.dtype)
             for group in prepared.tensors[key]:
                 group.add_gradients(d_tiles, grads)
-            decoder = _decoder(key)
+            decoder = self._decoder(key)
             arguments = (ghn_params[decoder], embeddings, nodes)
             call = self._decode_backward_call(ghn_params, key, embeddings, nodes)
             backward = self._programs.get(*call)
@@ -214,7 +214,7 @@ class Predictor:
 
     def _zeros_call(self, ghn_params, embeddings):
         def build():
-            like = ({name: ghn_params[name] for name in _DECODERS}, embeddings)
+            like = ({name: ghn_params[name] for name in self._decoders}, embeddings)
             zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)  # noqa: E731
             return compile_lowered(jax.jit(zeros).lower())
 
@@ -255,7 +255,7 @@ class Predictor:
         return ("decode backward", key, embeddings.shape, nodes.shape), build
 
     def _build_decode(self, ghn_params, key, embeddings, nodes) -> VjpPrograms:
-        decoder = _decoder(key)
+        decoder = self._decoder(key)
 
         def decode(params, embeddings, nodes):
             variables = {"params": {decoder: params}}
@@ -263,11 +263,9 @@ class Predictor:
 
         return build_vjp(decode, (ghn_params[decoder], embeddings, nodes), 2)
 
+    def _decoder(self, key: TileKey) -> str:
+        return decoder_name(self._decoders, key)
+
 
 def _batch_shape(batch: GraphBatch) -> tuple:
     return batch.primitive.shape + (() if batch.edges is None else batch.edges.shape)
-
-
-def _decoder(key: TileKey) -> str:
-    """The submodule that decodes a kind of tile."""
-    return "vectors" if key.kind in ("vector", "classifier_bias") else "kernels"

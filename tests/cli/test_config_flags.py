@@ -9,6 +9,7 @@ import sys
 
 import ml_collections
 import pytest
+from flax.traverse_util import flatten_dict
 
 from ghn_jax.cli.config_dict import build_config, default_config, packaged_configs
 from ghn_jax.cli.config_flags import check_arguments, resolve_names
@@ -85,7 +86,7 @@ def test_published_hyperparameters():
     assert (ghn2.ghn.virtual_edges, ghn2.training.meta_batch_size) == (50, 8)
     # 45 000 training images in batches of 64, the last incomplete one left out.
     assert ghn2.training.num_steps == 300 * 703
-    assert configs["cifar10_mlp"].ghn.message_passing == "mlp"
+    assert configs["cifar10_mlp"].ghn.message_passing.name == "mlp"
     imagenet = configs["imagenet_ghn2"]
     assert imagenet.ghn.max_shape == (64, 64, 16, 16)
     assert (imagenet.data.batch_size, imagenet.training.label_smoothing) == (256, 0.1)
@@ -187,10 +188,9 @@ def test_help_lists_all_fields():
     result = run_program("--help")
     assert result.returncode == 0
     names = re.findall(r"^  --config\.(\S+) \(default", result.stdout, flags=re.MULTILINE)
-    defaults = default_config()
-    sections = [section for section in defaults if section != "architectures"]
-    expected = {f"{section}.{name}" for section in sections for name in defaults[section]}
-    assert set(names) == expected | {"architectures"}
+    expected = {".".join(path) for path in flatten_dict(default_config().to_dict())}
+    assert set(names) == expected
+    assert "ghn.message_passing.num_heads" in expected
 
 
 def test_packaged_configs_go_by_name():
