@@ -24,6 +24,7 @@ from ghn_jax.configuration.conversion import iterate_fields
 from ghn_jax.configuration.validation import suggest
 from ghn_jax.extras import extra
 from ghn_jax.training.config import ExperimentConfig, describe_fields
+from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 
 with extra("train", "configs"):
     import ml_collections
@@ -40,8 +41,8 @@ def run(
     """Run a program that takes `--config` and `--workdir`, and exit.
 
     Mistakes on the command line or in the config end with one line on the standard error and exit
-    status 2, errors of the program with one line and exit status 1. `--help` lists every field of
-    the config.
+    status 2, errors of the program with one line and exit status 1; a run that was asked to stop
+    with status 75. `--help` lists every field of the config.
 
     Args:
         main: called with the config and the run's folder.
@@ -66,7 +67,10 @@ def run(
         except ValueError as error:
             fail(str(error))
         with errors_in_one_line(*errors):
-            main(config, workdir_flag.value)
+            try:
+                main(config, workdir_flag.value)
+            except InterruptedRunError as error:
+                fail(str(error), RESUME_STATUS)
 
     def parse(arguments: Sequence[str]) -> list[str]:
         check = functools.partial(check_arguments, config_type=config_type, kind=kind)

@@ -35,9 +35,21 @@ run(main)
 '''
 
 
-def run_program(*arguments):
+STOPS = '''
+"""A program that is asked to stop."""
+from ghn_jax.cli.config_flags import run
+from ghn_jax.training.interruption import InterruptedRunError
+
+def main(config, workdir):
+    raise InterruptedRunError(f"asked to stop: {workdir}")
+
+run(main)
+'''
+
+
+def run_program(*arguments, program=PROGRAM):
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -160,6 +172,11 @@ def test_mistakes_give_one_line(arguments, message):
     assert result.stdout == ""
     assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_run_that_was_stopped_says_so_and_exits_with_status_75():
+    result = run_program(f"--config={SMOKE}", "--workdir=x", program=STOPS)
+    assert (result.returncode, result.stderr) == (75, "error: asked to stop: x\n")
 
 
 @pytest.mark.parametrize(
