@@ -130,13 +130,14 @@ def test_training_step_names_its_files_in_the_order_of_the_way():
     paths = re.findall(r"`(ghn_jax/[\w/]+\.py)`", read("training_step.md"))
     order = list(dict.fromkeys(paths))
     stages = [
+        "ghn_jax/training/run_loop.py",
         "ghn_jax/training/loop.py",
         "ghn_jax/training/architecture_sources.py",
         "ghn_jax/training/meta_batches.py",
         "ghn_jax/parallel/replica.py",
         "ghn_jax/hypernetworks/preparation.py",
         "ghn_jax/hypernetworks/embedding.py",
-        "ghn_jax/hypernetworks/tiling.py",
+        "ghn_jax/hypernetworks/cutting.py",
         "ghn_jax/engine/blockwise.py",
         "ghn_jax/parallel/update.py",
     ]
