@@ -1,8 +1,8 @@
 """Measure parameters of many architectures: metrics of a task, mean and error of a split.
 
 In: a GHN's parameters, plans and images. Out: numbers; `ghn_jax.evaluation.report` shows and writes
-them. Batch norm uses the statistics of test batches (spec section 4). Nothing is compiled per
-architecture: networks run on the training engine's programs.
+them. Batch norm uses the statistics of test batches (docs/method.md, 'Evaluation protocol').
+Nothing is compiled per architecture: networks run on the training engine's programs.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 In: a nested mapping (what a config file returns, or the JSON in a checkpoint). Out: an
 `ExperimentConfig`, validated. It travels with the parameters in every checkpoint, so that a
-checkpoint alone rebuilds its GHN. The published values are those of spec section 4.
+checkpoint alone rebuilds its GHN. The published values are in docs/method.md, 'Training protocol'.
 """
 
 from __future__ import annotations

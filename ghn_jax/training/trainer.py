@@ -1,8 +1,8 @@
 """The parts of a training run, and its step.
 
 In: a state and a meta batch. Out: the state after one update. The loss is the mean over the
-architectures of cross-entropy on the same batch of images (spec section 4); every device works on
-its own architectures (`ghn_jax.parallel`).
+architectures of cross-entropy on the same batch of images (docs/method.md, 'Training protocol');
+every device works on its own architectures (`ghn_jax.parallel`).
 """
 
 import dataclasses

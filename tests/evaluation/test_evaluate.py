@@ -160,6 +160,12 @@ def test_architectures_of_splits():
     assert predefined == [ResNet((3, 4, 6, 3)), VIT]
 
 
+def test_plans_of_a_split_are_for_the_images_of_the_space():
+    grey = dataclasses.replace(SPACE, num_channels=1)
+    ((_, plan),) = splits.split_plans(grey, "test", 1, seed=0)
+    assert plan.input_shape == (SPACE.image_size, SPACE.image_size, 1)
+
+
 def test_opened_splits():
     config = ExperimentConfig.from_dict({"space": dataclasses.asdict(SPACE)})
     opened = splits.open_splits(config, (("test", 2), ("predefined", 5), ("wide", None)), 5)
