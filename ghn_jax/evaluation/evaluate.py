@@ -49,9 +49,9 @@ class ArchitectureResult:
     """Accuracy of one architecture.
 
     Attributes:
-        index: Of the architecture in its split.
-        num_nodes: Of its graph.
-        num_parameters: Of the network.
+        index: Index of the architecture in its split.
+        num_nodes: Nodes of its graph.
+        num_parameters: Parameters of the network.
         top1: Share of images whose label is the network's first guess, 0..1.
         top5: Share of images whose label is among the first five, 0..1.
         top1_random: top1 with random (He) parameters; None if not evaluated.
@@ -162,7 +162,9 @@ class Evaluator:
                 evaluate_one = functools.partial(self._evaluate_one, ghn_params, random_seed)
                 yield from pool.map(evaluate_one, chunk)
 
-    def _evaluate_one(self, ghn_params, random_seed, candidate) -> ArchitectureResult:
+    def _evaluate_one(
+        self, ghn_params: PyTree, random_seed: int | None, candidate: Candidate
+    ) -> ArchitectureResult:
         index, plan, *stored = candidate
         graph = stored[0] if stored else build_graph(plan, self._predictor.config.virtual_edges)
         top1, top5 = self.accuracy(plan, self._predict(ghn_params, graph))
