@@ -77,7 +77,8 @@ def load_network(spec: str) -> Any:
         return VIT
     if is_factory(spec):
         return make_network(spec)
-    return build(spec, FLAGS.num_classes, **({"small_images": True} if FLAGS.small_images else {}))
+    fields: dict[str, Any] = {"small_images": True} if FLAGS.small_images else {}
+    return build(spec, FLAGS.num_classes, **fields)
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:

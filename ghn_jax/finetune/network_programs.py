@@ -19,6 +19,7 @@ import optax
 
 from ghn_jax.engine.blockwise import cross_entropy
 from ghn_jax.finetune.config import NetworkTrainingConfig
+from ghn_jax.targets.spelling import operations_with_adjoints, with_operations
 
 PyTree = Any
 
@@ -91,7 +92,8 @@ class NetworkPrograms:
         training: NetworkTrainingConfig,
         optimizer: optax.GradientTransformation,
     ) -> None:
-        self.module = module
+        # First gradients are all that is taken here.
+        self.module = module = with_operations(module, operations_with_adjoints())
         self.arguments = call_arguments(module)
         self._training, self._optimizer = training, optimizer
         self.init_opt_state = jax.jit(optimizer.init)

@@ -21,6 +21,7 @@ from ghn_jax.hypernetworks.embedding import shape_vocabulary
 from ghn_jax.hypernetworks.model import Hypernetwork
 from ghn_jax.hypernetworks.normalization import parameter_factor
 from ghn_jax.hypernetworks.tiling import (
+    TileIndex,
     TileKey,
     tile_parameters,
     untile_gradients,
@@ -51,9 +52,13 @@ class TensorGroup(NamedTuple):
     places: list[tuple[int, int]]
     rows: list[int]
 
+    def tile_index(self, tile_shape: tuple[int, ...]) -> TileIndex:
+        """Where in a tile the part lies that the tensors use."""
+        return self.decoder.tile_slices(tile_shape, self.shape, self.role)
+
     def cut(self, tiles: np.ndarray) -> np.ndarray:
         """Cut the tensors from (G, ...) tiles: (n, *shape)."""
-        index = self.decoder.tile_slices(tiles.shape[1:], self.shape, self.role)
+        index = self.tile_index(tiles.shape[1:])
         return tile_parameters(tiles, self.rows, self.shape, index, self.factor, np)
 
     def add_gradients(self, d_tiles: np.ndarray, grads: Sequence) -> None:
@@ -66,7 +71,7 @@ class TensorGroup(NamedTuple):
         pairs = zip(self.places, self.rows, strict=True)
         kept = [(grads[graph][i], row) for (graph, i), row in pairs if grads[graph] is not None]
         rows = [row for _, row in kept]
-        part = self.decoder.tile_slices(d_tiles.shape[1:], self.shape, self.role)
+        part = self.tile_index(d_tiles.shape[1:])
 
         def of_parts(gradients):
             return untile_gradients(gradients, part, self.factor, np)
