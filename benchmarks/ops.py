@@ -3,23 +3,24 @@
     python benchmarks/ops.py [--batch_size 64] [--match 32x32]
 
 `ghn_jax.targets` chooses between them by this table. Rows are ratios to the native operation of the
-same run: below 1 is faster. "ours" is what the engine runs.
+same run: below 1 is faster. "plain" is what a user's network runs, "ours" what the engine runs,
+with gradients written by hand.
 """
 
 import argparse
-import functools
 import statistics
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from rich.console import Console
 from rich.table import Table
 
 from ghn_jax.programs.cache import build_vjp, compile_lowered, keep_freed_memory
-from ghn_jax.targets.cpu import convolution, operations
+from ghn_jax.targets.cpu import convolution
+from ghn_jax.targets.operations import NATIVE
+from ghn_jax.targets.spelling import default_operations, operations_with_adjoints
 
 # (image size, channels in, channels out, kernel, stride); depthwise where channels out is 0.
 CONVOLUTIONS = [
@@ -31,21 +32,7 @@ CONVOLUTIONS = [
 DEPTHWISE = [(8, 16, 0, 3, 1), (8, 16, 0, 5, 1), (16, 32, 0, 5, 1), (32, 32, 0, 5, 2)]
 
 
-def native(stride: int, groups: int) -> Callable:
-    """A relu and XLA's convolution."""
-
-    def convolve(x, kernel):
-        padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
-        return lax.conv_general_dilated(
-            jax.nn.relu(x),
-            kernel,
-            (stride, stride),
-            padding,
-            dimension_numbers=convolution.IMAGE_LAYOUT,
-            feature_group_count=groups,
-        )
-
-    return convolve
+PLAIN, OURS = default_operations(), operations_with_adjoints()
 
 
 def convolution_cases(batch_size: int):
@@ -62,14 +49,10 @@ def convolutions(batch_size, size, channels, channels_out, kernel, stride):
     x = jnp.ones((batch_size, size, size, channels))
     if channels_out == 0:
         weights = jnp.ones((kernel, kernel, 1, channels))
-        ours = functools.partial(operations.convolve_depthwise, stride=stride, activate=True)
-        return {"native": native(stride, channels), "ours": ours}, (x, weights)
+        return spellings("convolve_depthwise", stride, 1, True), (x, weights)
     weights = jnp.ones((kernel, kernel, channels, channels_out))
     strides = (stride, stride)
-    found = {
-        "native": native(stride, 1),
-        "ours": functools.partial(operations.convolve, stride=strides, activate=True),
-    }
+    found = spellings("convolve", strides, True)
     if kernel > 1:
         patches = convolution.convolve_by_patches
         found["patches"] = lambda x, w: patches(jax.nn.relu(x), w, strides)
@@ -82,39 +65,25 @@ def convolutions(batch_size, size, channels, channels_out, kernel, stride):
 def others(batch_size: int):
     """Pools, norms and attention: name, implementations, arguments."""
     for size, channels, stride in ((16, 32, 1), (11, 128, 1), (32, 96, 2)):
-        pools = {
-            "native": functools.partial(
-                operations._pool, init=-jnp.inf, reduce_fn=lax.max, stride=stride
-            ),
-            "ours": functools.partial(operations.max_pool, stride=stride),
-        }
         x = jax.random.normal(jax.random.key(0), (batch_size, size, size, channels))
-        yield f"{size}x{size}x{channels} max pool/{stride}", pools, (x,)
+        yield f"{size}x{size}x{channels} max pool/{stride}", spellings("max_pool", stride), (x,)
     for size, channels in ((16, 32), (32, 96)):
-        norms = {"native": derived_norm, "ours": lambda *a: operations.batch_norm(*a, 1e-5)}
         x = jax.random.normal(jax.random.key(0), (batch_size, size, size, channels))
         ones = jnp.ones(channels)
-        yield f"{size}x{size}x{channels} batch norm", norms, (x, ones, ones)
+        yield f"{size}x{size}x{channels} batch norm", spellings("batch_norm", 1e-5), (x, ones, ones)
     for channels in (32, 128):
-        attentions = {"native": derived_attention, "ours": lambda x: operations.attend(x, 8)}
         x = jax.random.normal(jax.random.key(0), (batch_size, 121, 3 * channels))
-        yield f"121 tokens, {channels} channels attention", attentions, (x,)
+        yield f"121 tokens, {channels} channels attention", spellings("attend", 8), (x,)
 
 
-def derived_norm(x, scale, bias):
-    """Batch norm with the gradient that JAX derives."""
-    mean, var = operations.moments(x)
-    factor = scale * lax.rsqrt(var + 1e-5)
-    return x * operations.as_row(factor, 4) + operations.as_row(bias - mean * factor, 4)
-
-
-def derived_attention(qkv, num_heads=8):
-    """Attention with the gradient that JAX derives."""
-    batch, tokens, width = qkv.shape
-    query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, num_heads, -1), 2, 0)
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
-    y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), value)
-    return y.reshape(batch, tokens, width // 3)
+def spellings(name: str, *settings) -> dict[str, Callable]:
+    """An operation natively, as users' networks have it, and as the engine runs it."""
+    found = {}
+    for label, operations in (("native", NATIVE), ("plain", PLAIN), ("ours", OURS)):
+        fn = getattr(operations, name)
+        if fn not in found.values():
+            found[label] = fn
+    return {label: lambda *x, fn=fn: fn(*x, *settings) for label, fn in found.items()}
 
 
 def time_vjp(fn: Callable, arguments: tuple, repeats: int = 7) -> tuple[float, float]:

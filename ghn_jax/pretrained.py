@@ -18,6 +18,7 @@ from ghn_jax.sampling import SpaceConfig
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import Plan, lower
+from ghn_jax.targets.spelling import default_operations
 from ghn_jax.tracing import NetworkPrediction, predict_network
 from ghn_jax.training.checkpoints import load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
@@ -31,7 +32,7 @@ class Prediction:
     """A network with predicted parameters.
 
     Attributes:
-        network: The Flax module.
+        network: The Flax module; every transformation of JAX passes through it.
         variables: `{"params": ...}` for `network.apply`; batch norm then uses batch statistics.
         graph: What the GHN read.
     """
@@ -194,7 +195,8 @@ class GHN:
         self, architecture: Architecture | ResNet, image_size: int | None
     ) -> Prediction:
         space = self.experiment.space
-        plan = lower(architecture, image_size or space.image_size, self.config.num_classes)
+        size = image_size or space.image_size
+        plan = lower(architecture, size, self.config.num_classes, space.num_channels)
         return self.predict_plan(plan, build_graph(plan, self.config.virtual_edges))
 
     def predict_plan(self, plan: Plan, graph: ArchGraph) -> Prediction:
@@ -208,7 +210,8 @@ class GHN:
             The network and its parameters, float32.
         """
         (arrays,) = self.predictor.predict(self.ghn_params, self.predictor.prepare([graph]))
-        return Prediction(TargetNetwork(plan), {"params": params_tree(plan, arrays)}, graph)
+        network = TargetNetwork(plan, default_operations())
+        return Prediction(network, {"params": params_tree(plan, arrays)}, graph)
 
 
 def load(path: str | Path, model: Hypernetwork | None = None) -> GHN:

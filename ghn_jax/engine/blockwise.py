@@ -113,7 +113,7 @@ class BlockwiseEngine:
         Args:
             plans: One per architecture.
             target_params: For each plan, arrays in the order and shapes of `plan.tensors`.
-            images: (B, S, S, 3), normalised.
+            images: (B, S, S, C), normalised.
             labels: (B,) int32.
             dropout_keys: A random key per architecture; None runs the heads without dropout.
 
@@ -136,7 +136,7 @@ class BlockwiseEngine:
         Args:
             plan: The lowered architecture.
             target_params: Arrays in the order of `plan.tensors`.
-            images: (B, S, S, 3), normalised.
+            images: (B, S, S, C), normalised.
 
         Returns:
             (B, num_classes) logits.
@@ -307,6 +307,5 @@ def _at_least_float32(array):
 
 
 def _value_shapes(plan: Plan, batch_size: int) -> list[tuple[int, ...]]:
-    image_shape = (plan.image_size, plan.image_size, 3)
-    shapes = [image_shape, *(call.output_shape for call in plan.calls)]
+    shapes = [plan.input_shape, *(call.output_shape for call in plan.calls)]
     return [(batch_size, *shape) for shape in shapes]

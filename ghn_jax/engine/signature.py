@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 from ghn_jax.graphs.schema import ParameterTensor
 from ghn_jax.targets import blocks
 from ghn_jax.targets.plan import BlockCall
+from ghn_jax.targets.spelling import operations_with_adjoints, with_operations
 from ghn_jax.targets.symbolic import Activation, Recorder
 
 
@@ -53,7 +54,8 @@ class BlockSignature(NamedTuple):
             params = [param.astype(self.dtype) for param in params]
         paths = [tensor.path[1:] for tensor in self._tensors()]
         variables = {"params": unflatten_dict(dict(zip(paths, params, strict=True)))}
-        return self.block.apply(variables, *inputs, rngs=None if key is None else {"dropout": key})
+        block = with_operations(self.block, operations_with_adjoints())
+        return block.apply(variables, *inputs, rngs=None if key is None else {"dropout": key})
 
     def _tensors(self) -> list[ParameterTensor]:
         recorder = Recorder()
@@ -65,7 +67,7 @@ class BlockSignature(NamedTuple):
     def describe(self) -> str:
         """One line, for tables of timings."""
         fields = dataclasses.asdict(self.block)
-        fields = {k: v for k, v in fields.items() if k not in ("name", "parent")}
+        fields = {k: v for k, v in fields.items() if k not in ("name", "parent", "operations")}
         settings = ",".join(f"{k}={v}" for k, v in fields.items())
         shapes = " ".join("x".join(map(str, shape)) for shape in self.input_shapes)
         return f"{type(self.block).__name__} ({settings}) {shapes}"

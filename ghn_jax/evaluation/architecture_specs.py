@@ -122,7 +122,8 @@ def resolve_module(
     if spec in models and spec not in PREDEFINED:
         is_small = image_size <= SMALL_IMAGE_LIMIT and spec in MODELS
         names = {field.name for field in dataclasses.fields(models[spec]())}
-        fields = {"small_images": True} if is_small and "small_images" in names else {}
+        has_small = is_small and "small_images" in names
+        fields: dict[str, Any] = {"small_images": True} if has_small else {}
         return build(spec, num_classes, **fields)
     if is_factory(spec):
         made = make_network(spec)

@@ -6,6 +6,7 @@ the head. Source: Liu, Simonyan, Yang, DARTS, ICLR 2019, section 3 and appendix 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import numpy as np
 
 from ghn_jax.architectures import Architecture
 from ghn_jax.targets import blocks
+from ghn_jax.targets.operations import NATIVE, Operations
 from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, Plan
 
 _OPERATION = re.compile(r"(cell\d+_)op")
@@ -27,10 +29,12 @@ class RegularizedNetwork(nn.Module):
     Attributes:
         plan: The lowered architecture.
         has_auxiliary_head: Whether there is one, on the output of the second reduction cell.
+        operations: What it computes with, see `ghn_jax.targets.spelling`.
     """
 
     plan: Plan
     has_auxiliary_head: bool = True
+    operations: Operations = dataclasses.field(default=NATIVE, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +66,7 @@ class RegularizedNetwork(nn.Module):
         auxiliary = None
         values = [images]
         for index, call in enumerate(self.plan.calls):
-            block = call.block.clone(name=call.name, parent=self)
+            block = call.block.clone(name=call.name, parent=self, operations=self.operations)
             inputs = [values[i] for i in call.inputs]
             if train and isinstance(call.block, blocks.Sum):
                 inputs = [
@@ -74,9 +78,8 @@ class RegularizedNetwork(nn.Module):
             else:
                 values.append(block(*inputs))
             if self.has_auxiliary_head and index == self._auxiliary_call():
-                auxiliary = AuxiliaryHead(self.plan.num_classes, name="auxiliary_head")(
-                    values[-1], train
-                )
+                head = AuxiliaryHead(self.plan.num_classes, self.operations, name="auxiliary_head")
+                auxiliary = head(values[-1], train)
         return (values[-1], auxiliary) if train and auxiliary is not None else values[-1]
 
     def _is_operation(self, value: int, name: str) -> bool:
@@ -105,16 +108,18 @@ class AuxiliaryHead(nn.Module):
 
     Attributes:
         num_classes: K.
+        operations: What it computes with.
     """
 
     num_classes: int
+    operations: Operations = dataclasses.field(default=NATIVE, repr=False)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = _pool_to_2x2(nn.relu(x))
         for kernel, features in zip((1, 2), _HEAD_FEATURES, strict=True):
             x = nn.Conv(features, (kernel, kernel), padding="VALID", use_bias=False)(x)
-            x = blocks.BatchNorm()(x, use_running_average=not train)
+            x = blocks.BatchNorm(operations=self.operations)(x, use_running_average=not train)
             x = nn.relu(x)
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 

@@ -6,6 +6,7 @@ tensors; and on the way back, from their gradients, those of the tiles. On CPUs 
 that neither parameters nor gradients leave the device.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.hypernetworks.preparation import TensorGroup
-from ghn_jax.hypernetworks.tiling import tile_parameters, tile_slices, untile_gradients
+from ghn_jax.hypernetworks.tiling import TileIndex, tile_parameters, untile_gradients
 from ghn_jax.programs.table import Compilation, ProgramTable
 
 Array = Any  # numpy or JAX
 Grads = Sequence[Sequence[Array] | None]
 """For each graph its tensors' gradients, or None to leave the graph out."""
 CUTTINGS = ("host", "device")
+_SMALL_TENSOR = 4096  # elements
 
 
 class Cutting(Protocol):
@@ -98,7 +100,9 @@ class HostCutting:
         """See `Cutting`."""
         on_host = np.asarray(tiles)
         for group in groups:
-            yield from zip(group.places, group.cut(on_host), strict=True)
+            index = group.tile_index(on_host.shape[1:])
+            tensors = tile_parameters(on_host, group.rows, group.shape, index, group.factor, np)
+            yield from zip(group.places, tensors, strict=True)
 
     def tile_gradients(
         self, tiles: jax.Array, groups: Iterable[TensorGroup], grads: Grads
@@ -106,7 +110,7 @@ class HostCutting:
         """See `Cutting`."""
         d_tiles = np.zeros(tiles.shape, tiles.dtype)
         for group in groups:
-            group.add_gradients(d_tiles, grads)
+            _add_on_host(d_tiles, group, grads)
         return d_tiles
 
     def forward_compilations(
@@ -122,22 +126,55 @@ class HostCutting:
         return iter(())
 
 
+def _add_on_host(d_tiles: np.ndarray, group: TensorGroup, grads: Grads) -> None:
+    gradients, rows = _keep(group, grads)
+    part = group.tile_index(d_tiles.shape[1:])
+
+    def of_parts(gradients: np.ndarray) -> np.ndarray:
+        return untile_gradients(gradients, part, group.factor, np)
+
+    if rows and len(set(rows)) == len(rows) and math.prod(group.shape) <= _SMALL_TENSOR:
+        of_tiles = d_tiles[(rows, *part)]
+        of_tiles += of_parts(np.stack(gradients)).reshape(of_tiles.shape)
+        d_tiles[(rows, *part)] = of_tiles
+        return
+    for gradient, row in zip(gradients, rows, strict=True):
+        of_tile = d_tiles[(row, *part)]
+        of_tile += of_parts(np.asarray(gradient)[None]).reshape(of_tile.shape)
+
+
+def _keep(group: TensorGroup, grads: Grads) -> tuple[list[Array], list[int]]:
+    """The gradients of a group's tensors, and their rows, without graphs that are left out."""
+    gradients, rows = [], []
+    for (graph, position), row in zip(group.places, group.rows, strict=True):
+        of_graph = grads[graph]
+        if of_graph is not None:
+            gradients.append(of_graph[position])
+            rows.append(row)
+    return gradients, rows
+
+
 class _Signature(NamedTuple):
     """A kind of group: what is static in its programs.
 
     Attributes:
         tiles_shape: (G, ...).
         shape: Of the tensors.
-        role: Of the tensors.
+        part: Of a tile that they use, for each of its axes: a position, or the first and the one
+            after the last.
         factor: That normalises them.
         num_tensors: A power of two, at least the number of tensors.
     """
 
     tiles_shape: tuple[int, ...]
     shape: tuple[int, ...]
-    role: str
+    part: tuple[int | tuple[int, int], ...]
     factor: float
     num_tensors: int
+
+    @property
+    def tile_index(self) -> TileIndex:
+        return tuple(p if isinstance(p, int) else slice(*p) for p in self.part)
 
     def rows_like(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.num_tensors,), jnp.int32)
@@ -182,19 +219,14 @@ class DeviceCutting:
         """See `Cutting`."""
         d_tiles = self._zeros((tiles.shape, tiles.dtype), ())
         for group in groups:
-            kept = [
-                (of_graph[position], row)
-                for (graph, position), row in zip(group.places, group.rows, strict=True)
-                if (of_graph := grads[graph]) is not None
-            ]
-            if not kept:
+            gradients, rows = _keep(group, grads)
+            if not rows:
                 continue
             # Whatever is left out, the program of all tensors, which was compiled ahead.
             signature = _sign(tiles.shape, group)
-            rows = signature.pad([row for _, row in kept], tiles.shape[0])
-            gradients = [gradient for gradient, _ in kept]
-            gradients += gradients[:1] * (signature.num_tensors - len(kept))
-            d_tiles = self._add(signature, (d_tiles, rows, gradients))
+            gradients += gradients[:1] * (signature.num_tensors - len(rows))
+            padded = signature.pad(rows, tiles.shape[0])
+            d_tiles = self._add(signature, (d_tiles, padded, gradients))
         return d_tiles
 
     def forward_compilations(
@@ -218,20 +250,21 @@ class DeviceCutting:
 
 
 def _sign(tiles_shape: tuple[int, ...], group: TensorGroup) -> _Signature:
+    index = group.tile_index(tiles_shape[1:])  # slices cannot be hashed before Python 3.12
+    part = tuple(p if isinstance(p, int) else (p.start or 0, p.stop) for p in index)
     padded = 1 << (len(group.rows) - 1).bit_length()
-    return _Signature(tiles_shape, group.shape, group.role, group.factor, padded)
+    return _Signature(tiles_shape, group.shape, part, group.factor, padded)
 
 
 def _cut(signature: _Signature, tiles: jax.Array, rows: jax.Array) -> list[jax.Array]:
-    _, shape, role, factor, _ = signature
-    return list(tile_parameters(tiles, rows, shape, role, factor, jnp))
+    shape, index = signature.shape, signature.tile_index
+    return list(tile_parameters(tiles, rows, shape, index, signature.factor, jnp))
 
 
 def _add_gradients(
     signature: _Signature, d_tiles: jax.Array, rows: jax.Array, gradients: Sequence[jax.Array]
 ) -> jax.Array:
     """Add to the tiles of `rows`; what is for rows that there are not is left out."""
-    tile_shape, role = signature.tiles_shape[1:], signature.role
-    parts = untile_gradients(jnp.stack(gradients), tile_shape, role, signature.factor, jnp)
-    index = (rows, *tile_slices(tile_shape, signature.shape, role))
-    return d_tiles.at[index].add(parts.reshape(d_tiles[index].shape), mode="drop")
+    index = signature.tile_index
+    parts = untile_gradients(jnp.stack(gradients), index, signature.factor, jnp)
+    return d_tiles.at[(rows, *index)].add(parts.reshape(d_tiles[(rows, *index)].shape), mode="drop")

@@ -20,8 +20,9 @@ import numpy as np
 from ghn_jax.graphs import ArchGraph, GraphBatch
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.hypernetworks.cutting import Grads, create_cutting
+from ghn_jax.hypernetworks.decoders import decoder_name
 from ghn_jax.hypernetworks.model import Hypernetwork, as_model, initialize, parameter_shapes
-from ghn_jax.hypernetworks.preparation import PreparedGraphs, TensorGroup, prepare_graphs
+from ghn_jax.hypernetworks.preparation import Preparation, PreparedGraphs, TensorGroup
 from ghn_jax.hypernetworks.tiling import TileKey
 from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.programs.relocation import ProgramsOnDevice
@@ -29,7 +30,6 @@ from ghn_jax.programs.table import Compilation, ProgramTable, Selection
 
 PyTree = Any
 Array = Any  # numpy or JAX
-_DECODERS = ("kernels", "vectors")  # submodules of the hypernetwork
 # Embeddings are padded to this many nodes per graph, so that decoders see one size for most
 # batches.
 _NUM_DECODED_NODES = 512
@@ -97,6 +97,8 @@ class Predictor:
         self.config = model.config
         self._nodes_at_once = nodes_at_once or (1 if jax.default_backend() == "cpu" else 2)
         self._network = model.for_programs(self._nodes_at_once)
+        self._prepare = Preparation(self._network, self._nodes_at_once)
+        self._decoders = self._network.create_decoders()
         self._table = table = ProgramTable(programs, num_compile_threads)
         self._embed = table.declare_differentiable("embed", self._embed_rows)
         # Backward programs add to the gradients of all of the decoder's parameters: a million
@@ -134,9 +136,7 @@ class Predictor:
         Raises:
             ValueError: If there is no graph, or there are more than `num_graphs`.
         """
-        return prepare_graphs(
-            self.config, graphs, num_graphs, self._nodes_at_once, self._network.needs_edges
-        )
+        return self._prepare(graphs, num_graphs)
 
     def embed_nodes(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[np.ndarray]:
         """Embed the nodes of the graphs: for each an array (N, D), in the order of its nodes."""
@@ -198,7 +198,7 @@ class Predictor:
         embeddings, residuals = self._embed.forward(*_embed_call(ghn_params, prepared.batch))
         decoded = {}
         for key, nodes in prepared.requests.items():
-            call = _decode_call(ghn_params, embeddings, key, nodes)
+            call = self._decode_call(ghn_params, embeddings, key, nodes)
             decoded[key] = _Decoded(*self._decode.forward(*call))
         target_params: list[list] = [[None] * num for num in prepared.num_tensors]
         for key, (tiles, _) in decoded.items():  # while the device decodes the next kinds
@@ -210,15 +210,16 @@ class Predictor:
         self, ghn_params: PyTree, prepared: PreparedGraphs, forward: _Forward, grads: Grads
     ) -> PyTree:
         # New arrays, in which gradients are summed: of the decoders, and of the embeddings.
-        d_decoders, d_embeddings = self._zeros(*_zeros_call(ghn_params, forward.embeddings))
+        d_decoders, d_embeddings = self._zeros(*self._zeros_call(ghn_params, forward.embeddings))
         for key, nodes in prepared.requests.items():
             tiles, residuals = forward.decoded[key]
             d_tiles = self._cutting.tile_gradients(tiles, prepared.tensors[key], grads)
-            call = _decode_call(ghn_params, forward.embeddings, key, nodes)
-            totals = (d_decoders[_decoder(key)], d_embeddings)
+            call = self._decode_call(ghn_params, forward.embeddings, key, nodes)
+            decoder = decoder_name(self._decoders, key)
+            totals = (d_decoders[decoder], d_embeddings)
             # Returns at once: the next tiles are put together while the device works.
             totals = self._decode.backward(*call, residuals, d_tiles, totals)
-            d_decoders[_decoder(key)], d_embeddings = totals
+            d_decoders[decoder], d_embeddings = totals
         (d_params,) = self._embed.backward(
             *_embed_call(ghn_params, prepared.batch), forward.residuals, d_embeddings
         )
@@ -238,9 +239,20 @@ class Predictor:
     ) -> jax.Array:
         """Decode the (G, ...) tiles of some nodes."""
         key = signature.key
-        variables = {"params": {_decoder(key): params}}
+        variables = {"params": {decoder_name(self._decoders, key): params}}
         tiles: Any = self._network.apply(variables, embeddings, {key: nodes}, method="decode")
         return tiles[key]
+
+    def _decode_call(
+        self, ghn_params: PyTree, embeddings: Array, key: TileKey, nodes: np.ndarray
+    ) -> tuple[_DecodeSignature, tuple]:
+        """Signature and arguments of decoding."""
+        signature = _DecodeSignature(key, embeddings.shape[0], nodes.size)
+        return signature, (ghn_params[decoder_name(self._decoders, key)], embeddings, nodes)
+
+    def _zeros_call(self, ghn_params: PyTree, embeddings: Array) -> tuple[tuple, tuple]:
+        """Signature and arguments of making zeros like the decoders and the embeddings."""
+        return embeddings.shape, ({name: ghn_params[name] for name in self._decoders}, embeddings)
 
     def _forward_compilations(
         self, ghn_params: PyTree, prepared: PreparedGraphs
@@ -249,9 +261,8 @@ class Predictor:
         embeddings = self._embeddings_like(ghn_params, prepared.batch)
         yield self._embed.forward_compilation(*_embed_call(ghn_params, prepared.batch))
         for key, nodes in prepared.requests.items():
-            yield self._decode.forward_compilation(
-                *_decode_call(ghn_params, embeddings, key, nodes)
-            )
+            call = self._decode_call(ghn_params, embeddings, key, nodes)
+            yield self._decode.forward_compilation(*call)
         for tiles, groups in self._tiles_to_cut(ghn_params, prepared):
             yield from self._cutting.forward_compilations(tiles, groups)
 
@@ -261,9 +272,9 @@ class Predictor:
         """Every backward program of a step."""
         embeddings = self._embeddings_like(ghn_params, prepared.batch)
         yield self._embed.backward_compilation(*_embed_call(ghn_params, prepared.batch))
-        yield self._zeros.compilation(*_zeros_call(ghn_params, embeddings))
+        yield self._zeros.compilation(*self._zeros_call(ghn_params, embeddings))
         for key, nodes in prepared.requests.items():
-            call = _decode_call(ghn_params, embeddings, key, nodes)
+            call = self._decode_call(ghn_params, embeddings, key, nodes)
             yield self._decode.backward_compilation(*call)
         for tiles, groups in self._tiles_to_cut(ghn_params, prepared):
             yield from self._cutting.backward_compilations(tiles, groups)
@@ -271,7 +282,7 @@ class Predictor:
     def _warm_up_compilations(
         self, ghn_params: PyTree, prepared: PreparedGraphs
     ) -> Iterator[Compilation]:
-        """The backward programs, with which the forward ones of the GHN come, and those that cut."""
+        """Backward programs, with which the GHN's forward ones come, and those that cut."""
         yield from self._backward_compilations(ghn_params, prepared)
         for tiles, groups in self._tiles_to_cut(ghn_params, prepared):
             yield from self._cutting.forward_compilations(tiles, groups)
@@ -283,7 +294,7 @@ class Predictor:
         if self._cutting.has_programs:
             embeddings = self._embeddings_like(ghn_params, prepared.batch)
             for key, nodes in prepared.requests.items():
-                call = _decode_call(ghn_params, embeddings, key, nodes)
+                call = self._decode_call(ghn_params, embeddings, key, nodes)
                 yield self._tiles_like(*call), prepared.tensors[key]
 
     def _embeddings_like(self, ghn_params: PyTree, batch: GraphBatch) -> jax.ShapeDtypeStruct:
@@ -307,23 +318,5 @@ def _embed_call(ghn_params: PyTree, batch: GraphBatch) -> tuple[tuple, tuple]:
     return _batch_shape(batch), (ghn_params, batch)
 
 
-def _decode_call(
-    ghn_params: PyTree, embeddings: Array, key: TileKey, nodes: np.ndarray
-) -> tuple[_DecodeSignature, tuple]:
-    """Signature and arguments of decoding."""
-    signature = _DecodeSignature(key, embeddings.shape[0], nodes.size)
-    return signature, (ghn_params[_decoder(key)], embeddings, nodes)
-
-
-def _zeros_call(ghn_params: PyTree, embeddings: Array) -> tuple[tuple, tuple]:
-    """Signature and arguments of making zeros like the decoders and the embeddings."""
-    return embeddings.shape, ({name: ghn_params[name] for name in _DECODERS}, embeddings)
-
-
 def _batch_shape(batch: GraphBatch) -> tuple:
     return batch.primitive.shape + (() if batch.edges is None else batch.edges.shape)
-
-
-def _decoder(key: TileKey) -> str:
-    """The submodule that decodes a kind of tile."""
-    return "vectors" if key.kind in ("vector", "classifier_bias") else "kernels"

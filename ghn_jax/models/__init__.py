@@ -27,6 +27,8 @@ from ghn_jax.models.small import small_convnext, small_resnet, small_vit
 from ghn_jax.models.swin import swin_t
 from ghn_jax.models.vgg import vgg16_bn
 from ghn_jax.models.vit import deepnets_vit, vit_b16, vit_l16
+from ghn_jax.targets.operations import Operations
+from ghn_jax.targets.spelling import default_operations, with_operations
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     make.__name__: make
@@ -59,12 +61,17 @@ SMALL_MODELS: dict[str, Callable[..., nn.Module]] = {
 __all__ = ["MODELS", "SMALL_MODELS", "build", *MODELS, *SMALL_MODELS]
 
 
-def build(name: str, num_classes: int = 1000, **fields) -> nn.Module:
+def build(
+    name: str, num_classes: int = 1000, *, operations: Operations | None = None, **fields
+) -> nn.Module:
     """Make a network.
 
     Args:
         name: One of `MODELS`, or of `SMALL_MODELS`, which are none of torchvision's.
         num_classes: Width of the output.
+        operations: What it computes with, see `ghn_jax.targets.spelling`; None is what the backend
+            is fast at, through which every transformation of JAX passes. Networks without batch
+            norms and depthwise convolutions have nothing to choose.
         **fields: Of the network, such as `small_images=True`.
 
     Returns:
@@ -78,4 +85,5 @@ def build(name: str, num_classes: int = 1000, **fields) -> nn.Module:
         near = difflib.get_close_matches(name, models, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"model is {name!r}, expected one of {', '.join(models)}{hint}")
-    return models[name](num_classes=num_classes, **fields)
+    module = models[name](num_classes=num_classes, **fields)
+    return with_operations(module, operations or default_operations())

@@ -4,10 +4,10 @@ import functools
 
 import flax.linen as nn
 
-from ghn_jax.models.layers import StochasticDepth, convolve_groups, global_mean, layer_norm
+from ghn_jax.models.layers import Layer, StochasticDepth, convolve_groups, global_mean, layer_norm
 
 
-class Block(nn.Module):
+class Block(Layer):
     """x + scale * MLP(LN(depthwise 7x7 of x))."""
 
     drop_rate: float = 0.0
@@ -20,7 +20,7 @@ class Block(nn.Module):
             (7, 7),
             padding=3,
             feature_group_count=features,
-            conv_general_dilated=convolve_groups,
+            conv_general_dilated=functools.partial(convolve_groups, self.operations),
         )(x)
         y = nn.gelu(nn.Dense(4 * features)(layer_norm()(y)), approximate=False)
         y = nn.Dense(features)(y)
@@ -28,7 +28,7 @@ class Block(nn.Module):
         return x + StochasticDepth(self.drop_rate)(y * scale, train)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Layer):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
@@ -59,9 +59,8 @@ class ConvNeXt(nn.Module):
             else:
                 x = nn.Conv(width, (2, 2), strides=(2, 2), padding="VALID")(layer_norm()(x))
             for _ in range(num_blocks):
-                x = Block(self.drop_rate * index / max(depth - 1, 1), name=f"block{index}")(
-                    x, train
-                )
+                rate, name = self.drop_rate * index / max(depth - 1, 1), f"block{index}"
+                x = Block(rate, operations=self.operations, name=name)(x, train)
                 index += 1
         return nn.Dense(self.num_classes, name="head")(layer_norm()(global_mean(x)))
 

@@ -1,24 +1,27 @@
 """DenseNet-121 (Huang et al., CVPR 2017) as in torchvision."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ghn_jax.models.layers import batch_norm, conv, global_mean, max_pool
+from ghn_jax.models.layers import Layer, batch_norm, conv, global_mean, max_pool
 
 
-class DenseLayer(nn.Module):
+class DenseLayer(Layer):
     """norm, relu, 1x1 to 4 g channels, norm, relu, 3x3 to g; appended to the input."""
 
     growth: int
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        y = conv(4 * self.growth, 1)(nn.relu(batch_norm(train)(x)))
-        y = conv(self.growth, 3)(nn.relu(batch_norm(train)(y)))
+        norm = functools.partial(batch_norm, train, self.operations)
+        y = conv(4 * self.growth, 1)(nn.relu(norm()(x)))
+        y = conv(self.growth, 3)(nn.relu(norm()(y)))
         return jnp.concatenate([x, y], axis=-1)
 
 
-class DenseNet(nn.Module):
+class DenseNet(Layer):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
@@ -36,16 +39,18 @@ class DenseNet(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         kernel, stride = (3, 1) if self.small_images else (7, 2)
-        x = nn.relu(batch_norm(train)(conv(2 * self.growth, kernel, stride)(x)))
+        norm = functools.partial(batch_norm, train, self.operations)
+        x = nn.relu(norm()(conv(2 * self.growth, kernel, stride)(x)))
         if not self.small_images:
             x = max_pool(x, 3, 2)
         for stage, num_layers in enumerate(self.stage_sizes):
             if stage > 0:
-                x = conv(x.shape[-1] // 2, 1)(nn.relu(batch_norm(train)(x)))
+                x = conv(x.shape[-1] // 2, 1)(nn.relu(norm()(x)))
                 x = nn.avg_pool(x, (2, 2), (2, 2))
             for index in range(num_layers):
-                x = DenseLayer(self.growth, name=f"stage{stage}_layer{index}")(x, train)
-        x = nn.relu(batch_norm(train)(x))
+                name = f"stage{stage}_layer{index}"
+                x = DenseLayer(self.growth, operations=self.operations, name=name)(x, train)
+        x = nn.relu(norm()(x))
         return nn.Dense(self.num_classes, name="head")(global_mean(x))
 
 

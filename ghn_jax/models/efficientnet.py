@@ -1,9 +1,11 @@
 """EfficientNet-B0 (Tan and Le, ICML 2019) as in torchvision."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ghn_jax.models.layers import ConvNorm, StochasticDepth, conv, global_mean
+from ghn_jax.models.layers import ConvNorm, Layer, StochasticDepth, conv, global_mean
 
 # Expansion, kernel, stride, channels, blocks (table 1 of the paper).
 _STAGES = (
@@ -17,7 +19,7 @@ _STAGES = (
 )
 
 
-class MBConv(nn.Module):
+class MBConv(Layer):
     """Expand, depthwise, squeeze-excitation, project; a sum where the shape stays."""
 
     features: int
@@ -29,16 +31,17 @@ class MBConv(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         width = x.shape[-1] * self.expansion
-        y = ConvNorm(width, 1, activation=nn.silu)(x, train) if self.expansion > 1 else x
-        y = ConvNorm(width, self.kernel, self.stride, groups=width, activation=nn.silu)(y, train)
+        conv_norm = functools.partial(ConvNorm, operations=self.operations)
+        y = conv_norm(width, 1, activation=nn.silu)(x, train) if self.expansion > 1 else x
+        y = conv_norm(width, self.kernel, self.stride, groups=width, activation=nn.silu)(y, train)
         gate = jnp.mean(y, axis=(1, 2), keepdims=True)
         gate = nn.silu(conv(max(1, x.shape[-1] // 4), 1, bias=True, groups=1)(gate))
         y = y * nn.sigmoid(conv(width, 1, bias=True)(gate))
-        y = ConvNorm(self.features, 1, activation=None)(y, train)
+        y = conv_norm(self.features, 1, activation=None)(y, train)
         return x + StochasticDepth(self.drop_rate)(y, train) if x.shape == y.shape else y
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Layer):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
@@ -55,7 +58,8 @@ class EfficientNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        x = ConvNorm(32, 3, 1 if self.small_images else 2, activation=nn.silu)(x, train)
+        conv_norm = functools.partial(ConvNorm, activation=nn.silu, operations=self.operations)
+        x = conv_norm(32, 3, 1 if self.small_images else 2)(x, train)
         depth, done = sum(stage[-1] for stage in _STAGES), 0
         for stage, (expansion, kernel, stride, features, num_blocks) in enumerate(_STAGES):
             if self.small_images and stage < 3:
@@ -63,10 +67,14 @@ class EfficientNet(nn.Module):
             for index in range(num_blocks):
                 rate = self.drop_rate * done / depth
                 block_stride, name = stride if index == 0 else 1, f"stage{stage}_block{index}"
-                block = MBConv(features, kernel, block_stride, expansion, rate, name=name)
+                block = MBConv(
+                    *(features, kernel, block_stride, expansion, rate),
+                    operations=self.operations,
+                    name=name,
+                )
                 x = block(x, train)
                 done += 1
-        x = global_mean(ConvNorm(1280, 1, activation=nn.silu)(x, train))
+        x = global_mean(conv_norm(1280, 1)(x, train))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="head")(x)
 

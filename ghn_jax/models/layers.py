@@ -1,5 +1,7 @@
 """Layers that several families share, with PyTorch's padding and epsilons."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -9,10 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ghn_jax.targets.operations import batch_norm as normalize
-from ghn_jax.targets.operations import convolve_depthwise, moments, spells_natively
+from ghn_jax.targets.operations import NATIVE, Operations, moments
 
 Activation = Callable[[jax.Array], jax.Array]
+
+
+class Layer(nn.Module, kw_only=True):
+    """Base of the modules that compute with chosen operations, or have parts that do.
+
+    Attributes:
+        operations: See `ghn_jax.targets.spelling`.
+    """
+
+    operations: Operations = dataclasses.field(default=NATIVE, repr=False)
 
 
 def he_by_fan_out(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -22,11 +33,20 @@ def he_by_fan_out(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> 
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """relu; in its primitive where the computation is only read: that is traced faster."""
-    return lax.max(x, lax.full_like(x, 0)) if spells_natively() else nn.relu(x)
+    """relu in three primitives: `nn.relu` is a call with a derivative, which is traced slower."""
+    zeros = lax.full_like(x, 0)
+    return lax.select(lax.le(x, zeros), zeros, x)
 
 
-def conv(features: int, kernel: int, stride: int = 1, *, bias: bool = False, groups: int = 1):
+def conv(
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    bias: bool = False,
+    groups: int = 1,
+    operations: Operations = NATIVE,
+) -> nn.Conv:
     """A convolution padded by half its odd kernel."""
     return nn.Conv(
         features,
@@ -34,24 +54,24 @@ def conv(features: int, kernel: int, stride: int = 1, *, bias: bool = False, gro
         strides=(stride, stride),
         padding=kernel // 2,
         feature_group_count=groups,
-        conv_general_dilated=convolve_groups,
+        conv_general_dilated=functools.partial(convolve_groups, operations),
         use_bias=bias,
         kernel_init=he_by_fan_out,
     )
 
 
-def convolve_groups(x, kernel, strides, padding, **arguments):
-    """`lax.conv_general_dilated`, depthwise ones spelled as the backend is fast at.
+def convolve_groups(operations: Operations, x, kernel, strides, padding, **arguments):
+    """`lax.conv_general_dilated`, depthwise ones by the operations chosen.
 
     For `nn.Conv(conv_general_dilated=...)` with odd kernels padded by half their size.
     """
     is_depthwise = arguments["feature_group_count"] == kernel.shape[-1] == x.shape[-1] > 1
     if is_depthwise and strides[0] == strides[1]:
-        return convolve_depthwise(x, kernel, strides[0])
+        return operations.convolve_depthwise(x, kernel, strides[0], 1, False)
     return lax.conv_general_dilated(x, kernel, strides, padding, **arguments)
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Layer):
     """Batch norm as PyTorch's: two passes over the batch, an unbiased running variance.
 
     Tracing a network of many norms takes half as long as with Flax's own.
@@ -81,7 +101,7 @@ class BatchNorm(nn.Module):
                 mean.value = keep * mean.value + new * batch_mean
                 unbiased = batch_var * (count / max(count - 1, 1))
                 var.value = keep * var.value + new * unbiased
-            return normalize(x, scale, bias, self.epsilon)
+            return self.operations.batch_norm(x, scale, bias, self.epsilon)
         # In the primitives themselves: each function of jnp is traced as a call, which adds up.
         as_image = lambda v: lax.broadcast_in_dim(v, x.shape, (x.ndim - 1,))  # noqa: E731
         epsilon = np.asarray(self.epsilon, var.value.dtype)
@@ -90,9 +110,9 @@ class BatchNorm(nn.Module):
         return lax.add(lax.mul(centred, as_image(factor)), as_image(bias))
 
 
-def batch_norm(train: bool, epsilon: float = 1e-5) -> BatchNorm:
+def batch_norm(train: bool, operations: Operations = NATIVE) -> BatchNorm:
     """Batch norm on the batch's statistics in training, else on running ones."""
-    return BatchNorm(not train, epsilon)
+    return BatchNorm(not train, operations=operations)
 
 
 def layer_norm() -> nn.LayerNorm:
@@ -100,7 +120,7 @@ def layer_norm() -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False)
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(Layer):
     """Convolution without bias, batch norm, [activation].
 
     Attributes:
@@ -119,8 +139,11 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        x = conv(self.features, self.kernel, self.stride, groups=self.groups)(x)
-        x = batch_norm(train)(x)
+        operations = self.operations
+        convolve = conv(
+            self.features, self.kernel, self.stride, groups=self.groups, operations=operations
+        )
+        x = batch_norm(train, operations)(convolve(x))
         return x if self.activation is None else self.activation(x)
 
 

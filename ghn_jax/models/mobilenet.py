@@ -1,8 +1,10 @@
 """MobileNetV2 (Sandler et al., CVPR 2018) as in torchvision."""
 
+import functools
+
 import flax.linen as nn
 
-from ghn_jax.models.layers import ConvNorm, global_mean
+from ghn_jax.models.layers import ConvNorm, Layer, global_mean
 
 # Expansion, channels, blocks, stride of the first block (table 2 of the paper).
 _STAGES = (
@@ -16,7 +18,7 @@ _STAGES = (
 )
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Layer):
     """Expand by 1x1, depthwise 3x3, project by 1x1; a sum where the shape stays."""
 
     features: int
@@ -26,13 +28,14 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         width = x.shape[-1] * self.expansion
-        y = ConvNorm(width, 1, activation=nn.relu6)(x, train) if self.expansion > 1 else x
-        y = ConvNorm(width, 3, self.stride, groups=width, activation=nn.relu6)(y, train)
-        y = ConvNorm(self.features, 1, activation=None)(y, train)
+        conv_norm = functools.partial(ConvNorm, operations=self.operations)
+        y = conv_norm(width, 1, activation=nn.relu6)(x, train) if self.expansion > 1 else x
+        y = conv_norm(width, 3, self.stride, groups=width, activation=nn.relu6)(y, train)
+        y = conv_norm(self.features, 1, activation=None)(y, train)
         return x + y if x.shape == y.shape else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Layer):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
@@ -47,16 +50,19 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        x = ConvNorm(32, 3, 1 if self.small_images else 2, activation=nn.relu6)(x, train)
+        conv_norm = functools.partial(ConvNorm, activation=nn.relu6, operations=self.operations)
+        x = conv_norm(32, 3, 1 if self.small_images else 2)(x, train)
         for stage, (expansion, features, num_blocks, stride) in enumerate(_STAGES):
             if self.small_images and stage < 3:
                 stride = 1
             for index in range(num_blocks):
                 name = f"stage{stage}_block{index}"
                 block_stride = stride if index == 0 else 1
-                block = InvertedResidual(features, block_stride, expansion, name=name)
+                block = InvertedResidual(
+                    features, block_stride, expansion, operations=self.operations, name=name
+                )
                 x = block(x, train)
-        x = global_mean(ConvNorm(1280, 1, activation=nn.relu6)(x, train))
+        x = global_mean(conv_norm(1280, 1)(x, train))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="head")(x)
 

@@ -7,10 +7,10 @@ import functools
 
 import flax.linen as nn
 
-from ghn_jax.models.layers import ConvNorm, global_mean, max_pool, relu
+from ghn_jax.models.layers import ConvNorm, Layer, global_mean, max_pool, relu
 
 
-class Block(nn.Module):
+class Block(Layer):
     """relu(x + branch(x)): two 3x3 convolutions, or 1x1, 3x3, 1x1 with a narrow middle.
 
     Attributes:
@@ -27,20 +27,21 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
+        conv_norm = functools.partial(ConvNorm, operations=self.operations)
         if self.is_bottleneck:
-            y = ConvNorm(self.width, 1)(x, train)
-            y = ConvNorm(self.width, 3, self.stride)(y, train)
-            y = ConvNorm(self.features, 1, activation=None)(y, train)
+            y = conv_norm(self.width, 1)(x, train)
+            y = conv_norm(self.width, 3, self.stride)(y, train)
+            y = conv_norm(self.features, 1, activation=None)(y, train)
         else:
-            y = ConvNorm(self.width, 3, self.stride)(x, train)
-            y = ConvNorm(self.features, 3, activation=None)(y, train)
+            y = conv_norm(self.width, 3, self.stride)(x, train)
+            y = conv_norm(self.features, 3, activation=None)(y, train)
         if self.stride > 1 or x.shape[-1] != self.features:
-            shortcut = ConvNorm(self.features, 1, self.stride, activation=None, name="shortcut")
+            shortcut = conv_norm(self.features, 1, self.stride, activation=None, name="shortcut")
             x = shortcut(x, train)
         return relu(x + y)
 
 
-class ResNet(nn.Module):
+class ResNet(Layer):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
@@ -62,7 +63,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         kernel, stride = (3, 1) if self.small_images else (7, 2)
-        x = ConvNorm(self.width, kernel, stride, name="stem")(x, train)
+        stem = ConvNorm(self.width, kernel, stride, operations=self.operations, name="stem")
+        x = stem(x, train)
         if not self.small_images:
             x = max_pool(x, 3, 2)
         for stage, num_blocks in enumerate(self.stage_sizes):
@@ -73,6 +75,7 @@ class ResNet(nn.Module):
                     width * (4 if self.is_bottleneck else 1),
                     stride=2 if stage > 0 and index == 0 else 1,
                     is_bottleneck=self.is_bottleneck,
+                    operations=self.operations,
                     name=f"stage{stage}_block{index}",
                 )(x, train)
         return nn.Dense(self.num_classes, name="head")(global_mean(x))

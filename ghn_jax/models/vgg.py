@@ -3,10 +3,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ghn_jax.models.layers import batch_norm, conv, max_pool
+from ghn_jax.models.layers import Layer, batch_norm, conv, max_pool
 
 
-class VGG(nn.Module):
+class VGG(Layer):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
@@ -25,7 +25,7 @@ class VGG(nn.Module):
     def __call__(self, x, train: bool = False):
         for widths in self.stages:
             for width in widths:
-                x = nn.relu(batch_norm(train)(conv(width, 3, bias=True)(x)))
+                x = nn.relu(batch_norm(train, self.operations)(conv(width, 3, bias=True)(x)))
             x = max_pool(x, 2, 2)
         # PyTorch flattens channels first, from 7x7 pixels at 224 px.
         x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)

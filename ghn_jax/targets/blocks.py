@@ -6,6 +6,7 @@ small as they are because few signatures decide how long a short run compiles: a
 from its norm is shared by all ops that use either (spec section 1 lists the ops).
 """
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -14,13 +15,20 @@ import jax.numpy as jnp
 
 from ghn_jax.layer_norm import LayerNorm
 from ghn_jax.targets import operations
+from ghn_jax.targets.operations import NATIVE, Operations
 from ghn_jax.targets.symbolic import Activation, Recorder
 
 _kernel_init = nn.initializers.he_normal(dtype=jnp.float32)
 
 
-class Block(nn.Module):
-    """Base of all blocks."""
+class Block(nn.Module, kw_only=True):
+    """Base of all blocks.
+
+    Attributes:
+        operations: What the block computes with; whoever runs the block chooses.
+    """
+
+    operations: Operations = dataclasses.field(default=NATIVE, repr=False)
 
     @nn.nowrap
     def record(self, recorder: Recorder, *inputs: Activation) -> Activation:
@@ -40,7 +48,7 @@ class Conv(Block):
     def __call__(self, x):
         shape = (*self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", _kernel_init, shape)
-        return operations.convolve(x, kernel, self.stride, self.activate)
+        return self.operations.convolve(x, kernel, self.stride, self.activate)
 
     @nn.nowrap
     def record(self, recorder, x):
@@ -57,7 +65,7 @@ class DepthwiseConv(Block):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", _kernel_init, (self.kernel, self.kernel, 1, x.shape[-1]))
-        return operations.convolve_depthwise(x, kernel, self.stride, self.dilation, activate=True)
+        return self.operations.convolve_depthwise(x, kernel, self.stride, self.dilation, True)
 
     @nn.nowrap
     def record(self, recorder, x):
@@ -96,7 +104,7 @@ class BatchNorm(Block):
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        return operations.batch_norm(x, scale, bias, self.epsilon)
+        return self.operations.batch_norm(x, scale, bias, self.epsilon)
 
     @nn.nowrap
     def record(self, recorder, x):
@@ -120,8 +128,8 @@ class FactorizedReduce(Block):
         first = self.param("kernel_1", _kernel_init, shape)
         second = self.param("kernel_2", _kernel_init, shape)
         halves = [
-            operations.convolve(x, first, (2, 2), activate=True),
-            operations.convolve(shifted, second, (2, 2), activate=True),
+            self.operations.convolve(x, first, (2, 2), True),
+            self.operations.convolve(shifted, second, (2, 2), True),
         ]
         return jnp.concatenate(halves, axis=-1)
 
@@ -152,7 +160,7 @@ class Pool(Block):
     stride: int = 1
 
     def __call__(self, x):
-        pool_fn = operations.max_pool if self.kind == "max" else operations.average_pool
+        pool_fn = self.operations.max_pool if self.kind == "max" else operations.average_pool
         return pool_fn(x, self.stride)
 
     @nn.nowrap
@@ -224,7 +232,7 @@ class Attention(Block):
         x = x.reshape(-1, channels)  # all tokens of all images: products of matrices
         y = LayerNorm(name="norm_1")(x)
         qkv = nn.Dense(3 * inner, use_bias=False, kernel_init=_kernel_init, name="qkv")(y)
-        y = operations.attend(qkv.reshape(batch, height * width, -1), self.num_heads)
+        y = self.operations.attend(qkv.reshape(batch, height * width, -1), self.num_heads)
         y = y.reshape(-1, inner)
         x = x + nn.Dense(channels, kernel_init=_kernel_init, name="proj")(y)
         y = LayerNorm(name="norm_2")(x)

@@ -1,5 +1,6 @@
 """The target network as one Flax module: the blocks of a plan, composed."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +9,12 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ghn_jax.targets.blocks import BatchNorm
-from ghn_jax.targets.plan import NUM_IMAGE_CHANNELS, Plan
+from ghn_jax.targets.operations import NATIVE, Operations
+from ghn_jax.targets.plan import Plan
 
 
 class TargetNetwork(nn.Module):
-    """A network of a plan: (B, S, S, 3) images -> (B, num_classes) logits.
+    """A network of a plan: (B, S, S, C) images -> (B, num_classes) logits.
 
     Batch norm uses batch statistics unless `use_running_average`; its running averages are the
     collection `batch_stats`, updated where it is mutable. Dropout in the head acts where a
@@ -20,13 +22,15 @@ class TargetNetwork(nn.Module):
 
     Attributes:
         plan: The lowered architecture.
+        operations: What it computes with, see `ghn_jax.targets.spelling`.
     """
 
     plan: Plan
+    operations: Operations = dataclasses.field(default=NATIVE, repr=False)
 
     @nn.compact
     def __call__(self, images: jax.Array, use_running_average: bool = False) -> jax.Array:
-        expected = (self.plan.image_size, self.plan.image_size, NUM_IMAGE_CHANNELS)
+        expected = self.plan.input_shape
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(
                 f"images have shape {images.shape}, expected"
@@ -35,7 +39,7 @@ class TargetNetwork(nn.Module):
             )
         values = [images]
         for call in self.plan.calls:
-            block = call.block.clone(name=call.name, parent=self)
+            block = call.block.clone(name=call.name, parent=self, operations=self.operations)
             inputs = [values[index] for index in call.inputs]
             if isinstance(call.block, BatchNorm):
                 values.append(block(*inputs, use_running_average=use_running_average))

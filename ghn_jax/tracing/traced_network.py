@@ -5,11 +5,13 @@ import dataclasses
 import gc
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.extend import core
 
 from ghn_jax.graphs import ArchGraph
-from ghn_jax.targets.operations import native_operations
+from ghn_jax.targets.operations import NATIVE
+from ghn_jax.targets.spelling import has_operations
 from ghn_jax.tracing import rules  # noqa: F401 (fills the table of rules)
 from ghn_jax.tracing.builder import NO_USE, GraphBuilder
 from ghn_jax.tracing.frontends import Network, describe
@@ -67,7 +69,7 @@ def trace(
     """
     key = jax.random.key(0) if key is None else key
     shapes = jax.tree.map(_as_batch, images)
-    with native_operations(), _batch_in_errors(), _without_collector():
+    with nn.intercept_methods(_natively), _batch_in_errors(), _without_collector():
         network = describe(model, shapes, key, call_arguments)
         traced = _read_initialiser(network, num_classes, max_distance)
         if traced is None:
@@ -84,6 +86,20 @@ def _as_batch(x):
     if not getattr(x, "shape", ()):
         raise ValueError(f"images has a leaf {x!r}, expected arrays with a batch axis")
     return jax.ShapeDtypeStruct((_BATCH_SIZE, *x.shape[1:]), x.dtype)
+
+
+def _natively(next_method, args, kwargs, context):
+    """Read a module of ours, however deep within another, as the operations that its graph has."""
+    module = context.module
+    if not has_operations(module):
+        return next_method(*args, **kwargs)
+    # Flax freezes modules. This one may be the caller's own, bound to variables.
+    chosen = module.operations
+    object.__setattr__(module, "operations", NATIVE)
+    try:
+        return next_method(*args, **kwargs)
+    finally:
+        object.__setattr__(module, "operations", chosen)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from ghn_jax.hypernetworks import ghn2
 from ghn_jax.hypernetworks.cutting import DeviceCutting, HostCutting, create_cutting
 from ghn_jax.hypernetworks.model import Hypernetwork
 from ghn_jax.hypernetworks.predictor import Predictor
-from ghn_jax.hypernetworks.preparation import TensorGroup, prepare_graphs
+from ghn_jax.hypernetworks.preparation import Preparation, TensorGroup
 from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.programs.table import ProgramTable
 from ghn_jax.sampling import ArchitectureStream, SpaceConfig
@@ -21,6 +21,7 @@ from ghn_jax.targets.plan import lower
 
 CONFIG = ghn2(hidden_size=8, max_shape=(8, 8, 7, 7))
 GHN = Hypernetwork(CONFIG)
+VECTORS = GHN.create_decoders()["vectors"]
 SPACE = SpaceConfig(widths=(8, 16), fc_sizes=(8, 24), image_size=8)
 
 
@@ -58,7 +59,7 @@ def draw_gradients(graphs, seed=0):
 @functools.cache
 def drawn_tiles():
     """Graphs prepared, tiles of every kind, drawn."""
-    prepared = prepare_graphs(CONFIG, sampled_graphs())
+    prepared = Preparation(GHN)(sampled_graphs())
     rng, decode = np.random.default_rng(0), functools.partial(GHN.apply, method="decode")
     embeddings = jax.ShapeDtypeStruct((prepared.batch.primitive.size, 8), np.float32)
     likes = jax.eval_shape(decode, {"params": ghn_params()}, embeddings, prepared.requests)
@@ -108,7 +109,7 @@ def test_gradients_are_those_of_the_host(left_out):
 
 def test_gradients_by_hand():
     # Two vectors of three channels from tiles of two: the first channel counts twice.
-    group = TensorGroup((3,), "bias", 10.0, [(0, 0), (1, 0)], [2, 0])
+    group = TensorGroup((3,), "bias", 10.0, VECTORS, [(0, 0), (1, 0)], [2, 0])
     tiles = jax.numpy.arange(12, dtype=np.float32).reshape(3, 2, 2)
     device = DeviceCutting(ProgramTable())
     cut = dict(device.cut(tiles, [group]))
@@ -124,7 +125,7 @@ def test_gradients_by_hand():
 
 
 def test_what_is_not_finite_stays_where_it_is():
-    group = TensorGroup((2,), "scale", 1.0, [(0, 0), (1, 0), (2, 0)], [0, 1, 2])
+    group = TensorGroup((2,), "scale", 1.0, VECTORS, [(0, 0), (1, 0), (2, 0)], [0, 1, 2])
     grads = [[np.full(2, value, np.float32)] for value in (np.nan, 1.0, 2.0)]
     device = DeviceCutting(ProgramTable())
     found = device.tile_gradients(jax.numpy.zeros((4, 2, 2)), [group], grads)
@@ -183,7 +184,8 @@ def test_numbers_of_tensors_are_padded_to_powers_of_two():
     tiles = jax.numpy.zeros((4, 2, 2))
     for num in range(1, 33):
         places = [(0, index) for index in range(num)]
-        group = TensorGroup((2,), "scale", 1.0, places, [index % 4 for index in range(num)])
+        rows = [index % 4 for index in range(num)]
+        group = TensorGroup((2,), "scale", 1.0, VECTORS, places, rows)
         assert [place for place, _ in device.cut(tiles, [group])] == places
         device.tile_gradients(tiles, [group], [[np.ones(2, np.float32)] * num])
     # For 1, 2, 4, 8, 16 and 32 tensors one each way, and the zeros.

@@ -1,4 +1,4 @@
-"""Every CPU implementation equals the native one, in values and gradients; cases by hand.
+"""Every spelling of an operation equals the native one, in values and gradients; cases by hand.
 
 In float64, where no relu or maximum flips on rounding and tolerances can be tight.
 """
@@ -13,7 +13,7 @@ from jax import lax
 from plain_composition import jit
 
 from ghn_jax.targets import operations
-from ghn_jax.targets.cpu import attention, convolution, normalization
+from ghn_jax.targets.cpu import attention, convolution, normalization, pooling
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -42,14 +42,16 @@ def with_gradients(fn, *arguments):
     return value, *pull_back(cotangent)
 
 
-def assert_same_functions(pairs, *arguments):
-    """Each pair of functions agrees; all are one program, since compiling takes the time."""
-    fns = [fn for pair in pairs for fn in pair]
-    results = jit(lambda *args: [with_gradients(fn, *args) for fn in fns])(*arguments)
-    for actual, expected in zip(results[::2], results[1::2], strict=True):
-        for a, e in zip(actual, expected, strict=True):
-            assert a.dtype == e.dtype == jnp.float64
-            np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-10)
+def assert_same_functions(groups, *arguments):
+    """The functions of each tuple agree; all are one program, since compiling takes the time."""
+    results = jit(lambda *args: [[with_gradients(fn, *args) for fn in fns] for fns in groups])(
+        *arguments
+    )
+    for *others, expected in results:
+        for actual in others:
+            for a, e in zip(actual, expected, strict=True):
+                assert a.dtype == e.dtype == jnp.float64
+                np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-10)
 
 
 # Sides of 1, 4, 8 and 9: images of at most 4 and 16 pixels are computed in other ways.
@@ -62,7 +64,12 @@ def test_convolve_equals_native(x64, kernel_size, image_size):
     pairs = [
         tuple(
             functools.partial(fn, stride=stride, activate=activate)
-            for fn in (operations.convolve, native_convolution)
+            for fn in (
+                convolution.convolve,
+                convolution.convolve_with_adjoint,
+                operations.convolve,
+                native_convolution,
+            )
         )
         for stride in strides
         for activate in (False, True)
@@ -92,8 +99,13 @@ def test_depthwise_equals_native(x64, monkeypatch, kernel_size, image_size, batc
     kernel = normal(1, kernel_size, kernel_size, 1, 4)
     pairs = [
         (
-            functools.partial(
-                operations.convolve_depthwise, stride=stride, dilation=dilation, activate=activate
+            *(
+                functools.partial(fn, stride=stride, dilation=dilation, activate=activate)
+                for fn in (
+                    convolution.convolve_depthwise,
+                    convolution.convolve_depthwise_with_adjoint,
+                    operations.convolve_depthwise,
+                )
             ),
             functools.partial(
                 native_convolution,
@@ -115,27 +127,30 @@ def test_max_pool_equals_native(x64, image_size):
     # Three levels below zero, which padding must not beat: most windows hold their maximum twice.
     levels = np.random.default_rng(0).integers(-3, 0, (4, image_size, image_size + 1, 3))
     pairs = [
-        (
-            functools.partial(operations.max_pool, stride=stride),
-            functools.partial(operations._pool, init=-jnp.inf, reduce_fn=lax.max, stride=stride),
+        tuple(
+            functools.partial(fn, stride=stride)
+            for fn in (pooling.max_pool, pooling.max_pool_with_adjoint, operations.max_pool)
         )
         for stride in (1, 2)
     ]
     assert_same_functions(pairs, jnp.asarray(levels, jnp.float64))
 
 
-def test_pools_by_hand():
+@pytest.mark.parametrize(
+    "max_pool", [operations.max_pool, pooling.max_pool, pooling.max_pool_with_adjoint]
+)
+def test_pools_by_hand(max_pool):
     x = jnp.arange(9.0).reshape(1, 3, 3, 1)
     # The window of the top left pixel holds 0, 1, 3, 4 and five pixels of padding.
-    assert operations.max_pool(x, 1)[0, 0, 0, 0] == 4
+    assert max_pool(x, 1)[0, 0, 0, 0] == 4
     assert operations.average_pool(x, 1)[0, 0, 0, 0] == 2
-    np.testing.assert_array_equal(operations.max_pool(x, 2)[0, :, :, 0], [[4, 5], [7, 8]])
+    np.testing.assert_array_equal(max_pool(x, 2)[0, :, :, 0], [[4, 5], [7, 8]])
     np.testing.assert_array_equal(operations.average_pool(x, 2)[0, :, :, 0], [[2, 3], [5, 6]])
     # 4 is the maximum of one window, 5 and 7 of two each, 8 of the other four.
-    gradient = jax.grad(lambda x: operations.max_pool(x, 1).sum())(x)[0, :, :, 0]
+    gradient = jax.grad(lambda x: max_pool(x, 1).sum())(x)[0, :, :, 0]
     np.testing.assert_array_equal(gradient, [[0, 0, 0], [0, 1, 2], [0, 2, 4]])
     # On ties the first pixel of each window takes it.
-    gradient = jax.grad(lambda x: operations.max_pool(x, 1).sum())(jnp.zeros((1, 2, 2, 1)))
+    gradient = jax.grad(lambda x: max_pool(x, 1).sum())(jnp.zeros((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[4, 0], [0, 0]])
 
 
@@ -148,16 +163,20 @@ def test_batch_norm_equals_its_formula(x64):
         )
 
     x = 3 * normal(0, 4, 5, 6, 7) + 10
-    norm = functools.partial(normalization.batch_norm, epsilon=1e-5)
-    assert_same_functions([(lambda *a: norm(*a), formula)], x, normal(1, 7), normal(2, 7))
+    norms = (operations.batch_norm, normalization.batch_norm_with_adjoint)
+    norms = [lambda *a, fn=fn: fn(*a, 1e-5) for fn in norms]
+    assert_same_functions([(*norms, formula)], x, normal(1, 7), normal(2, 7))
 
 
-def test_batch_norm_of_half_precision_has_float32_statistics():
+@pytest.mark.parametrize(
+    "batch_norm", [operations.batch_norm, normalization.batch_norm_with_adjoint]
+)
+def test_batch_norm_of_half_precision_has_float32_statistics(batch_norm):
     # Around 1000, bfloat16 steps by 4: sums of a thousand values would lose all digits.
     x = jnp.asarray(np.random.default_rng(0).standard_normal((16, 8, 8, 2)) * 50 + 1000)
     x = x.astype(jnp.bfloat16)
     scale, bias = jnp.ones(2), jnp.zeros(2)
-    y = normalization.batch_norm(x, scale, bias, 1e-5)
+    y = batch_norm(x, scale, bias, 1e-5)
     exact = np.asarray(x.astype(jnp.float32), np.float64)
     exact = (exact - exact.mean((0, 1, 2))) / exact.std((0, 1, 2))
     assert y.dtype == jnp.bfloat16
@@ -173,7 +192,8 @@ def test_attention_equals_its_formula(x64):
 
     # Large logits: their exponentials would overflow were the row's maximum not subtracted.
     x = 30 * normal(0, 2, 9, 60)
-    assert_same_functions([(lambda x: attention.attend(x, 4), formula)], x)
+    attentions = (operations.attend, attention.attend_with_adjoint)
+    assert_same_functions([(*(lambda x, fn=fn: fn(x, 4) for fn in attentions), formula)], x)
 
 
 def test_shifted_windows_by_hand():

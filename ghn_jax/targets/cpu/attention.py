@@ -12,33 +12,27 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ghn_jax.targets.operations import merge_heads, split_heads
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def attend(qkv: jax.Array, num_heads: int) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v for every head.
-
-    Args:
-        qkv: (B, T, 3 * num_heads * d): queries, keys, values, each head by head.
-        num_heads: Number of heads.
-
-    Returns:
-        (B, T, num_heads * d).
-    """
+def attend_with_adjoint(qkv: jax.Array, num_heads: int) -> jax.Array:
+    """Attend as `operations.attend`: (B, T, 3 heads d) -> (B, T, heads d)."""
     return _attend_fwd(qkv, num_heads)[0]
 
 
 def _attend_fwd(qkv, num_heads):
-    query, key, value = _split(qkv, num_heads)
+    query, key, value = split_heads(qkv, num_heads)
     logits = jnp.matmul(query, _transpose(key)) * _scale(query)  # (B, heads, T, T)
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     y = jnp.matmul(weights, value) / total
-    return _merge(y), (qkv, weights, total, y)
+    return merge_heads(y), (qkv, weights, total, y)
 
 
 def _attend_bwd(num_heads, residuals, dy):
     qkv, weights, total, y = residuals
-    query, key, value = _split(qkv, num_heads)
+    query, key, value = split_heads(qkv, num_heads)
     dy = jnp.swapaxes(dy.reshape(*dy.shape[:2], num_heads, -1), 1, 2)  # (B, heads, T, d)
     dy = dy / total
     # Of a softmax: d_logits = p * (dp - sum(p dp)), and the sum is that of y dy.
@@ -55,17 +49,7 @@ def _attend_bwd(num_heads, residuals, dy):
     return (jnp.transpose(d_qkv, (1, 3, 0, 2, 4)).reshape(qkv.shape),)
 
 
-attend.defvjp(_attend_fwd, _attend_bwd)
-
-
-def _split(qkv, num_heads):
-    """(B, T, 3 heads d) -> three arrays (B, heads, T, d)."""
-    batch, tokens, _ = qkv.shape
-    return jnp.transpose(qkv.reshape(batch, tokens, 3, num_heads, -1), (2, 0, 3, 1, 4))
-
-
-def _merge(y):
-    return jnp.swapaxes(y, 1, 2).reshape(y.shape[0], y.shape[2], -1)
+attend_with_adjoint.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _transpose(x):

@@ -11,8 +11,8 @@ Which one is fast was measured (`benchmarks/ops.py`; 2 cores, batch 64, 32 pixel
 - Kernels about as large as the image: one product with the dense matrix of the linear map.
 - Depthwise: the sum of products of shifted images, 60 times faster than `feature_group_count`.
 
-A relu before a convolution is part of its gradient here, so that only the operation's input is kept
-for the backward pass. Images are (B, H, W, C), kernels (H, W, I, O).
+With an adjoint, a relu before a convolution is part of its gradient, so that only the operation's
+input is kept for the backward pass. Images are (B, H, W, C), kernels (H, W, I, O).
 """
 
 import functools
@@ -23,19 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ghn_jax.targets import operations
+from ghn_jax.targets.operations import IMAGE_LAYOUT, output_size
+
 _CACHED_ELEMENTS = 2**15
-IMAGE_LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-
-def output_size(size: int, stride: int) -> int:
-    """Number of output pixels of a "same"-padded operation with an odd kernel along one axis."""
-    return (size - 1) // stride + 1
-
-
-def convolve_natively(x: jax.Array, kernel: jax.Array, stride: tuple[int, int]) -> jax.Array:
-    """XLA's convolution, padded by half the kernel."""
-    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
-    return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=IMAGE_LAYOUT)
 
 
 def multiply_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -44,31 +35,31 @@ def multiply_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve_on_cpu(
-    x: jax.Array, kernel: jax.Array, stride: tuple[int, int], activate: bool
-) -> jax.Array:
-    """Convolve x, or relu(x) where `activate`; see the module's docstring."""
+def convolve(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], activate: bool) -> jax.Array:
+    """Convolve x, or relu(x) where `activate`, as `operations.convolve`."""
     x = jax.nn.relu(x) if activate else x
     return _choose(x.shape, kernel.shape, stride)(x, kernel, stride)
 
 
+convolve_with_adjoint = jax.custom_vjp(convolve, nondiff_argnums=(2, 3))
+
+
 def _convolve_fwd(x, kernel, stride, activate):
-    return convolve_on_cpu(x, kernel, stride, activate), (x, kernel)
+    return convolve(x, kernel, stride, activate), (x, kernel)
 
 
 def _convolve_bwd(stride, activate, residuals, dy):
     x, kernel = residuals
     active = jax.nn.relu(x) if activate else x
-    convolve = _choose(x.shape, kernel.shape, stride)
-    _, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), active, kernel)
+    convolve_fn = _choose(x.shape, kernel.shape, stride)
+    _, pull_back = jax.vjp(lambda x, kernel: convolve_fn(x, kernel, stride), active, kernel)
     dx, d_kernel = pull_back(dy)
-    if convolve is convolve_natively and max(stride) > 1:
+    if convolve_fn is operations.convolve and max(stride) > 1:
         dx = input_gradient_by_parity(dy, kernel, stride, x.shape)
     return _mask(dx, x, activate), d_kernel
 
 
-convolve_on_cpu.defvjp(_convolve_fwd, _convolve_bwd)
+convolve_with_adjoint.defvjp(_convolve_fwd, _convolve_bwd)
 
 
 def _mask(dx, x, activate):
@@ -83,7 +74,7 @@ def _choose(image_shape, kernel_shape, stride):
         return convolve_by_patches
     if pixels <= 16 and kernel_size >= 5:
         return convolve_by_dense_matrix
-    return convolve_natively
+    return operations.convolve
 
 
 def convolve_pixels(x, kernel, stride):
@@ -181,17 +172,19 @@ def _interleave(parts, axis, size):
     return lax.slice_in_dim(stacked, 0, size, axis=axis)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def convolve_depthwise_on_cpu(
+def convolve_depthwise(
     x: jax.Array, kernel: jax.Array, stride: int, dilation: int, activate: bool
 ) -> jax.Array:
-    """Convolve each channel of x, or of relu(x), with its own kernel (kh, kw, 1, C)."""
+    """Convolve each channel of x, or of relu(x), as `operations.convolve_depthwise`."""
     x = jax.nn.relu(x) if activate else x
     return _sum_shifted_products(x, kernel, stride, dilation)
 
 
+convolve_depthwise_with_adjoint = jax.custom_vjp(convolve_depthwise, nondiff_argnums=(2, 3, 4))
+
+
 def _depthwise_fwd(x, kernel, stride, dilation, activate):
-    return convolve_depthwise_on_cpu(x, kernel, stride, dilation, activate), (x, kernel)
+    return convolve_depthwise(x, kernel, stride, dilation, activate), (x, kernel)
 
 
 def _depthwise_bwd(stride, dilation, activate, residuals, dy):
@@ -203,7 +196,7 @@ def _depthwise_bwd(stride, dilation, activate, residuals, dy):
     return _mask(dx, x, activate), d_kernel.reshape(kernel.shape)
 
 
-convolve_depthwise_on_cpu.defvjp(_depthwise_fwd, _depthwise_bwd)
+convolve_depthwise_with_adjoint.defvjp(_depthwise_fwd, _depthwise_bwd)
 
 
 def _sum_shifted_products(x, kernel, stride, dilation):

@@ -10,45 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ghn_jax.targets.operations import as_row, moments, promote
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """Normalise every channel over all other axes.
-
-    Args:
-        x: (..., C).
-        scale: (C,), float32 at least.
-        bias: (C,), of the type of the scale.
-        epsilon: Added to the variance.
-
-    Returns:
-        An array like x.
-    """
+def batch_norm_with_adjoint(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    """Normalise as `operations.batch_norm`: (..., C), (C,), (C,) -> (..., C)."""
     return _batch_norm_fwd(x, scale, bias, epsilon)[0]
-
-
-def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and (biased) variance of every channel, (C,) each, in two passes, float32 at least."""
-    x = _promote(x)
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axis=axes)
-    return mean, jnp.mean(jnp.square(x - as_row(mean, x.ndim)), axis=axes)
-
-
-def as_row(vector: jax.Array, ndim: int) -> jax.Array:
-    """(C,) -> (1, ..., 1, C)."""
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
-
-
-def _promote(x):
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 def _batch_norm_fwd(x, scale, bias, epsilon):
     mean, var = moments(x)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
-    y = _promote(x) * as_row(factor, x.ndim) + as_row(bias - mean * factor, x.ndim)
+    y = promote(x) * as_row(factor, x.ndim) + as_row(bias - mean * factor, x.ndim)
     return y.astype(x.dtype), (x, scale, mean, inverse)
 
 
@@ -56,7 +33,7 @@ def _batch_norm_bwd(epsilon, residuals, dy):
     x, scale, mean, inverse = residuals
     dtype, ndim = x.dtype, x.ndim
     axes, count = tuple(range(ndim - 1)), x.size // x.shape[-1]
-    dy, centred = _promote(dy), _promote(x) - as_row(mean, ndim)
+    dy, centred = promote(dy), promote(x) - as_row(mean, ndim)
     d_bias = jnp.sum(dy, axis=axes)
     d_scale = jnp.sum(dy * centred, axis=axes) * inverse
     # dx = scale / sigma * (dy - mean(dy) - x_hat mean(dy x_hat))
@@ -67,4 +44,4 @@ def _batch_norm_bwd(epsilon, residuals, dy):
     return dx.astype(dtype), d_scale, d_bias
 
 
-batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
+batch_norm_with_adjoint.defvjp(_batch_norm_fwd, _batch_norm_bwd)

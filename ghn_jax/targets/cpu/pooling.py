@@ -2,9 +2,9 @@
 
 XLA's gradient of a window's maximum searches every window again, pixel by pixel: 25 to 170 ms where
 the operation itself takes 1 (2 cores, batch 64). A maximum over a 3x3 window is one over the
-columns of three maxima over the rows, so here the forward pass also notes which of three was taken,
-twice, as bytes, and the gradient is six masked shifts. On ties the first pixel of a window, row by
-row, takes the gradient, as in XLA and PyTorch.
+columns of three maxima over the rows: six choices between shifted images, whose gradient is six
+masked shifts. With the adjoint, which of three was taken is noted as a byte, twice. On ties the
+first pixel of a window, row by row, takes the gradient, as in XLA and PyTorch.
 """
 
 import functools
@@ -13,13 +13,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ghn_jax.targets import operations
+
+
+def max_pool(x: jax.Array, stride: int) -> jax.Array:
+    """Maxima over 3x3 windows, padded by one: (B, H, W, C) -> (B, H / s, W / s, C)."""
+    return _largest_of_three(_largest_of_three(x, 2, stride), 1, stride)
+
+
+def _largest_of_three(x, axis, stride):
+    """Maxima of three neighbours along an axis; chosen, so that a gradient goes to the first."""
+    first, second, third = _neighbours(x, axis, stride)
+    best = jnp.where(second > first, second, first)
+    return jnp.where(third > best, third, best)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def max_pool_3x3(x: jax.Array, stride: int) -> jax.Array:
-    """Maxima over 3x3 windows, padded by one: (B, H, W, C) -> (B, H / s, W / s, C)."""
-    window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
-    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return lax.reduce_window(x, _lowest(x), lax.max, window, strides, padding)
+def max_pool_with_adjoint(x: jax.Array, stride: int) -> jax.Array:
+    """Maxima as of `max_pool`."""
+    return operations.max_pool(x, stride)
 
 
 def _max_pool_fwd(x, stride):
@@ -35,11 +47,7 @@ def _max_pool_bwd(stride, residuals, dy):
     return (_place(d_rows, column, 2, stride, empty.shape[2]),)
 
 
-max_pool_3x3.defvjp(_max_pool_fwd, _max_pool_bwd)
-
-
-def _lowest(x):
-    return jnp.array(-jnp.inf, x.dtype)
+max_pool_with_adjoint.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
 def _first_of_three(x, axis, stride):
