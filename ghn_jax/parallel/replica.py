@@ -4,11 +4,13 @@ In: the GHN's parameters on the device, architectures, images. Out: the sum over
 of the gradients of the GHN's parameters, on the device, and a loss for each.
 """
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.engine.blockwise import BlockwiseEngine, LossAndGrads
@@ -77,7 +79,7 @@ class Replica:
         self.engine = engine
         self.parameter_terms = parameter_terms
 
-    def run(
+    def loss_and_grads(
         self,
         ghn_params: PyTree,
         work: Work,
@@ -99,7 +101,7 @@ class Replica:
             jax.errors.JaxRuntimeError: If a single architecture needs more memory than there is.
         """
         try:
-            return self._run(ghn_params, work, batch, dropout_keys)
+            return self._compute_all(ghn_params, work, batch, dropout_keys)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error) or len(work.plans) == 1:
                 raise
@@ -114,10 +116,17 @@ class Replica:
             keys = None if dropout_keys is None else dropout_keys[part]
             capacity = -(-work.capacity // 2)
             parts = Work(work.positions[part], work.plans[part], work.graphs[part], capacity)
-            results.append(self.run(ghn_params, parts, batch, keys))
+            results.append(self.loss_and_grads(ghn_params, parts, batch, keys))
         return _join(*results)
 
-    def _run(self, ghn_params, work, batch, dropout_keys) -> ReplicaResult:
+    def _compute_all(
+        self,
+        ghn_params: PyTree,
+        work: Work,
+        batch: Batch,
+        dropout_keys: Sequence[jax.Array] | None,
+    ) -> ReplicaResult:
+        """All architectures at the same time."""
         clock = Clock()
         prepared = self.predictor.prepare(work.graphs, work.capacity)
         target_params, pull_back = self.predictor.predict_with_pull_back(ghn_params, prepared)
@@ -131,8 +140,9 @@ class Replica:
             ]
         losses = np.array([float(result.loss) for result in results], np.float32)
         finite = np.isfinite(losses)
-        for index in np.flatnonzero(finite):
-            finite[index] = all(np.isfinite(np.asarray(g)).all() for g in results[index].grads)
+        are_finite = _are_finite_on_host if self.device.platform == "cpu" else _are_finite_on_device
+        places = np.flatnonzero(finite)
+        finite[places] = are_finite([results[place].grads for place in places])
         clock.lap("targets")
         grads = None
         if finite.any():
@@ -151,6 +161,22 @@ def _add_term(term: tuple[Any, list[Any]], result: LossAndGrads) -> LossAndGrads
 def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
     """Whether a device had too little memory: the status code begins the text, JAX has no class."""
     return str(error).startswith("RESOURCE_EXHAUSTED")
+
+
+def _are_finite_on_host(grads: Sequence[Sequence[jax.Array]]) -> list[bool]:
+    """Whether all gradients of each architecture are finite."""
+    return [all(np.isfinite(np.asarray(array)).all() for array in arrays) for arrays in grads]
+
+
+def _are_finite_on_device(grads: Sequence[Sequence[jax.Array]]) -> list[bool]:
+    """The same where gradients live: one bit of each architecture is fetched, all at the end."""
+    bits = [functools.reduce(_stays_finite, arrays, np.bool_(True)) for arrays in grads]
+    return [bool(bit) for bit in jax.device_get(bits)]
+
+
+@jax.jit  # one short program for each shape of a tensor
+def _stays_finite(finite: jax.Array, array: jax.Array) -> jax.Array:
+    return finite & jnp.isfinite(array).all()
 
 
 def _join(one: ReplicaResult, other: ReplicaResult) -> ReplicaResult:

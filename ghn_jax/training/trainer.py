@@ -232,14 +232,14 @@ class Trainer:
         """
         keys = self._dropout_keys(state, len(meta_batch.indices))
 
-        def run(replica: Replica, work: Work | None) -> ReplicaResult | None:
+        def compute(replica: Replica, work: Work | None) -> ReplicaResult | None:
             if work is None:
                 return None
             ghn_params = local_copy(state.ghn_params, replica.device)
             own_keys = None if keys is None else [keys[i] for i in work.positions]
-            return replica.run(ghn_params, work, batch, own_keys)
+            return replica.loss_and_grads(ghn_params, work, batch, own_keys)
 
-        results = list(self._threads.map(run, self.replicas, meta_batch.work))
+        results = list(self._threads.map(compute, self.replicas, meta_batch.work))
         start = time.perf_counter()
         positions = [work.positions if work else () for work in meta_batch.work]
         ghn_params, opt_state, totals = self._update(
