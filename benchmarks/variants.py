@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ghn_jax.cli.config_dict import build_config
-from ghn_jax.evaluation.report import evaluate_splits
+from ghn_jax.evaluation.training_run import evaluate_run
 from ghn_jax.hypernetworks import GHNConfig, ghn1, ghn2, mlp
 from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.training.config import ExperimentConfig
@@ -34,7 +34,9 @@ def variant_config(base: ExperimentConfig, name: str, seed: int, threads: int) -
     }
     ghn: GHNConfig = VARIANTS[name](**sizes)
     training = dataclasses.replace(base.training, seed=seed, num_threads=threads)
-    evaluation = dataclasses.replace(base.evaluation, splits=(("test", 100),))
+    evaluation = dataclasses.replace(
+        base.evaluation, splits=(("test", 100),), image_split="test", with_random=False
+    )
     return dataclasses.replace(base, ghn=ghn, training=training, evaluation=evaluation)
 
 
@@ -44,16 +46,7 @@ def run_variant(config: ExperimentConfig, workdir: Path, targets: ProgramCache) 
     start = time.perf_counter()
     trainer, state = train(config, workdir, trainer=trainer)
     print(f"{workdir.name}: {time.perf_counter() - start:.0f} s of training", flush=True)
-    evaluate_splits(
-        trainer.predictor,
-        trainer.engine,
-        trainer.dataset,
-        trainer.local_params(state),
-        config,
-        splits=config.evaluation.splits,
-        image_split="test",
-        folder=workdir / "evaluation",
-    )
+    evaluate_run(trainer, state, config.evaluation, workdir / "evaluation")
 
 
 def main() -> None:

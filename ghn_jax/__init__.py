@@ -19,12 +19,15 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers
     from ghn_jax.architectures import ResNet as ResNet
     from ghn_jax.data import load_dataset as load_dataset
     from ghn_jax.drawing import draw as draw
+    from ghn_jax.hypernetworks import Decoder as Decoder
     from ghn_jax.hypernetworks import GHNConfig as GHNConfig
     from ghn_jax.hypernetworks import Hypernetwork as Hypernetwork
     from ghn_jax.hypernetworks import ghn1 as ghn1
     from ghn_jax.hypernetworks import ghn2 as ghn2
     from ghn_jax.hypernetworks import mlp as mlp
     from ghn_jax.hypernetworks import predict_parameters as predict_parameters
+    from ghn_jax.hypernetworks import register_decoder as register_decoder
+    from ghn_jax.hypernetworks import register_message_passing as register_message_passing
     from ghn_jax.pretrained import GHN as GHN
     from ghn_jax.pretrained import Prediction as Prediction
     from ghn_jax.pretrained import load as load
@@ -38,6 +41,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers
 # Imported on first use: `import ghn_jax` alone should not take seconds.
 _EXPORTS = {
     "Architecture": "ghn_jax.architectures",
+    "Decoder": "ghn_jax.hypernetworks",
     "GHN": "ghn_jax.pretrained",
     "GHNConfig": "ghn_jax.hypernetworks",
     "Genotype": "ghn_jax.architectures",
@@ -54,6 +58,8 @@ _EXPORTS = {
     "load_dataset": "ghn_jax.data",
     "mlp": "ghn_jax.hypernetworks",
     "predict_parameters": "ghn_jax.hypernetworks",
+    "register_decoder": "ghn_jax.hypernetworks",
+    "register_message_passing": "ghn_jax.hypernetworks",
     "register_rule": "ghn_jax.tracing",
     "sample_architecture": "ghn_jax.sampling",
     "trace": "ghn_jax.tracing",

@@ -195,7 +195,8 @@ class GHN:
         self, architecture: Architecture | ResNet, image_size: int | None
     ) -> Prediction:
         space = self.experiment.space
-        plan = lower(architecture, image_size or space.image_size, self.config.num_classes)
+        size = image_size or space.image_size
+        plan = lower(architecture, size, self.config.num_classes, space.num_channels)
         return self.predict_plan(plan, build_graph(plan, self.config.virtual_edges))
 
     def predict_plan(self, plan: Plan, graph: ArchGraph) -> Prediction:

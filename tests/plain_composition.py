@@ -10,7 +10,7 @@ from ghn_jax.architectures import Architecture, Genotype
 from ghn_jax.graphs import GraphBatch
 from ghn_jax.hypernetworks.embedding import shape_vocabulary
 from ghn_jax.hypernetworks.model import Hypernetwork
-from ghn_jax.hypernetworks.tiling import request_key, tile_parameter
+from ghn_jax.hypernetworks.tiling import request_key, tile_parameter, tile_slices
 from ghn_jax.programs.cache import cpu_compiler_options
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import lower
@@ -25,7 +25,8 @@ def plain_inputs(config, graph):
         distance=graph.distance_matrix()[None],
         node_mask=np.ones((1, graph.num_nodes), bool),
     )
-    return batch, {request_key(tensor): np.arange(graph.num_nodes) for tensor in graph.tensors}
+    keys = {request_key(tensor.shape, tensor.role) for tensor in graph.tensors}
+    return batch, {key: np.arange(graph.num_nodes) for key in sorted(keys)}
 
 
 def compose(config, params, graph):
@@ -38,8 +39,9 @@ def compose(config, params, graph):
         if config.normalize_parameters and len(tensor.shape) > 1 and tensor.role != "position":
             no_relu = tensor.role == "depthwise" or tensor.shape[:2] == (1, 7)
             factor = math.sqrt((1 if no_relu else 2) / math.prod(tensor.shape[:-1]))
-        tile = tiles[request_key(tensor)][tensor.node]
-        arrays.append(tile_parameter(tile, tensor.shape, tensor.role, factor))
+        tile = tiles[request_key(tensor.shape, tensor.role)][tensor.node]
+        index = tile_slices(tile.shape, tensor.shape, tensor.role)
+        arrays.append(tile_parameter(tile, tensor.shape, index, factor))
     return arrays
 
 

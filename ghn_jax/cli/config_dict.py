@@ -27,14 +27,32 @@ def default_config(config_type: type[Any] = ExperimentConfig) -> ml_collections.
     The result refuses fields that do not exist and values of another type. Fields that may be None
     and are None still know their type.
     """
-    config = ml_collections.ConfigDict()
+    config = _Section()
     for field in iterate_fields(config_type):
-        section, _, name = field.name.rpartition(".")
-        if section and section not in config:
-            config[section] = ml_collections.ConfigDict()
+        *path, name = field.name.split(".")
+        section = config
+        for part in path:
+            if part not in section:
+                section[part] = _Section()
+            section = section[part]
         value = placeholder(_value_type(field.hint)) if field.default is None else field.default
-        (config[section] if section else config)[name] = value
+        section[name] = value
     return config.lock()
+
+
+class _Section(ml_collections.ConfigDict):
+    """A section in which a name alone stands for a part: `config.ghn.message_passing = "mlp"`."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        part = self.get(key)
+        if (
+            isinstance(value, str)
+            and isinstance(part, ml_collections.ConfigDict)
+            and "name" in part
+        ):
+            part["name"] = value
+        else:
+            super().__setitem__(key, value)
 
 
 def build_config(

@@ -24,6 +24,7 @@ from ghn_jax.configuration.conversion import iterate_fields
 from ghn_jax.configuration.validation import suggest
 from ghn_jax.extras import extra
 from ghn_jax.training.config import ExperimentConfig, describe_fields
+from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 
 with extra("train", "configs"):
     import ml_collections
@@ -40,8 +41,8 @@ def run(
     """Run a program that takes `--config` and `--workdir`, and exit.
 
     Mistakes on the command line or in the config end with one line on the standard error and exit
-    status 2, errors of the program with one line and exit status 1. `--help` lists every field of
-    the config.
+    status 2, errors of the program with one line and exit status 1; a run that was asked to stop
+    with status 75. `--help` lists every field of the config.
 
     Args:
         main: called with the config and the run's folder.
@@ -66,28 +67,50 @@ def run(
         except ValueError as error:
             fail(str(error))
         with errors_in_one_line(*errors):
-            main(config, workdir_flag.value)
+            try:
+                main(config, workdir_flag.value)
+            except InterruptedRunError as error:
+                fail(str(error), RESUME_STATUS)
 
     def parse(arguments: Sequence[str]) -> list[str]:
         check = functools.partial(check_arguments, config_type=config_type, kind=kind)
         help_text = _help_text(config_type, kind, flags_help(main.__module__))
         return parse_flags(main.__module__, arguments, check, help_text)
 
-    app.run(call_main, resolve_names(sys.argv if argv is None else argv), flags_parser=parse)
+    arguments = resolve_names(sys.argv if argv is None else argv, config_type)
+    app.run(call_main, arguments, flags_parser=parse)
 
 
 _CONFIG = re.compile(r"(--?config)(?:=(.*))?$", flags=re.DOTALL)
 
 
-def resolve_names(arguments: Sequence[str]) -> list[str]:
-    """Replace the names of packaged configs by the paths of their files: `--config digits`."""
+def resolve_names(arguments: Sequence[str], config_type: type[Any] = ExperimentConfig) -> list[str]:
+    """Replace names that stand for something longer.
+
+    Args:
+        arguments: the command line.
+        config_type: of the config.
+
+    Returns:
+        The command line with the path of the file for the name of a packaged config (`--config
+        digits`), and the field of the name for a part that has one
+        (`--config.ghn.message_passing=mlp`).
+    """
+    parts = {
+        field.name.removesuffix(".name")
+        for field in iterate_fields(config_type)
+        if field.name.endswith(".name")
+    }
     resolved: list[str] = []
     for argument in arguments:
         match = _CONFIG.match(argument)
+        part, equals, value = argument.partition("=")
         if match and match[2] is not None:
             argument = f"{match[1]}={_resolve(match[2])}"
         elif resolved and re.fullmatch("--?config", resolved[-1]):
             argument = _resolve(argument)
+        elif re.sub(r"^--?config\.", "", part) in parts:
+            argument = f"{part}.name{equals}{value}"
         resolved.append(argument)
     return resolved
 

@@ -18,21 +18,18 @@ from rich.table import Table
 
 import ghn_jax
 from ghn_jax.cli.command_line import run_program
+from ghn_jax.cli.network_flags import define_deepnets_flag, define_ghn_flag
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.config import INITS
 from ghn_jax.finetune.diagnosis import diagnose, draw_diagnosis
 from ghn_jax.finetune.initialization import NetworkInitializer
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "ghn",
-    None,
-    "Work directory of training, the name of a packaged GHN (digits), or an official .pt file.",
-)
+define_ghn_flag()
 flags.DEFINE_string(
     "architecture", None, "Network, as finetune takes it: small_resnet, resnet50, val/3."
 )
-flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+define_deepnets_flag()
 flags.DEFINE_string("out", None, "Image to write: .png, .svg or .pdf.")
 flags.DEFINE_list("init", list(INITS), "Initialisations to draw.")
 flags.DEFINE_integer("first_layer", 1, "First layer that is post-processed.", lower_bound=1)

@@ -19,6 +19,7 @@ from absl import flags
 
 from ghn_jax.architectures import VIT, Architecture, ResNet
 from ghn_jax.cli.command_line import run_program
+from ghn_jax.cli.network_flags import define_deepnets_flag
 from ghn_jax.drawing import draw
 from ghn_jax.evaluation.architecture_specs import (
     is_factory,
@@ -36,7 +37,7 @@ from ghn_jax.tracing import make_report, trace
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("architecture", None, "Name of a model, SPLIT/INDEX, or MODULE:FACTORY.")
-flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+define_deepnets_flag()
 flags.DEFINE_string("out", None, "File to draw to: .svg, .pdf or .png.")
 flags.DEFINE_integer("image_size", 224, "Height and width of the images, pixels.", lower_bound=1)
 flags.DEFINE_integer("num_classes", 1000, "Width of the output of named networks.", lower_bound=1)

@@ -17,10 +17,13 @@ from absl import flags
 
 import ghn_jax
 from ghn_jax.cli.command_line import run_program
+from ghn_jax.cli.network_flags import define_ghn_flag
 from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator, evaluate_splits
 from ghn_jax.evaluation.image_files import read_labelled_images
-from ghn_jax.evaluation.report import evaluate_splits
+from ghn_jax.evaluation.report import report_splits
+from ghn_jax.evaluation.splits import open_splits
 from ghn_jax.interop.locations import CHECKPOINTS, resolve
 from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.sampling import SPLITS
@@ -31,11 +34,7 @@ from ghn_jax.training.trainer import check_dataset
 ALL_SPLITS = ("test", "wide", "deep", "dense", "bnfree", PREDEFINED_SPLIT)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "ghn",
-    None,
-    "Work directory of training, the name of a packaged GHN (digits), or an official .pt file.",
-)
+define_ghn_flag()
 flags.DEFINE_enum(
     "split", "test", [*SPLITS, PREDEFINED_SPLIT, "all"], "Split of architectures, or all of them."
 )
@@ -97,22 +96,25 @@ def main() -> None:
     is_kept = not workdir.is_dir() or (workdir / "run").is_dir()
     if not FLAGS.workdir and (is_kept or workdir.is_relative_to(CHECKPOINTS)):
         workdir = Path.cwd()  # never into a checkpoint or the installed package
-    training = config.training
+    training, evaluation = config.training, config.evaluation
     engine = BlockwiseEngine(
         num_threads=training.num_threads, num_compile_threads=training.num_compile_threads
     )
-    evaluate_splits(
-        ghn.predictor,
-        engine,
-        dataset,
+    image_split = FLAGS.image_split
+    images = EvaluationImages(dataset, image_split, evaluation.batch_size, evaluation.max_images)
+    evaluator = Evaluator(ghn.predictor, engine, images, training.num_threads)
+    seed = evaluation.seed if FLAGS.seed is None else FLAGS.seed
+    numbers = [(split, FLAGS.num_architectures) for split in splits]
+    measured = evaluate_splits(
+        evaluator,
         ghn.ghn_params,
-        config,
-        splits=[(split, FLAGS.num_architectures) for split in splits],
-        image_split=FLAGS.image_split,
-        seed=FLAGS.seed,
-        with_random=FLAGS.random,
-        folder=workdir / "evaluation",
-        deepnets=FLAGS.deepnets,
+        open_splits(config, numbers, seed, FLAGS.deepnets),
+        seed if FLAGS.random else None,
+    )
+    report_splits(
+        measured,
+        f"{dataset.name}, {image_split} images, seed {seed}",
+        workdir / "evaluation",
         lists_architectures=True,
     )
 

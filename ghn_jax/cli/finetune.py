@@ -20,20 +20,15 @@ from rich.console import Console
 import ghn_jax
 from ghn_jax.cli import config_flags
 from ghn_jax.cli.command_line import fail
+from ghn_jax.cli.network_flags import define_deepnets_flag, define_ghn_flag
 from ghn_jax.data import load_dataset
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.comparison import Comparison
 from ghn_jax.finetune.comparison_report import rich_table
 from ghn_jax.finetune.config import FinetuneConfig
-from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "ghn",
-    None,
-    "Work directory of training, the name of a packaged GHN (digits), or an official .pt file; not"
-    " needed for --init=random.",
-)
+define_ghn_flag("; not needed for --init=random")
 flags.DEFINE_list(
     "architecture",
     None,
@@ -49,7 +44,7 @@ flags.DEFINE_string(
     "First layer that is post-processed, counted from 1, or auto: the first of the second half; by"
     " default the config's.",
 )
-flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+define_deepnets_flag()
 
 
 def main(config: FinetuneConfig, workdir: str) -> None:
@@ -65,10 +60,7 @@ def main(config: FinetuneConfig, workdir: str) -> None:
         spec: resolve_module(spec, dataset.image_size, dataset.num_classes, FLAGS.deepnets)
         for spec in FLAGS.architecture
     }
-    try:
-        rows = comparison.run(modules)
-    except InterruptedRunError as error:
-        fail(str(error), RESUME_STATUS)
+    rows = comparison.run(modules)
     Console().print(rich_table(rows))
     print(f"wrote {workdir}/table.md, {workdir}/results.json and {workdir}/curves.png")
 

@@ -25,6 +25,7 @@ from flax.traverse_util import flatten_dict
 import ghn_jax
 from ghn_jax.architectures import Architecture, ResNet
 from ghn_jax.cli.command_line import run_program
+from ghn_jax.cli.network_flags import define_deepnets_flag, define_ghn_flag
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.evaluation.architecture_specs import (
     is_factory,
@@ -44,17 +45,13 @@ from ghn_jax.targets.network import flatten_params
 from ghn_jax.targets.plan import Plan
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "ghn",
-    None,
-    "Work directory of training, the name of a packaged GHN (digits), or an official .pt file.",
-)
+define_ghn_flag()
 flags.DEFINE_string(
     "architecture",
     None,
     "Network: SPLIT/INDEX of a DeepNets-1M file (val/3), resnet50, vit, or package.module:factory.",
 )
-flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+define_deepnets_flag()
 flags.DEFINE_string(
     "images",
     None,

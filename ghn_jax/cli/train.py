@@ -8,6 +8,7 @@ each process has JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID i
 or is started by Slurm, Open MPI or on a TPU pod.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -15,11 +16,9 @@ from typing import NoReturn
 import jax
 
 from ghn_jax.cli import config_flags
-from ghn_jax.cli.command_line import fail
-from ghn_jax.evaluation.report import evaluate_splits
+from ghn_jax.evaluation.training_run import evaluate_run
 from ghn_jax.parallel.processes import connect_processes
 from ghn_jax.training.config import ExperimentConfig
-from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 from ghn_jax.training.loop import train
 from ghn_jax.training.skipping import TooManySkippedError
 from ghn_jax.training.trainer import Trainer, TrainState
@@ -29,35 +28,22 @@ from ghn_jax.training.workers import WorkerError
 def main(config: ExperimentConfig, workdir: str) -> None:
     """Train, then evaluate on the splits of `config.evaluation`."""
 
+    evaluation = config.evaluation
+    during = dataclasses.replace(
+        evaluation,
+        splits=(("val", evaluation.num_validation),),
+        image_split="validation",
+        with_random=False,
+    )
+
     def evaluate(trainer: Trainer, state: TrainState) -> dict[str, float]:
-        summaries = evaluate_splits(
-            trainer.predictor,
-            trainer.engine,
-            trainer.dataset,
-            trainer.local_params(state),
-            config,
-            splits=(("val", config.evaluation.num_validation),),
-            image_split="validation",
-        )
-        return {f"val/{name}": getattr(summaries[0], name) for name in ("top1_mean", "top5_mean")}
+        (summary,) = evaluate_run(trainer, state, during)
+        return {f"val/{name}": getattr(summary, name) for name in ("top1_mean", "top5_mean")}
 
     connect_processes()
-    try:
-        trainer, state = train(config, workdir, evaluate_fn=evaluate)
-    except InterruptedRunError as error:
-        fail(str(error), RESUME_STATUS)
-    if config.evaluation.splits and jax.process_index() == 0:
-        evaluate_splits(
-            trainer.predictor,
-            trainer.engine,
-            trainer.dataset,
-            trainer.local_params(state),
-            config,
-            splits=config.evaluation.splits,
-            image_split=config.evaluation.image_split,
-            with_random=config.evaluation.with_random,
-            folder=Path(workdir) / "evaluation",
-        )
+    trainer, state = train(config, workdir, evaluate_fn=evaluate)
+    if evaluation.splits and jax.process_index() == 0:
+        evaluate_run(trainer, state, evaluation, Path(workdir) / "evaluation")
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:

@@ -22,6 +22,7 @@ from absl import flags
 import ghn_jax
 from ghn_jax.cli import config_flags
 from ghn_jax.cli.command_line import fail
+from ghn_jax.cli.network_flags import define_deepnets_flag, define_ghn_flag
 from ghn_jax.data import load_dataset
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.config import NetworkConfig
@@ -30,7 +31,6 @@ from ghn_jax.finetune.iterations import describe, draw_iterations
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 from ghn_jax.finetune.regularized_network import RegularizedNetwork
 from ghn_jax.targets.network import TargetNetwork
-from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -40,8 +40,8 @@ flags.DEFINE_string(
     " file (val/3), resnet50, vit, or package.module:factory of a Flax module or an architecture,"
     " such as ghn_jax.architectures:darts.",
 )
-flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
-flags.DEFINE_string("ghn", None, "GHN whose prediction is compared with the training.")
+define_deepnets_flag()
+define_ghn_flag("; its prediction is compared with the training")
 
 
 def main(config: NetworkConfig, workdir: str) -> None:
@@ -70,10 +70,7 @@ def main(config: NetworkConfig, workdir: str) -> None:
     variables = jax.tree.map(np.asarray, dict(init(key)))
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     print(f"{num_parameters:,} parameters, {trainer.num_steps:,} steps", flush=True)
-    try:
-        result = trainer.run(variables, workdir=workdir)
-    except InterruptedRunError as error:
-        fail(str(error), RESUME_STATUS)
+    result = trainer.run(variables, workdir=workdir)
     print(f"validation  top-1 {100 * result.curve[-1].accuracy:.2f}%")
     print(f"test        top-1 {100 * trainer.evaluate(result.variables, 'test'):.2f}%", flush=True)
     if initializer is not None:

@@ -26,7 +26,8 @@ from absl import flags
 from ghn_jax.cli import config_flags
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.hypernetworks.predictor import Predictor
-from ghn_jax.programs.cache import Selection, enable_compilation_cache
+from ghn_jax.programs.cache import enable_compilation_cache
+from ghn_jax.programs.table import Selection
 from ghn_jax.targets.plan import Plan
 from ghn_jax.training.architecture_sources import create_source
 from ghn_jax.training.config import ExperimentConfig

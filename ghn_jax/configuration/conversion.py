@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from ghn_jax.configuration.validation import suggest
+from ghn_jax.configuration.variants import VariantConfig, parse_variant
 
 _T = TypeVar("_T")
 
@@ -27,7 +28,8 @@ def build_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "confi
 
     Args:
         cls: a dataclass type whose fields are int, float, str, bool, unions with None, tuples of
-            these, or dataclasses. Lists stand for tuples and an int for a float.
+            these, or dataclasses. Lists stand for tuples, an int for a float, and a name for the
+            config of a variant.
         values: field name -> value; fields that have a default may be missing.
         path: dotted path of `values`, the beginning of every name in an error.
 
@@ -62,6 +64,30 @@ def build_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "confi
         message = str(error)
         separator = "." if re.split(r"[ .\[]", message)[0] in fields else ": "
         raise ValueError(f"{path}{separator}{message}") from error
+
+
+def build_variant(part: type[VariantConfig], value: Any, path: str) -> Any:
+    """Build the config of a variant.
+
+    Args:
+        part: The config type of what it is a variant of.
+        value: A name, a mapping of a name and fields, or the config itself.
+        path: Of the value, the beginning of every name in an error.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: If there is no such variant, or it has no such field or value.
+    """
+    if isinstance(value, part):
+        return value
+    try:
+        config, values = parse_variant(part, value)
+    except ValueError as error:
+        separator = "." if str(error).startswith("name ") else " "
+        raise ValueError(f"{path}{separator}{error}") from error
+    return build_dataclass(config, values, path)
 
 
 def to_dictionary(value: Any) -> Any:
@@ -106,11 +132,15 @@ def iterate_fields(cls: type, prefix: str = "") -> Iterator[FieldDescription]:
     Raises:
         ValueError: if the docstring does not describe a field.
     """
-    hints = typing.get_type_hints(cls)
+    hints, missing = typing.get_type_hints(cls), dataclasses.MISSING
     sentences = _attribute_sentences(cls)
     for field in dataclasses.fields(cls):
         name = f"{prefix}{field.name}"
         hint = hints[field.name]
+        if _is_variant(hint):
+            default = field.default if field.default_factory is missing else field.default_factory()
+            yield from _iterate_variants(hint, f"{name}.", default.name, sentences.get(field.name))
+            continue
         if dataclasses.is_dataclass(hint):
             yield from iterate_fields(typing.cast(type, hint), f"{name}.")
             continue
@@ -119,10 +149,38 @@ def iterate_fields(cls: type, prefix: str = "") -> Iterator[FieldDescription]:
                 f"{cls.__name__}.{field.name} has no description, expected one in the Attributes"
                 " section of the class docstring"
             )
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
+        default = field.default if field.default_factory is missing else field.default_factory()
         yield FieldDescription(name, hint, default, sentences[field.name])
+
+
+def _is_variant(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, VariantConfig)
+
+
+def _iterate_variants(
+    part: type[VariantConfig], prefix: str, default: str, sentence: str | None
+) -> Iterator[FieldDescription]:
+    """Yield the name, and the fields of all variants: None is a variant's own default."""
+    names = ", ".join(part.variants)
+    yield FieldDescription(
+        f"{prefix}name", str, default, f"{(sentence or part.__name__).rstrip('.')} ({names})."
+    )
+    found: dict[str, tuple[Any, list[str]]] = {}
+    for variant in part.variants:
+        config = part.variants.config_type(variant)
+        hints, sentences = typing.get_type_hints(config), _attribute_sentences(config)
+        for field in dataclasses.fields(config)[1:]:
+            sentence = sentences.get(field.name, field.name).rstrip(".")
+            text = f"{variant}, {field.default!r} if None: {sentence}"
+            hint, texts = found.setdefault(field.name, (hints[field.name], []))
+            if hint is not hints[field.name]:
+                raise ValueError(
+                    f"{field.name} of {variant!r} is {_hint_name(hints[field.name])}, expected"
+                    f" {_hint_name(hint)} as of another variant, or another name"
+                )
+            texts.append(text)
+    for name, (hint, texts) in found.items():
+        yield FieldDescription(f"{prefix}{name}", hint | None, None, "; ".join(texts) + ".")
 
 
 def describe_fields(cls: type, prefix: str = "config.", width: int = 100) -> str:
@@ -153,6 +211,8 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """Return `value` as the type `hint` says, or raise ValueError naming `path`."""
     origin = typing.get_origin(hint)
+    if _is_variant(hint):
+        return build_variant(hint, value, path)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, typing.cast(type, hint)):
             return value

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ghn_jax.data.splits import ArraySplit, as_three_channels, hold_out_last
+from ghn_jax.data.splits import ArraySplit, hold_out_last
 
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
 UINT8_CODE = 8
@@ -32,7 +32,7 @@ def read_idx_folder(folder: Path) -> dict[str, ArraySplit]:
       folder: where the files lie.
 
     Returns:
-      The splits 'train', 'validation' and 'test'; images (N, H, W, 3) uint8, labels (N,) int32.
+      The splits 'train', 'validation' and 'test'; images (N, H, W, 1) uint8, labels (N,) int32.
 
     Raises:
       FileNotFoundError: if the folder or one of the files is missing.
@@ -93,7 +93,7 @@ def _read_split(folder: Path, prefix: str) -> ArraySplit:
         raise ValueError(f"{images_path} has shape {images.shape}, expected square images")
     if len(labels) != num_images:
         raise ValueError(f"{labels_path} has {len(labels)} labels for {num_images} images")
-    return ArraySplit(as_three_channels(images[..., None]), labels.astype(np.int32))
+    return ArraySplit(images[..., None], labels.astype(np.int32))
 
 
 def _existing(folder: Path, name: str) -> Path:

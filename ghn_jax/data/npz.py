@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ghn_jax.data.splits import ArraySplit, as_three_channels, hold_out_last, split_at_random
+from ghn_jax.data.splits import ArraySplit, hold_out_last, split_at_random
 
 SINGLE_KEYS = ("images", "labels")
 SPLIT_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -87,15 +87,24 @@ def read_npz(path: Path) -> ArrayParts:
     image_sizes = {split.images.shape[1] for split in given.values()}
     if len(image_sizes) > 1:
         raise ValueError(f"{path} has images of sizes {sorted(image_sizes)}, expected one size")
-    splits = _complete_splits(given)
+    channels = {split.images.shape[3] for split in given.values()}
+    # Colour in any split, or statistics of three channels, ask for three of grey images too.
+    sizes = [np.size(arrays[key]) for key in ("mean", "std") if key in arrays]
+    num_channels = 3 if 3 in (*channels, *sizes) else 1
+    splits = {
+        name: ArraySplit(
+            np.broadcast_to(split.images, (*split.images.shape[:3], num_channels)), split.labels
+        )
+        for name, split in _complete_splits(given).items()
+    }
     for name, split in splits.items():
         if not len(split):
             raise ValueError(f"{path} leaves the {name} split without images")
     return ArrayParts(
         splits=splits,
         num_classes=_checked_num_classes(path, arrays, given),
-        mean=_checked_channels(path, arrays, "mean"),
-        std=_checked_channels(path, arrays, "std"),
+        mean=_checked_channels(path, arrays, "mean", num_channels),
+        std=_checked_channels(path, arrays, "std", num_channels),
     )
 
 
@@ -136,7 +145,7 @@ def _checked_split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) ->
 
 
 def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
-    """Return images as (N, H, W, 3) uint8 or float32, or raise ValueError."""
+    """Return images as (N, H, W, C) uint8 or float32, or raise ValueError."""
     described = f"{name} has shape {images.shape} and dtype {images.dtype}"
     if images.ndim == 3:
         images = images[..., None]  # (N, H, W, 1)
@@ -159,7 +168,7 @@ def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
         images = images.astype(np.float32)
     elif images.dtype != np.uint8:
         raise ValueError(f"{described}, expected uint8 or a floating dtype")
-    return as_three_channels(images)
+    return images
 
 
 def _complete_splits(given: Mapping[str, ArraySplit]) -> dict[str, ArraySplit]:
@@ -193,15 +202,16 @@ def _checked_num_classes(
 
 
 def _checked_channels(
-    path: Path, arrays: Mapping[str, np.ndarray], key: str
+    path: Path, arrays: Mapping[str, np.ndarray], key: str, num_channels: int
 ) -> tuple[float, ...] | None:
     """Return the file's mean or std as one float per channel, None where it has none."""
     if key not in arrays:
         return None
     values = np.atleast_1d(arrays[key])
     is_number = np.issubdtype(values.dtype, np.floating) and bool(np.all(np.isfinite(values)))
-    if values.shape not in ((1,), (3,)) or not is_number:
-        raise ValueError(f"{path}: {key} is {arrays[key]!r}, expected 1 or 3 finite floats")
+    if values.shape not in ((1,), (num_channels,)) or not is_number:
+        sizes = "1 finite float" if num_channels == 1 else f"1 or {num_channels} finite floats"
+        raise ValueError(f"{path}: {key} is {arrays[key]!r}, expected {sizes}")
     if key == "std" and values.min() <= 0:
         raise ValueError(f"{path}: std is {arrays[key]!r}, expected positive entries")
-    return tuple(float(value) for value in np.broadcast_to(values, (3,)))
+    return tuple(float(value) for value in np.broadcast_to(values, (num_channels,)))

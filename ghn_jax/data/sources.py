@@ -35,8 +35,8 @@ from ghn_jax.data.splits import (
     ArraySplit,
     Dataset,
     RecordSplit,
-    as_three_channels,
     hold_out_last,
+    repeat_channel,
     split_at_random,
 )
 from ghn_jax.extras import extra
@@ -55,14 +55,14 @@ class PublishedSet:
     Attributes:
       num_classes: number of classes.
       image_size: height and width a network reads by default, in pixels.
-      mean: channel means of the training images in [0, 1].
-      std: channel standard deviations of the training images in [0, 1].
+      mean: means of the training images' channels in [0, 1].
+      std: standard deviations of the training images' channels in [0, 1].
     """
 
     num_classes: int
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 # CIFAR-10's and ImageNet's statistics are those Knyazev et al. 2021 normalise with; the other
@@ -80,9 +80,7 @@ PUBLISHED_SETS = {
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
     ),
-    "fashion_mnist": PublishedSet(
-        num_classes=10, image_size=28, mean=(0.2860,) * 3, std=(0.3530,) * 3
-    ),
+    "fashion_mnist": PublishedSet(num_classes=10, image_size=28, mean=(0.2860,), std=(0.3530,)),
     "imagenet2012": PublishedSet(
         num_classes=1000,
         image_size=224,
@@ -93,7 +91,10 @@ PUBLISHED_SETS = {
 
 
 def load_dataset(
-    name: str, data_dir: str | os.PathLike[str] | None = None, image_size: int | None = None
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    num_channels: int = 3,
 ) -> Dataset:
     """Load a data set by name.
 
@@ -107,6 +108,7 @@ def load_dataset(
         or what the path of an npz file or idx folder is relative to (None: the current folder).
       image_size: height and width of the images a network reads, in pixels; images of another size
         are resized as they are read. None takes the set's own size.
+      num_channels: channels of the images a network reads; that of grey images is repeated.
 
     Returns:
       The data set.
@@ -117,6 +119,12 @@ def load_dataset(
     """
     if image_size is not None:
         check_positive_int("image_size", image_size)
+    check_positive_int("num_channels", num_channels)
+    return repeat_channel(_load(name, data_dir, image_size), num_channels)
+
+
+def _load(name: str, data_dir: str | os.PathLike[str] | None, image_size: int | None) -> Dataset:
+    """Return a data set with the channels that its images have."""
     if isinstance(name, str) and name.startswith(NPZ_PREFIX):
         path = Path(data_dir or ".") / Path(name.removeprefix(NPZ_PREFIX)).expanduser()
         return _load_npz(name, path, image_size)
@@ -140,9 +148,7 @@ def _load_digits(image_size: int | None) -> Dataset:
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)[..., None]  # (N, 8, 8, 1)
     labels = digits.target.astype(np.int32)
-    splits = split_at_random(
-        ArraySplit(as_three_channels(images), labels), num_validation=180, num_test=360
-    )
+    splits = split_at_random(ArraySplit(images, labels), num_validation=180, num_test=360)
     return _dataset_from_arrays("digits", 10, splits, image_size)
 
 
@@ -175,7 +181,7 @@ def _dataset_from_arrays(
         name=name,
         num_classes=num_classes,
         image_size=image_size or splits["train"].images.shape[1],
-        num_channels=3,
+        num_channels=splits["train"].images.shape[3],
         mean=mean or train_mean,
         std=std or train_std,
         train_transform=CropAndFlip(padding=0, flip=False, image_size=image_size),
@@ -211,7 +217,7 @@ def _load_in_memory(
         name=name,
         num_classes=published.num_classes,
         image_size=image_size or published.image_size,
-        num_channels=3,
+        num_channels=len(published.mean),
         mean=published.mean,
         std=published.std,
         train=train,
@@ -238,7 +244,7 @@ def _read_all(records: Any) -> ArraySplit:
         # which decides what the last 10 % and the test batches are.
         order = np.argsort(np.array(ids), kind="stable")
         images, labels = images[order], labels[order]
-    return ArraySplit(as_three_channels(images), labels)
+    return ArraySplit(images, labels)
 
 
 def _load_imagenet(data_dir: str | os.PathLike[str] | None, image_size: int | None) -> Dataset:
@@ -259,7 +265,7 @@ def _load_imagenet(data_dir: str | os.PathLike[str] | None, image_size: int | No
         name="imagenet2012",
         num_classes=published.num_classes,
         image_size=size,
-        num_channels=3,
+        num_channels=len(published.mean),
         mean=published.mean,
         std=published.std,
         train=split_of("train", lambda total: slice(0, total - _num_held_out(total))),

@@ -40,7 +40,7 @@ class ArraySplit:
     """A split that lies in memory.
 
     Attributes:
-      images: (N, H, W, 3), uint8 in [0, 255] or float32 in [0, 1].
+      images: (N, H, W, C), uint8 in [0, 255] or float32 in [0, 1].
       labels: (N,) int32.
     """
 
@@ -51,7 +51,7 @@ class ArraySplit:
         return len(self.labels)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return images (B, H, W, 3) and labels (B,) int32 at the positions (B,)."""
+        """Return images (B, H, W, C) and labels (B,) int32 at the positions (B,)."""
         # Replicated grey images are views with a zero stride, so a contiguous copy is asked for.
         return np.ascontiguousarray(self.images[indices]), self.labels[indices]
 
@@ -95,13 +95,6 @@ class RecordSplit:
     def subset(self, indices: np.ndarray) -> RecordSplit:
         """Return the split of the given positions (B,), in that order."""
         return RecordSplit(self.records, self.encoded_records, self.indices[indices])
-
-
-def as_three_channels(images: np.ndarray) -> np.ndarray:
-    """Return images (N, H, W, 1) as a view (N, H, W, 3) of equal channels; others unchanged."""
-    if images.shape[-1] != 1:
-        return images
-    return np.broadcast_to(images, (*images.shape[:-1], 3))
 
 
 def split_at_random(split: ArraySplit, num_validation: int, num_test: int) -> dict[str, ArraySplit]:
@@ -166,6 +159,43 @@ def _labels_of(examples: Sequence[Any]) -> np.ndarray:
     return np.array([example["label"] for example in examples], np.int32)
 
 
+def repeat_channel(dataset: Dataset, num_channels: int) -> Dataset:
+    """Give a network more channels than grey images have: all the same.
+
+    Args:
+      dataset: of grey images in memory, or of images with `num_channels` channels already.
+      num_channels: C.
+
+    Returns:
+      The data set, its images views of what they were.
+
+    Raises:
+      ValueError: if the images have another number of channels.
+    """
+    if dataset.num_channels == num_channels:
+        return dataset
+    if dataset.num_channels != 1:
+        raise ValueError(
+            f"num_channels is {num_channels}, expected {dataset.num_channels} for the data set"
+            f" {dataset.name!r}"
+        )
+
+    def repeat(split: Split) -> Split:
+        assert isinstance(split, ArraySplit)
+        shape = (*split.images.shape[:-1], num_channels)
+        return ArraySplit(np.broadcast_to(split.images, shape), split.labels)
+
+    return replace(
+        dataset,
+        num_channels=num_channels,
+        mean=dataset.mean * num_channels,
+        std=dataset.std * num_channels,
+        train=repeat(dataset.train),
+        validation=repeat(dataset.validation),
+        test=repeat(dataset.test),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Three splits, and what their images need before a network reads them.
@@ -174,14 +204,14 @@ class Dataset:
       name: as given to `load_dataset`.
       num_classes: labels are 0 .. num_classes - 1.
       image_size: height and width of the images a network reads, in pixels.
-      num_channels: always 3, what the networks' stems take; grey images are replicated.
+      num_channels: C, of the images a network reads.
       mean: channel means of images in [0, 1].
       std: channel standard deviations of images in [0, 1].
       train: images to train on.
       validation: held out from the published training images, unless the source has its own.
       test: images to report accuracy on.
-      train_transform: (images, generator) -> (B, image_size, image_size, 3), augmented.
-      eval_transform: images -> (B, image_size, image_size, 3), without randomness.
+      train_transform: (images, generator) -> (B, image_size, image_size, C), augmented.
+      eval_transform: images -> (B, image_size, image_size, C), without randomness.
     """
 
     name: str

@@ -192,13 +192,13 @@ class DeepNets1M:
             tensors.append(dataclasses.replace(tensor, node=row))
         distances = np.where(stored.adjacency > max_distance, 0, stored.adjacency).T
         receivers, senders = np.nonzero(distances)
-        return ArchGraph(
+        return ArchGraph.from_arrays(
             primitive=np.array([PRIMITIVE_INDEX[name] for name in stored.primitives], np.int32),
             shape=shapes,
             senders=senders.astype(np.int32),
             receivers=receivers.astype(np.int32),
             distance=distances[receivers, senders].astype(np.int32),
-            tensors=tuple(tensors),
+            tensors=tensors,
         )
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,6 @@ gradients of those parameters per architecture.
 """
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,23 +19,13 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import unflatten_dict
 
-from ghn_jax.programs.cache import (
-    ProgramCache,
-    Selection,
-    VjpPrograms,
-    build_vjp,
-    compile_frequent,
-    compile_lowered,
-    keep_freed_memory,
-    lower_shapes,
-    start_compiling,
-)
+from ghn_jax.engine.signature import BlockSignature, sign_call
+from ghn_jax.programs.cache import ProgramCache, keep_freed_memory
 from ghn_jax.programs.relocation import ProgramsOnDevice
+from ghn_jax.programs.table import Compilation, ProgramTable, Selection
 from ghn_jax.targets import blocks
-from ghn_jax.targets.plan import BlockCall, Plan
-from ghn_jax.targets.spelling import operations_with_adjoints, with_operations
+from ghn_jax.targets.plan import Plan
 
 Array = Any  # a numpy or JAX array
 
@@ -49,21 +38,6 @@ class LossAndGrads(NamedTuple):
 
     loss: Array
     grads: list[Array]
-
-
-class _Signature(NamedTuple):
-    block: blocks.Block
-    input_shapes: tuple[tuple[int, ...], ...]
-    dtype: Any
-    needs_input_grads: bool
-    drops: bool
-
-    def describe(self) -> str:
-        fields = dataclasses.asdict(self.block)
-        fields = {k: v for k, v in fields.items() if k not in ("name", "parent", "operations")}
-        settings = ",".join(f"{k}={v}" for k, v in fields.items())
-        shapes = " ".join("x".join(map(str, shape)) for shape in self.input_shapes)
-        return f"{type(self.block).__name__} ({settings}) {shapes}"
 
 
 class BlockwiseEngine:
@@ -97,7 +71,14 @@ class BlockwiseEngine:
         if jax.default_backend() == "cpu":
             keep_freed_memory()
         self._label_smoothing = label_smoothing
-        self._programs = programs or ProgramCache(num_compile_threads)
+        self._table = ProgramTable(programs, num_compile_threads)
+        self._blocks = self._table.declare_differentiable(
+            "block",
+            BlockSignature.apply,
+            num_differentiated=lambda signature: signature.num_differentiated,
+        )
+        self._sum = self._table.declare("sum", lambda _, arrays: functools.reduce(jnp.add, arrays))
+        self._loss_and_grad = self._table.declare("loss", self._differentiate_loss)
         self._threads = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
         self._observe: Callable[[str, str, float], None] | None = None
 
@@ -117,7 +98,7 @@ class BlockwiseEngine:
     @property
     def num_compilations(self) -> int:
         """How many programs were compiled so far."""
-        return self._programs.num_compilations
+        return self._table.num_compilations
 
     def loss_and_grads(
         self,
@@ -132,7 +113,7 @@ class BlockwiseEngine:
         Args:
             plans: One per architecture.
             target_params: For each plan, arrays in the order and shapes of `plan.tensors`.
-            images: (B, S, S, 3), normalised.
+            images: (B, S, S, C), normalised.
             labels: (B,) int32.
             dropout_keys: A random key per architecture; None runs the heads without dropout.
 
@@ -143,11 +124,11 @@ class BlockwiseEngine:
         self.compile_ahead(plans, images.shape[0], images.dtype, dropout_keys is not None)
         keys = dropout_keys if dropout_keys is not None else [None] * len(plans)
 
-        def run(plan, params, key):
+        def of_one(plan, params, key):
             return self._loss_and_grads(plan, params, images, labels, key)
 
         mapper = self._threads.map if self._threads is not None else map
-        return list(mapper(run, plans, target_params, keys))
+        return list(mapper(of_one, plans, target_params, keys))
 
     def logits(self, plan: Plan, target_params: Sequence[Array], images: Array) -> jax.Array:
         """Run one network on a batch, batch norm on its statistics, without dropout.
@@ -155,7 +136,7 @@ class BlockwiseEngine:
         Args:
             plan: The lowered architecture.
             target_params: Arrays in the order of `plan.tensors`.
-            images: (B, S, S, 3), normalised.
+            images: (B, S, S, C), normalised.
 
         Returns:
             (B, num_classes) logits.
@@ -181,8 +162,9 @@ class BlockwiseEngine:
             drops: Whether heads drop features.
             with_gradients: Whether the backward programs are needed, too.
         """
-        calls = self._requests(plans, batch_size, dtype, drops, with_gradients)
-        self._programs.wait(start_compiling(self._programs, calls))
+        self._table.compile_ahead(
+            self._compilations(plans, batch_size, dtype, drops, with_gradients)
+        )
 
     def warm_up(
         self,
@@ -199,32 +181,47 @@ class BlockwiseEngine:
             batch_size: Number of images in a batch.
             dtype: Of images and parameters.
             drops: Whether heads drop features.
-            **selection: `coverage`, `share` and `progress` of `compile_frequent`.
+            **selection: See `Selection`.
 
         Returns:
             How many programs that was.
         """
-        calls = self._requests(plans, batch_size, self._compute_dtype or dtype, drops)
-        return compile_frequent(self._programs, calls, **selection)
+        compilations = self._compilations(plans, batch_size, self._compute_dtype or dtype, drops)
+        return self._table.warm_up(compilations, **selection)
 
-    def _requests(self, plans, batch_size, dtype, drops, with_gradients=True):
-        """For every call of the plans, the key of its last program and what builds that."""
+    def _compilations(
+        self,
+        plans: Sequence[Plan],
+        batch_size: int,
+        dtype: Any,
+        drops: bool,
+        with_gradients: bool = True,
+    ) -> Iterator[Compilation]:
+        """For every call of the plans its last program; the sum's gradient needs none."""
         for plan in plans:
             shapes = _value_shapes(plan, batch_size)
             for call in plan.calls:
-                signature = self._signature(call, [shapes[i] for i in call.inputs], dtype, drops)
-                backward = with_gradients and not isinstance(call.block, blocks.Sum)
-                build = self._build_backward if backward else _build_forward
-                key = ("backward" if backward else "forward", signature)
-                yield key, functools.partial(build, signature, call)
+                signature = sign_call(call, [shapes[i] for i in call.inputs], dtype, drops)
+                if with_gradients and not isinstance(call.block, blocks.Sum):
+                    yield self._blocks.backward_compilation(signature, signature.arguments)
+                else:
+                    yield self._blocks.forward_compilation(signature, signature.arguments)
 
     def _cast(self, images: Array) -> jax.Array:
         images = jnp.asarray(images)
         return images if self._compute_dtype is None else images.astype(self._compute_dtype)
 
-    def _loss_and_grads(self, plan, params, images, labels, key) -> LossAndGrads:
+    def _loss_and_grads(
+        self,
+        plan: Plan,
+        params: Sequence[Array],
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None,
+    ) -> LossAndGrads:
         values, tape = self._forward(plan, params, images, key)
-        loss, cotangent = self._loss(values[-1], labels)
+        logits = values[-1]
+        loss, cotangent = self._loss_and_grad((logits.shape, logits.dtype), (logits, labels))
         cotangents: list[list[Array]] = [[] for _ in values]
         cotangents[-1].append(cotangent)
         grads: list[Array] = [None] * len(plan.calls)
@@ -236,10 +233,8 @@ class BlockwiseEngine:
                 grads[index - 1] = ()
                 d_inputs: tuple = (dy, dy)
             else:
-                signature, arguments, residuals = tape[index - 1]
-                backward = self._backward(signature, call)
-                arguments = (arguments, residuals, dy)
-                grads[index - 1], *rest = self._run("backward", signature, backward, arguments)
+                signature, *saved = tape[index - 1]
+                grads[index - 1], *rest = self._call_block("backward", signature, *saved, dy)
                 d_inputs = rest[0] if rest else ()
             tape[index - 1] = None
             values[index] = None
@@ -248,66 +243,46 @@ class BlockwiseEngine:
                     cotangents[source].append(d_input)
         return LossAndGrads(loss, [grad for call_grads in grads for grad in call_grads])
 
-    def _forward(self, plan, params, images, key):
+    def _forward(
+        self, plan: Plan, params: Sequence[Array], images: jax.Array, key: jax.Array | None
+    ) -> tuple[list[Any], list[Any]]:
+        """The image and the output of every call; the tape of (signature, arguments, residuals)."""
         values, tape = [images], []
         remaining = iter(params)
         for call in plan.calls:
             inputs = tuple(values[i] for i in call.inputs)
             call_params = tuple(next(remaining) for _ in call.tensors)
-            signature = self._signature(
-                call, [x.shape for x in inputs], images.dtype, key is not None
-            )
+            shapes = [x.shape for x in inputs]
+            signature = sign_call(call, shapes, images.dtype, key is not None)
             arguments = (call_params, inputs, key) if signature.drops else (call_params, inputs)
-            forward = self._block_programs(signature, call).forward
-            output, residuals = self._run("forward", signature, forward, arguments)
+            output, residuals = self._call_block("forward", signature, arguments)
             values.append(output)
             tape.append((signature, arguments, residuals))
         return values, tape
 
-    def _run(self, name, signature, program, arguments):
+    def _call_block(self, way: str, signature: BlockSignature, *arguments: Any) -> Any:
+        """Call a block's program, "forward" or "backward"."""
+        program = self._blocks.forward if way == "forward" else self._blocks.backward
         if self._observe is None:
-            return program(*arguments)
+            return program(signature, *arguments)
         start = time.perf_counter()
-        outputs = jax.block_until_ready(program(*arguments))
-        self._observe(name, signature.describe(), time.perf_counter() - start)
+        outputs = jax.block_until_ready(program(signature, *arguments))
+        self._observe(way, signature.describe(), time.perf_counter() - start)
         return outputs
-
-    def _signature(self, call: BlockCall, input_shapes, dtype, drops) -> _Signature:
-        needs_input_grads = any(call.inputs)  # value 0 is the image
-        drops = drops and isinstance(call.block, blocks.Linear) and call.block.activate
-        shapes = tuple(map(tuple, input_shapes))
-        return _Signature(call.block, shapes, jnp.dtype(dtype), needs_input_grads, drops)
-
-    def _block_programs(self, signature: _Signature, call: BlockCall) -> VjpPrograms:
-        build = lambda: _build_forward(signature, call)  # noqa: E731
-        return self._programs.get(("forward", signature), build)
-
-    def _backward(self, signature: _Signature, call: BlockCall) -> jax.stages.Compiled:
-        build = lambda: self._build_backward(signature, call)  # noqa: E731
-        return self._programs.get(("backward", signature), build)
-
-    def _build_backward(self, signature: _Signature, call: BlockCall) -> jax.stages.Compiled:
-        build = lambda: _build_forward(signature, call)  # noqa: E731
-        programs = self._programs.build_here(("forward", signature), build)
-        return compile_lowered(programs.lower_backward())
 
     def _add(self, cotangents: list[Array]) -> Array:
         if len(cotangents) == 1:
             return cotangents[0]
         first = cotangents[0]
-        key = ("add", len(cotangents), first.shape, first.dtype)
-        build = lambda: compile_lowered(lower_shapes(_add_all, cotangents))  # noqa: E731
-        return self._programs.get(key, build)(cotangents)
+        return self._sum((len(cotangents), first.shape, first.dtype), (cotangents,))
 
-    def _loss(self, logits, labels):
-        def build():
-            smoothing = self._label_smoothing
-            grad_fn = jax.value_and_grad(
-                lambda logits, labels: cross_entropy(_at_least_float32(logits), labels, smoothing)
-            )
-            return compile_lowered(lower_shapes(grad_fn, logits, labels))
+    def _differentiate_loss(
+        self, _: Any, logits: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        def loss_fn(logits: jax.Array) -> jax.Array:
+            return cross_entropy(_at_least_float32(logits), labels, self._label_smoothing)
 
-        return self._programs.get(("loss", logits.shape, logits.dtype), build)(logits, labels)
+        return jax.value_and_grad(loss_fn)(logits)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -331,33 +306,6 @@ def _at_least_float32(array):
     return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
 
-def _add_all(arrays):
-    total = arrays[0]
-    for array in arrays[1:]:
-        total = total + array
-    return total
-
-
 def _value_shapes(plan: Plan, batch_size: int) -> list[tuple[int, ...]]:
-    image_shape = (plan.image_size, plan.image_size, 3)
-    shapes = [image_shape, *(call.output_shape for call in plan.calls)]
+    shapes = [plan.input_shape, *(call.output_shape for call in plan.calls)]
     return [(batch_size, *shape) for shape in shapes]
-
-
-def _build_forward(signature: _Signature, call: BlockCall) -> VjpPrograms:
-    block = with_operations(signature.block, operations_with_adjoints())
-    dtype = signature.dtype
-    paths = [tensor.path[1:] for tensor in call.tensors]
-
-    def apply(params, inputs, *key):
-        if not isinstance(block, blocks.BatchNorm):  # whose statistics are not rounded
-            params = [param.astype(dtype) for param in params]
-        variables = {"params": unflatten_dict(dict(zip(paths, params, strict=True)))}
-        return block.apply(variables, *inputs, rngs={"dropout": key[0]} if key else None)
-
-    param_dtype = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-    params = tuple(jax.ShapeDtypeStruct(tensor.shape, param_dtype) for tensor in call.tensors)
-    inputs = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in signature.input_shapes)
-    key = (jax.eval_shape(lambda: jax.random.key(0)),) if signature.drops else ()
-    num_differentiated = 2 if signature.needs_input_grads else 1
-    return build_vjp(apply, (params, inputs, *key), num_differentiated)

@@ -1,6 +1,7 @@
-"""Evaluate parameters of many architectures: top-1 and top-5, mean and standard error of a split.
+"""Measure parameters of many architectures: top-1 and top-5, mean and standard error of a split.
 
-Batch norm uses the statistics of test batches (spec section 4). Nothing is compiled per
+In: a GHN's parameters, plans and images. Out: numbers; `ghn_jax.evaluation.report` shows and writes
+them. Batch norm uses the statistics of test batches (spec section 4). Nothing is compiled per
 architecture: networks run on the training engine's programs.
 """
 
@@ -10,11 +11,12 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ghn_jax.data import Dataset, EvaluationBatches
+from ghn_jax.data.loader import EvaluationBatch
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks.predictor import Predictor
@@ -24,7 +26,22 @@ from ghn_jax.targets.plan import Plan
 
 PyTree = Any
 Candidate = tuple[int, Plan] | tuple[int, Plan, ArchGraph]
+"""Index and plan of an architecture, and its graph where that is a file's, not the plan's own."""
 _CHUNK = 50  # architectures whose programs are compiled together
+
+
+class ArchitectureSplit(NamedTuple):
+    """A split to evaluate on.
+
+    Attributes:
+        name: Its name.
+        num_architectures: How many it has at the most.
+        architectures: To be read once.
+    """
+
+    name: str
+    num_architectures: int
+    architectures: Iterable[Candidate]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +84,45 @@ class Summary:
     random_top5_standard_error: float | None = None
 
 
+class EvaluationImages:
+    """The images that count of a split, in full batches.
+
+    Args:
+        dataset: Its images.
+        split: "validation" or "test".
+        batch_size: Images per batch, over which batch norm averages.
+        max_images: Most images that count; None is all.
+
+    Attributes:
+        batches: In the order of the split; the last one is full, whatever part of it counts.
+        batch_size: Images per batch: all images, where there are fewer than asked for.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str = "test",
+        batch_size: int = 64,
+        max_images: int | None = None,
+    ) -> None:
+        # Fewer images than a batch are one smaller batch: none would be averaged over twice.
+        self.batch_size = min(batch_size, len(dataset.split(split)))
+        all_batches = EvaluationBatches(dataset, split, self.batch_size)
+        num_images = min(len(all_batches.split), max_images or len(all_batches.split))
+        self.batches: list[EvaluationBatch] = []
+        for index in range(math.ceil(num_images / self.batch_size)):
+            batch = all_batches.batch(index)
+            is_within = index * self.batch_size + np.arange(self.batch_size) < num_images
+            self.batches.append(batch._replace(counted_mask=batch.counted_mask & is_within))
+
+
 class Evaluator:
     """Evaluates architectures on one set of images.
 
     Args:
-        predictor: Of the hypernetwork.
+        predictor: Predicts the networks' parameters.
         engine: Runs the networks.
-        dataset: Its images.
-        image_split: "validation" or "test".
-        batch_size: Images per batch, over which batch norm averages.
-        max_images: Most images that count; None is all.
+        images: What they are run on.
         num_threads: How many architectures are evaluated at the same time.
     """
 
@@ -84,25 +130,11 @@ class Evaluator:
         self,
         predictor: Predictor,
         engine: BlockwiseEngine,
-        dataset: Dataset,
-        image_split: str = "test",
-        batch_size: int = 64,
-        max_images: int | None = None,
+        images: EvaluationImages,
         num_threads: int = 1,
     ) -> None:
-        self._num_threads = num_threads
-        self._predictor = predictor
-        self._engine = engine
-        # Fewer images than a batch are one smaller batch: none would be averaged over twice.
-        batch_size = min(batch_size, len(dataset.split(image_split)))
-        batches = EvaluationBatches(dataset, image_split, batch_size)
-        num_images = min(len(batches.split), max_images or len(batches.split))
-        self._batches = []
-        for index in range(math.ceil(num_images / batch_size)):
-            batch = batches.batch(index)
-            # The last batch is full, whatever part of it counts: batch norm averages over it.
-            is_within = index * batch_size + np.arange(batch_size) < num_images
-            self._batches.append(batch._replace(counted_mask=batch.counted_mask & is_within))
+        self._predictor, self._engine = predictor, engine
+        self._images, self._num_threads = images, num_threads
 
     def evaluate(
         self,
@@ -113,9 +145,8 @@ class Evaluator:
         """Predict the parameters of each architecture and measure its accuracy.
 
         Args:
-            ghn_params: Of the hypernetwork.
-            architectures: Pairs of index and plan, or, where the graph is not the plan's own but
-                that of a file, triples of index, plan and graph.
+            ghn_params: The hypernetwork's parameters.
+            architectures: The candidates.
             random_seed: Also evaluate He initialisation drawn from this seed and the index; None
                 does not.
 
@@ -126,9 +157,8 @@ class Evaluator:
         with ThreadPoolExecutor(self._num_threads, thread_name_prefix="evaluate") as pool:
             while chunk := list(itertools.islice(remaining, _CHUNK)):
                 # All that a chunk needs compiles at once, in parallel.
-                batch_size = self._batches[0].images.shape[0]
                 plans = [plan for _, plan, *_ in chunk]
-                self._engine.compile_ahead(plans, batch_size, with_gradients=False)
+                self._engine.compile_ahead(plans, self._images.batch_size, with_gradients=False)
                 evaluate_one = functools.partial(self._evaluate_one, ghn_params, random_seed)
                 yield from pool.map(evaluate_one, chunk)
 
@@ -148,7 +178,8 @@ class Evaluator:
     def accuracy(self, plan: Plan, params: Sequence[Any]) -> tuple[float, float]:
         """Top-1 and top-5 of a network over the images, each counted once."""
         pending = [
-            (batch, self._engine.logits(plan, params, batch.images)) for batch in self._batches
+            (batch, self._engine.logits(plan, params, batch.images))
+            for batch in self._images.batches
         ]
         hits, total = np.zeros(2), 0
         for batch, logits in pending:
@@ -160,6 +191,27 @@ class Evaluator:
     def _predict(self, ghn_params: PyTree, graph: ArchGraph) -> list[np.ndarray]:
         prepared = self._predictor.prepare([graph])
         return self._predictor.predict(ghn_params, prepared)[0]
+
+
+def evaluate_splits(
+    evaluator: Evaluator,
+    ghn_params: PyTree,
+    splits: Iterable[ArchitectureSplit],
+    random_seed: int | None = None,
+) -> Iterator[tuple[ArchitectureSplit, Iterator[ArchitectureResult]]]:
+    """Evaluate splits one after the other, each as its results are asked for.
+
+    Args:
+        evaluator: Predicts, runs and measures.
+        ghn_params: The hypernetwork's parameters.
+        splits: The architectures.
+        random_seed: As `Evaluator.evaluate` takes it.
+
+    Yields:
+        Each split and its results.
+    """
+    for split in splits:
+        yield split, evaluator.evaluate(ghn_params, split.architectures, random_seed)
 
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -196,14 +248,15 @@ def summarize(split: str, results: Sequence[ArchitectureResult]) -> Summary:
         for metric in ("top1", "top5"):
             values = [getattr(result, metric + suffix) for result in results]
             if None not in values:
-                mean, error = _mean_and_standard_error(values)
+                mean, error = mean_and_standard_error(values)
                 columns[f"{prefix}{metric}_mean"] = mean
                 columns[f"{prefix}{metric}_standard_error"] = error
     best = max(result.top1 for result in results)
     return Summary(split=split, num_architectures=len(results), top1_best=best, **columns)
 
 
-def _mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
+def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error: the deviation with n - 1, over sqrt(n); 0 for one value."""
     array = np.asarray(values, np.float64)
     error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0.0
     return float(array.mean()), float(error)

@@ -11,29 +11,44 @@ same call, or one with more architectures, initialisations, rates or seeds, fini
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
-import rich.progress
-import rich.table
 
 from ghn_jax.data import Dataset, take_shots
-from ghn_jax.finetune.comparison_report import RESULTS, Row, Run, draw_curves, markdown_table
+from ghn_jax.evaluation.report import write_whole
+from ghn_jax.finetune.comparison_report import (
+    ComparisonProgress,
+    Row,
+    RunResult,
+    write_comparison,
+)
 from ghn_jax.finetune.config import FinetuneConfig
 from ghn_jax.finetune.initialization import NetworkInitializer
-from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
+from ghn_jax.finetune.network_training import DivergedError, NetworkResult, NetworkTrainer
 from ghn_jax.finetune.postprocessing import AUTO
 
 if TYPE_CHECKING:
     from ghn_jax.pretrained import GHN
 
 _RESULT = "result.json"
-_TABLE = "table.md"
+
+
+class _Start(NamedTuple):
+    """Where the runs of a row begin."""
+
+    architecture: str
+    init: str
+    initializer: NetworkInitializer
+    trainer: NetworkTrainer
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}  {self.init}"
 
 
 class Comparison:
@@ -79,31 +94,21 @@ class Comparison:
         """
         config = self._config
         # Before the first run: what is wrong with the last architecture is told at once.
-        made = {
-            name: (self._make_initializer(module), NetworkTrainer(module, self._dataset, config))
-            for name, module in modules.items()
-        }
-        num_runs = len(made) * len(config.inits) * len(config.rates) * config.num_seeds
-        columns = (
-            rich.progress.TextColumn("[bold]run {task.completed:.0f}/{task.total:.0f}"),
-            rich.progress.BarColumn(),
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.TimeRemainingColumn(),
-        )
-        rows = []
-        with rich.progress.Progress(*columns) as progress:
-            task = progress.add_task("", total=num_runs)
-            for name, (initializer, trainer) in made.items():
-                for init in config.inits:
-                    rows.append(
-                        self._compare_rates(name, init, initializer, trainer, progress, task)
-                    )
-        self._write(rows)
+        prepared = {name: self._prepare(module) for name, module in modules.items()}
+        starts = [
+            _Start(name, init, *parts) for name, parts in prepared.items() for init in config.inits
+        ]
+        with ComparisonProgress(len(starts) * len(config.rates) * config.num_seeds) as progress:
+            rows = [
+                self._choose(start, progress.follow(start.name, self._tune(start)))
+                for start in starts
+            ]
+        write_comparison(self._workdir, rows, config.to_dict(), self._ghn_name)
         return rows
 
-    def _make_initializer(self, module: nn.Module) -> NetworkInitializer:
+    def _prepare(self, module: nn.Module) -> tuple[NetworkInitializer, NetworkTrainer]:
         config = self._config
-        return NetworkInitializer(
+        initializer = NetworkInitializer(
             module,
             self._ghn,
             self._dataset.image_size,
@@ -112,68 +117,62 @@ class Comparison:
             noise_beta=config.noise_beta,
             first_layer=AUTO if config.first_layer is None else config.first_layer,
         )
+        return initializer, NetworkTrainer(module, self._dataset, config)
 
-    def _compare_rates(self, name, init, initializer, trainer, progress, task) -> Row:
-        config = self._config
-        first_seed = config.training.seed
-        runs: dict[float, list[Run]] = {rate: [] for rate in config.rates}
-        for rate in config.rates:
-            for seed in range(first_seed, first_seed + config.num_seeds):
-                progress.update(task, description=f"{name} {init} rate {rate:g} seed {seed}")
-                run = self._one(name, init, initializer, trainer, rate, seed)
-                runs[rate].append(run)
-                progress.advance(task)
-                if not progress.console.is_terminal:
-                    progress.console.print(
-                        f"{name}  {init}  rate {rate:g}  seed {seed}  validation top-1"
-                        f" {100 * run.validation:.2f}%",
-                        highlight=False,
-                    )
-        best = max(config.rates, key=lambda rate: np.mean([r.validation for r in runs[rate]]))
-        chosen = [self._with_test(name, init, initializer, trainer, run) for run in runs[best]]
-        return Row(name, init, best, chosen)
+    def _tune(self, start: _Start) -> Iterator[RunResult]:
+        """The result of each learning rate and seed: of the run before, or of one made now."""
+        first_seed = self._config.training.seed
+        for rate in self._config.rates:
+            for seed in range(first_seed, first_seed + self._config.num_seeds):
+                path, record = self._folder(start, rate, seed) / _RESULT, self._record(start.init)
+                result = _read_result(path, record)
+                if result is None:
+                    result = RunResult(seed, rate, self._train(start, rate, seed))
+                    _write_result(path, result, record)
+                yield result
 
-    def _folder(self, name: str, init: str, rate: float, seed: int) -> pathlib.Path:
-        safe = name.replace("/", "_").replace(":", "_")
-        return self._workdir / "runs" / safe / init / f"rate_{rate:g}" / f"seed_{seed}"
-
-    def _one(self, name, init, initializer, trainer, rate, seed) -> Run:
-        folder = self._folder(name, init, rate, seed)
-        record = self._record(init)
-        done = _read_result(folder / _RESULT, record)
-        if done is not None:
-            return done
-        variables = initializer.make(init, jax.random.key(seed))
+    def _train(self, start: _Start, rate: float, seed: int) -> list[tuple[int, float]]:
+        """The curve of one run; it is empty if the loss was not finite."""
         try:
-            result = trainer.run(
-                variables, seed=seed, learning_rate=rate, workdir=folder, quiet=True
-            )
-            curve = [(point.step, point.accuracy) for point in result.curve]
+            curve = self._run_network(start, rate, seed).curve
         except DivergedError:
-            curve = []
-        run = Run(seed, rate, curve)
-        _write_result(folder / _RESULT, run, record)
-        return run
+            return []
+        return [(point.step, point.accuracy) for point in curve]
 
-    def _with_test(self, name, init, initializer, trainer, run: Run) -> Run:
-        """The run with its accuracy on test images, computed from its last checkpoint."""
-        if run.test is not None:
-            return run
-        folder = self._folder(name, init, run.learning_rate, run.seed)
-        accuracy = 0.0
-        if run.curve:
+    def _choose(self, start: _Start, results: Iterable[RunResult]) -> Row:
+        """The row of the rate that is the best on validation images, measured on test images."""
+        by_rate: dict[float, list[RunResult]] = {}
+        for result in results:
+            by_rate.setdefault(result.learning_rate, []).append(result)
+        best = max(by_rate, key=lambda rate: np.mean([run.validation for run in by_rate[rate]]))
+        runs = [self._with_test(start, result) for result in by_rate[best]]
+        return Row(start.architecture, start.init, best, runs)
+
+    def _with_test(self, start: _Start, result: RunResult) -> RunResult:
+        """The result with its accuracy on test images, computed from the run's last checkpoint."""
+        if result.test is not None:
+            return result
+        rate, seed, accuracy = result.learning_rate, result.seed, 0.0
+        if result.curve:
             # Nothing is left to train: the variables are those of the checkpoint.
-            result = trainer.run(
-                initializer.make(init, jax.random.key(run.seed)),
-                seed=run.seed,
-                learning_rate=run.learning_rate,
-                workdir=folder,
-                quiet=True,
-            )
-            accuracy = trainer.evaluate(result.variables, "test")
-        run = run._replace(test=accuracy)
-        _write_result(folder / _RESULT, run, self._record(init))
-        return run
+            trained = self._run_network(start, rate, seed).variables
+            accuracy = start.trainer.evaluate(trained, "test")
+        result = result._replace(test=accuracy)
+        _write_result(self._folder(start, rate, seed) / _RESULT, result, self._record(start.init))
+        return result
+
+    def _run_network(self, start: _Start, rate: float, seed: int) -> NetworkResult:
+        return start.trainer.run(
+            start.initializer.make(start.init, jax.random.key(seed)),
+            seed=seed,
+            learning_rate=rate,
+            workdir=self._folder(start, rate, seed),
+            quiet=True,
+        )
+
+    def _folder(self, start: _Start, rate: float, seed: int) -> pathlib.Path:
+        safe = start.architecture.replace("/", "_").replace(":", "_")
+        return self._workdir / "runs" / safe / start.init / f"rate_{rate:g}" / f"seed_{seed}"
 
     def _record(self, init: str) -> dict[str, Any]:
         """What a run's result depends on, besides what its folder's name says."""
@@ -187,21 +186,8 @@ class Comparison:
             record |= {name: config[name] for name in ("noise_beta", "first_layer")}
         return record
 
-    def _write(self, rows: Sequence[Row]) -> None:
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        summary = {
-            "config": self._config.to_dict(),
-            "ghn": self._ghn_name,
-            "rows": [
-                {**row._asdict(), "runs": [run._asdict() for run in row.runs]} for row in rows
-            ],
-        }
-        _write_whole(self._workdir / RESULTS, json.dumps(summary, indent=1) + "\n")
-        _write_whole(self._workdir / _TABLE, markdown_table(rows))
-        draw_curves(rows, self._workdir / "curves.png")
 
-
-def _read_result(path: pathlib.Path, record: dict[str, Any]) -> Run | None:
+def _read_result(path: pathlib.Path, record: dict[str, Any]) -> RunResult | None:
     if not path.is_file():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
@@ -213,16 +199,9 @@ def _read_result(path: pathlib.Path, record: dict[str, Any]) -> Run | None:
             f"{path.parent} holds a run with another {', '.join(names)}: take another work"
             " directory, or remove it"
         )
-    return Run(**{**result, "curve": [(int(step), value) for step, value in result["curve"]]})
+    return RunResult(**{**result, "curve": [(int(step), value) for step, value in result["curve"]]})
 
 
-def _write_result(path: pathlib.Path, run: Run, record: dict[str, Any]) -> None:
+def _write_result(path: pathlib.Path, result: RunResult, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, json.dumps({**run._asdict(), "record": record}) + "\n")
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Write a file such that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps({**result._asdict(), "record": record}) + "\n")

@@ -1,27 +1,30 @@
-"""What a comparison of initialisations gave: rows, tables and learning curves."""
+"""What a comparison of initialisations gave: rows, and how they are shown and written."""
 
 from __future__ import annotations
 
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import rich.progress
 import rich.table
 
+from ghn_jax.evaluation.evaluate import mean_and_standard_error
+from ghn_jax.evaluation.report import write_whole
 from ghn_jax.extras import extra
 
 RESULTS = "results.json"
 
 
-class Run(NamedTuple):
+class RunResult(NamedTuple):
     """What one fine-tuning gave.
 
     Attributes:
-        seed: Of the run.
-        learning_rate: Of the run.
+        seed: The run's seed.
+        learning_rate: The run's learning rate.
         curve: (step, top-1 on validation images in [0, 1]).
         test: Top-1 on test images; None if the rate was not chosen.
     """
@@ -50,17 +53,66 @@ class Row(NamedTuple):
     architecture: str
     init: str
     learning_rate: float
-    runs: list[Run]
+    runs: list[RunResult]
 
-    def mean(self, read: Callable[[Run], float]) -> tuple[float, float]:
+    def mean(self, read: Callable[[RunResult], float]) -> tuple[float, float]:
         """Mean and standard error over seeds (0 of a single one)."""
-        return mean_and_error([read(run) for run in self.runs])
+        return mean_and_standard_error([read(run) for run in self.runs])
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error: the deviation with n - 1, over sqrt(n); 0 for one value."""
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return float(np.mean(values)), float(error)
+class ComparisonProgress:
+    """A bar over the runs of a comparison, or a line for each where there is no terminal."""
+
+    def __init__(self, num_runs: int) -> None:
+        columns = (
+            rich.progress.TextColumn("[bold]run {task.completed:.0f}/{task.total:.0f}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TimeRemainingColumn(),
+        )
+        self._bar = rich.progress.Progress(*columns)
+        self._task = self._bar.add_task("", total=num_runs)
+
+    def follow(self, name: str, results: Iterable[RunResult]) -> Iterator[RunResult]:
+        """Show results as they come, under a name."""
+        for result in results:
+            line = (
+                f"{name}  rate {result.learning_rate:g}  seed {result.seed}  validation top-1"
+                f" {100 * result.validation:.2f}%"
+            )
+            self._bar.update(self._task, description=line, advance=1)
+            if not self._bar.console.is_terminal:
+                self._bar.console.print(line, highlight=False)
+            yield result
+
+    def __enter__(self) -> ComparisonProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+
+def write_comparison(
+    workdir: pathlib.Path, rows: Sequence[Row], config: dict[str, Any], ghn_name: str
+) -> None:
+    """Write the rows, their table and their curves.
+
+    Args:
+        workdir: Folder of the comparison, created if missing.
+        rows: All of them.
+        config: Of the comparison, as JSON holds it.
+        ghn_name: What the GHN is called.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    summary = {
+        "config": config,
+        "ghn": ghn_name,
+        "rows": [{**row._asdict(), "runs": [run._asdict() for run in row.runs]} for row in rows],
+    }
+    write_whole(workdir / RESULTS, json.dumps(summary, indent=1) + "\n")
+    write_whole(workdir / "table.md", markdown_table(rows))
+    draw_curves(rows, workdir / "curves.png")
 
 
 def read_rows(workdir: str | pathlib.Path) -> list[Row]:
@@ -68,7 +120,7 @@ def read_rows(workdir: str | pathlib.Path) -> list[Row]:
     summary = json.loads((pathlib.Path(workdir) / RESULTS).read_text(encoding="utf-8"))
     rows = []
     for row in summary["rows"]:
-        runs = [Run(**{**r, "curve": [tuple(p) for p in r["curve"]]}) for r in row["runs"]]
+        runs = [RunResult(**{**r, "curve": [tuple(p) for p in r["curve"]]}) for r in row["runs"]]
         rows.append(Row(**{**row, "runs": runs}))
     return rows
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -150,10 +150,40 @@ class NetworkPrograms:
         return new["batch_stats"]
 
 
+def check_image_sizes(module: nn.Module, sizes: Sequence[int]) -> None:
+    """Check that a network's parameters do not depend on the size of its images.
+
+    Args:
+        module: The network.
+        sizes: Of the data set's images first, pixels; then `training.image_sizes`.
+
+    Raises:
+        ValueError: If the network fails on a size, or has other parameters.
+    """
+    shapes = []
+    for size in sizes if len(sizes) > 1 else ():
+        images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+        try:
+            init = jax.eval_shape(module.init, jax.random.key(0), images)
+            shapes.append(jax.tree.map(lambda leaf: leaf.shape, init["params"]))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"training.image_sizes has {size}, on which the network fails: {error}"
+            ) from error
+        if shapes[-1] != shapes[0]:
+            raise ValueError(
+                f"training.image_sizes has {size}, for which parameters of a"
+                f" {type(module).__name__} have other shapes than for {sizes[0]}, expected"
+                " a network whose parameters do not depend on the size of its images"
+            )
+
+
 def as_state(variables: PyTree) -> NetworkState:
+    """Take variables apart; the optimizer's state is missing."""
     others = {name: value for name, value in variables.items() if name != "params"}
     return NetworkState(variables["params"], others, None)
 
 
 def to_variables(state: NetworkState) -> PyTree:
+    """Put variables together again, as numpy arrays."""
     return jax.tree.map(np.asarray, {"params": state.params, **state.collections})

@@ -14,10 +14,10 @@ from its checkpoint bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,27 +25,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.data import Dataset, EvaluationBatches, TrainBatches
-from ghn_jax.data.loader import EvaluationBatch
+from ghn_jax.data import Dataset, Prefetcher, TrainBatches
 from ghn_jax.finetune.config import NetworkConfig
+from ghn_jax.finetune.network_evaluation import NetworkEvaluator
 from ghn_jax.finetune.network_programs import (
     NetworkPrograms,
     NetworkState,
     as_state,
     call_arguments,
+    check_image_sizes,
     to_variables,
 )
 from ghn_jax.programs.cache import keep_freed_memory
-from ghn_jax.tracing.batch_stats import statistics_of_batch
-from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore
-from ghn_jax.training.interruption import InterruptedRunError, StopRequest
-from ghn_jax.training.metrics import MetricWriter, NoMetrics, TrainingProgress
+from ghn_jax.training.checkpoint_files import CheckpointError
+from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.optimizers import create_optimizer
+from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
 
 PyTree = Any
+Images = tuple[np.ndarray, np.ndarray]
 _SIZE_STREAM = 4  # of the image sizes; 0 to 3 are the loader's
-_LARGEST_CACHE = 2**30  # bytes of evaluation images kept in memory
-_NUM_CALIBRATION_BATCHES = 10
 
 
 class DivergedError(ValueError):
@@ -83,7 +82,7 @@ class NetworkTrainer:
         module: (B, S, S, 3) images -> (B, K) logits, or while it is trained a pair with the logits
             of an auxiliary head.
         dataset: Of K classes.
-        config: Of the runs.
+        config: The config of the runs.
 
     Raises:
         ValueError: If the config asks for what the network does not have.
@@ -102,17 +101,16 @@ class NetworkTrainer:
                 f"training.drop_path is {training.drop_path}, expected 0 for a"
                 f" {type(module).__name__}, which has no drop path"
             )
-        self._check_image_sizes()
-        batch_size = min(config.data.batch_size, len(dataset.train))  # few shots may be fewer
-        self._batch_size = batch_size
-        self.steps_per_epoch = len(dataset.train) // batch_size
+        check_image_sizes(module, (size, *training.image_sizes))
+        self._batch_size = min(config.data.batch_size, len(dataset.train))  # few shots may be fewer
+        self.steps_per_epoch = len(dataset.train) // self._batch_size
         self.num_steps = training.num_steps or training.num_epochs * self.steps_per_epoch
         # The rate is data: the optimizer's is 1, and updates are multiplied by it.
         optimizer = dataclasses.replace(config.optimizer, learning_rate=1.0)
         self.programs = NetworkPrograms(
             module, training, create_optimizer(optimizer, self.num_steps)
         )
-        self._evaluation: dict[str, list[EvaluationBatch]] = {}
+        self.evaluator = NetworkEvaluator(self.programs, dataset, training)
 
     def run(
         self,
@@ -141,42 +139,22 @@ class NetworkTrainer:
             CheckpointError: If the folder holds a run with other settings.
         """
         training, optimizer = self.config.training, self.config.optimizer
-        seed = training.seed if seed is None else seed
-        rate = optimizer.learning_rate if learning_rate is None else learning_rate
-        config = dataclasses.replace(
-            self.config,
-            training=dataclasses.replace(training, seed=seed),
-            optimizer=dataclasses.replace(optimizer, learning_rate=rate),
+        if seed is not None:
+            training = dataclasses.replace(training, seed=seed)
+        if learning_rate is not None:
+            optimizer = dataclasses.replace(optimizer, learning_rate=learning_rate)
+        config = dataclasses.replace(self.config, training=training, optimizer=optimizer)
+        schedule = RunSchedule(
+            num_steps=self.num_steps,
+            log_every=training.log_every,
+            checkpoint_every=training.checkpoint_every,
+            keep_checkpoints=training.keep_checkpoints,
+            evaluate_every=training.evaluate_every,
+            evaluates_ends=True,
         )
-        batches = TrainBatches(self.dataset, self._batch_size, seed, training.cutout)
-        # Copies: a step takes the memory of the state it is given.
-        state = as_state(jax.tree.map(jnp.array, dict(variables)))
-        state = state._replace(opt_state=self.programs.init_opt_state(state.params))
-        with contextlib.ExitStack() as stack:
-            store = writer = None
-            resume_step = None
-            if workdir is not None:
-                keep = training.keep_checkpoints
-                store = stack.enter_context(CheckpointStore(workdir, keep, type(self.config)))
-                resume_step = store.latest_step()
-            if store is not None and resume_step is not None:
-                state, curve = _restore(store, state, config)
-            else:
-                if training.calibrate and state.collections.get("batch_stats"):
-                    state = state._replace(collections=self._calibrate(state, batches))
-                curve = [CurvePoint(0, self._evaluate(state, "validation"))]
-            writer = MetricWriter(workdir, resume_step) if workdir is not None else NoMetrics()
-            writer = stack.enter_context(writer)
-            if resume_step is None:
-                writer.write(0, {"validation/top1": curve[0].accuracy})
-            first = resume_step or 0
-            progress = stack.enter_context(
-                TrainingProgress(self.num_steps, first, quiet=quiet or first == self.num_steps)
-            )
-            request = stack.enter_context(StopRequest())
-            loop = _Loop(self, config, store, writer, progress, request, batches, rate, curve)
-            state = loop.until_end(state, first)
-        return NetworkResult(to_variables(state), curve)
+        network = NetworkTraining(self, config, variables)
+        state = run_training(network, schedule, workdir, quiet=quiet)
+        return NetworkResult(to_variables(state), network.curve)
 
     def evaluate(self, variables: PyTree, split: str) -> float:
         """Top-1 accuracy, in [0, 1], with batch norm on running statistics.
@@ -185,7 +163,7 @@ class NetworkTrainer:
             variables: The network's.
             split: 'train', 'validation' (at most `training.max_validation_images`) or 'test'.
         """
-        return self._evaluate(as_state(variables), split)
+        return self.evaluator.accuracy(as_state(variables), split)
 
     def calibrate(self, variables: PyTree, seed: int | None = None) -> PyTree:
         """Fill batch norm's running statistics from training images.
@@ -197,15 +175,16 @@ class NetworkTrainer:
         Returns:
             New variables.
         """
-        training = self.config.training
-        seed = training.seed if seed is None else seed
-        batches = TrainBatches(self.dataset, self._batch_size, seed)
-        state = as_state(variables)
-        if state.collections.get("batch_stats"):
-            state = state._replace(collections=self._calibrate(state, batches))
-        return to_variables(state)
+        batches = self.train_batches(self.config.training.seed if seed is None else seed, cutout=0)
+        return to_variables(self.evaluator.calibrate(as_state(variables), batches))
 
-    def step(self, state: NetworkState, batch, rate: float, seed: int, step: int):
+    def train_batches(self, seed: int, cutout: int) -> TrainBatches:
+        """The training images of a run, in batches."""
+        return TrainBatches(self.dataset, self._batch_size, seed, cutout)
+
+    def step(
+        self, state: NetworkState, batch: Images, rate: float, seed: int, step: int
+    ) -> tuple[NetworkState, jax.Array]:
         """Make update number `step`, from 0: the new state and the loss."""
         images, labels = batch
         training = self.config.training
@@ -219,157 +198,111 @@ class NetworkTrainer:
         key = jax.random.fold_in(jax.random.key(seed), step)
         return self.programs.update(state, images, labels, scalars, key, size)
 
-    def _check_image_sizes(self) -> None:
-        """Raise ValueError if the network's parameters depend on the size of its images."""
-        sizes = (self.dataset.image_size, *self.config.training.image_sizes)
-        if len(sizes) == 1:
-            return
-        shapes = []
-        for size in sizes:
-            images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-            try:
-                init = jax.eval_shape(self.module.init, jax.random.key(0), images)
-                shapes.append(jax.tree.map(lambda leaf: leaf.shape, init["params"]))
-            except (ValueError, TypeError) as error:
-                raise ValueError(
-                    f"training.image_sizes has {size}, on which the network fails: {error}"
-                ) from error
-            if shapes[-1] != shapes[0]:
-                raise ValueError(
-                    f"training.image_sizes has {size}, for which parameters of a"
-                    f" {type(self.module).__name__} have other shapes than for {sizes[0]}, expected"
-                    " a network whose parameters do not depend on the size of its images"
-                )
 
-    def _evaluate(self, state: NetworkState, split: str) -> float:
-        variables = {"params": state.params, **state.collections}
-        counts = [
-            (self.programs.count_correct(variables, *batch), batch.counted_mask.sum())
-            for batch in self._evaluation_batches(split)
-        ]
-        correct = sum(int(correct) for correct, _ in counts)
-        return correct / sum(int(count) for _, count in counts)
+class _Outcome(NamedTuple):
+    loss: jax.Array
+    stop: bool
 
-    def _evaluation_batches(self, split: str):
-        if split in self._evaluation:
-            return self._evaluation[split]
-        training, part = self.config.training, self.dataset.split(split)
-        dataset = self.dataset
-        most = training.max_validation_images if split == "validation" else None
-        if most is not None and len(part) > most:
-            # Spread evenly over the split, whose order may be that of the classes.
-            positions = np.linspace(0, len(part) - 1, most).astype(np.int64)
-            dataset = dataclasses.replace(dataset, validation=part.subset(positions))
-        batch_size = min(training.evaluation_batch_size, len(dataset.split(split)))
-        batches = EvaluationBatches(dataset, split, batch_size)
-        num_bytes = len(batches) * batch_size * dataset.image_size**2 * 3 * 4
-        if num_bytes > _LARGEST_CACHE:
-            return batches
-        self._evaluation[split] = list(batches)
-        return self._evaluation[split]
 
-    def _calibrate(self, state: NetworkState, batches: TrainBatches) -> PyTree:
-        """Running statistics of the first training batches, as `calibrate_batch_stats`."""
-        variables = {"params": state.params, **state.collections}
-        parts = []
-        for step in range(min(_NUM_CALIBRATION_BATCHES, batches.steps_per_epoch)):
-            images, _ = batches.batch(step)
-            zeros, ones = (
-                self.programs.batch_statistics(variables, images, fill) for fill in (0.0, 1.0)
+class NetworkTraining:
+    """A network as the run loop trains it.
+
+    Args:
+        trainer: Makes the steps.
+        config: Of this run, with its seed and learning rate.
+        variables: The network's before the first step.
+
+    Attributes:
+        curve: Accuracies on validation images so far.
+    """
+
+    def __init__(self, trainer: NetworkTrainer, config: NetworkConfig, variables: PyTree) -> None:
+        self.config, self.curve = config, list[CurvePoint]()
+        own = {field.name for field in dataclasses.fields(NetworkConfig)}
+        # What a comparison adds to the config says which runs there are, not how one trains.
+        others = {field.name for field in dataclasses.fields(config)} - own
+        self.may_change = {"training.log_every", "training.keep_checkpoints", *others}
+        self._trainer, self._variables = trainer, dict(variables)
+        training = config.training
+        self._images = trainer.train_batches(training.seed, training.cutout)
+        self._losses: list[Any] = []  # since the last line of metrics; on the device until then
+
+    def init_state(self) -> NetworkState:
+        """The given variables, with a fresh optimizer."""
+        # Copies: a step takes the memory of the state it is given.
+        state = as_state(jax.tree.map(jnp.array, self._variables))
+        state = state._replace(opt_state=self._trainer.programs.init_opt_state(state.params))
+        if self.config.training.calibrate:
+            state = self._trainer.evaluator.calibrate(state, self._images)
+        return state
+
+    def restore(self, store: CheckpointStore) -> NetworkState:
+        """The state of the latest checkpoint, if its network has parameters of the same shapes."""
+        given = as_state(self._variables)
+        init_opt_state = self._trainer.programs.init_opt_state
+        checkpoint = store.restore(lambda params: (given.collections, init_opt_state(params)))
+        shapes, expected = (jax.tree.map(np.shape, x) for x in (checkpoint.params, given.params))
+        if shapes != expected:
+            raise CheckpointError(
+                f"{store.folder} holds another network's parameters, expected those of the network"
+                " that is trained: take another work directory"
             )
-            parts.append(statistics_of_batch(zeros, ones))
-        stats = jax.tree.map(lambda *x: jnp.asarray(np.mean(x, axis=0)), *parts)
-        return {**state.collections, "batch_stats": stats}
+        counters = checkpoint.counters
+        self.curve = [CurvePoint(int(step), accuracy) for step, accuracy in counters["curve"]]
+        self._losses = [np.float32(x) for x in counters.get("losses", [])]  # older ones have none
+        # Copies: a step takes the memory of the state it is given.
+        params, state = jax.tree.map(jnp.array, (checkpoint.params, checkpoint.state))
+        return NetworkState(params, *state)
 
-
-@dataclasses.dataclass
-class _Loop:
-    trainer: NetworkTrainer
-    config: NetworkConfig
-    store: CheckpointStore | None
-    writer: MetricWriter | NoMetrics
-    progress: TrainingProgress
-    request: StopRequest
-    batches: TrainBatches
-    rate: float
-    curve: list[CurvePoint]
-
-    def until_end(self, state: NetworkState, step: int) -> NetworkState:
-        training, num_steps = self.config.training, self.trainer.num_steps
-        losses: list[jax.Array] = []
-        if step >= num_steps:
-            return state
-        with self.batches.prefetch(step) as images:
-            for batch in images:
-                state, loss = self.trainer.step(state, batch, self.rate, training.seed, step)
-                step += 1
-                losses.append(loss)
-                is_last = step == num_steps
-                if step % training.log_every == 0 or is_last or self.request.is_made:
-                    self._log(step, losses)
-                if is_last or (training.evaluate_every and step % training.evaluate_every == 0):
-                    self.curve.append(CurvePoint(step, self.trainer._evaluate(state, "validation")))
-                    self.writer.write(step, {"validation/top1": self.curve[-1].accuracy})
-                every = training.checkpoint_every
-                if is_last or self.request.is_made or (every and step % every == 0):
-                    self._save(step, state)
-                if is_last:
-                    return state
-                if self.request.is_made:
-                    self._stop(step)
-        raise AssertionError("batches end")
-
-    def _log(self, step: int, losses: list[jax.Array]) -> None:
-        loss = float(np.mean(jax.device_get(losses)))
-        losses.clear()
-        self.writer.write(step, {"loss": loss})
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} at step {step} with learning rate {self.rate:g}: try a"
-                " smaller rate, or optimizer.clip_norm"
-            )
-        accuracy = self.curve[-1].accuracy if self.curve else None
-        self.progress.update_network(step, loss=loss, accuracy=accuracy)
-
-    def _save(self, step: int, state: NetworkState) -> None:
-        if self.store is None:
-            return
-        self.store.save(
+    def save(self, store: CheckpointStore, state: NetworkState, step: int) -> None:
+        """Save all that `restore` needs; DivergedError if the loss is not finite."""
+        losses = [float(loss) for loss in jax.device_get(self._losses)]
+        self._check(step, sum(losses))
+        store.save(
             step,
-            ghn_params=state.params,
-            opt_state=(state.collections, state.opt_state),
+            params=state.params,
+            state=(state.collections, state.opt_state),
             key=jax.random.key(self.config.training.seed),
-            counters={"curve": [list(point) for point in self.curve]},
+            counters={"curve": [list(point) for point in self.curve], "losses": losses},
             config=self.config,
         )
 
-    def _stop(self, step: int) -> None:
-        saved = "nothing is saved, for want of a work directory"
-        if self.store is not None:
-            self.store.wait()
-            saved = f"step {step} of {self.trainer.num_steps} is saved in {self.store.folder}"
-        raise InterruptedRunError(f"asked to stop: {saved}; the same command goes on from there")
+    def batches(self, state: NetworkState, step: int) -> Prefetcher[Images]:
+        """The images of the steps from one on, without end, prepared ahead."""
+        del state
+        return self._images.prefetch(step)
 
+    def step(
+        self, state: NetworkState, step: int, batch: Images, stop: bool
+    ) -> tuple[NetworkState, _Outcome]:
+        """Make one update."""
+        training, rate = self.config.training, self.config.optimizer.learning_rate
+        state, loss = self._trainer.step(state, batch, rate, training.seed, step)
+        return state, _Outcome(loss, stop)
 
-def _restore(store: CheckpointStore, state: NetworkState, config: NetworkConfig):
-    """The state and the curve of the latest checkpoint, if its run had the same settings."""
-    checkpoint = store.restore((state.collections, state.opt_state))
-    was, now = checkpoint.config.to_dict(), config.to_dict()
-    for section in ("data", "optimizer", "training"):
-        for name, value in now[section].items():
-            if was[section][name] != value and name not in ("log_every", "keep_checkpoints"):
-                raise CheckpointError(
-                    f"{store.folder} holds a run with {section}.{name} = {was[section][name]!r},"
-                    f" expected {value!r}: take another work directory"
-                )
-    shapes = lambda tree: jax.tree.map(np.shape, tree)  # noqa: E731
-    if shapes(checkpoint.ghn_params) != shapes(state.params):
-        raise CheckpointError(
-            f"{store.folder} holds another network's parameters, expected those of the network that"
-            " is trained: take another work directory"
-        )
-    # Copies: a step takes the memory of the state it is given.
-    collections, opt_state = jax.tree.map(jnp.array, checkpoint.opt_state)
-    params = jax.tree.map(jnp.array, checkpoint.ghn_params)
-    curve = [CurvePoint(int(step), acc) for step, acc in checkpoint.counters["curve"]]
-    return NetworkState(params, collections, opt_state), curve
+    def record(self, step: int, batch: Images, outcome: _Outcome, report: RunReport) -> None:
+        """Keep the loss on the device: nothing waits for it before the next line of metrics."""
+        del step, batch, report
+        self._losses.append(outcome.loss)
+
+    def log(self, step: int, report: RunReport) -> None:
+        """Write the mean loss since the last time; DivergedError if it is not finite."""
+        loss = float(np.mean(jax.device_get(self._losses)))
+        self._losses.clear()
+        report.metrics.write(step, {"loss": loss})
+        self._check(step, loss)
+        report.progress.update(step, loss=loss, note=f"top-1 {100 * self.curve[-1].accuracy:.2f}%")
+
+    def evaluate(self, state: NetworkState, step: int) -> Mapping[str, float]:
+        """The accuracy on validation images, which goes into the curve."""
+        accuracy = self._trainer.evaluator.accuracy(state, "validation")
+        self.curve.append(CurvePoint(step, accuracy))
+        return {"validation/top1": accuracy}
+
+    def _check(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {step} with learning rate"
+                f" {self.config.optimizer.learning_rate:g}: try a smaller rate, or"
+                " optimizer.clip_norm"
+            )

@@ -1,7 +1,7 @@
 """Graphs of target networks: what a GHN reads."""
 
 from ghn_jax.graphs.arch_graph import ArchGraph, graph_from_nodes
-from ghn_jax.graphs.batching import GraphBatch, batch_graphs, to_graphs_tuple
+from ghn_jax.graphs.batching import GraphBatch, batch_graphs
 from ghn_jax.graphs.primitives import PRIMITIVES
 from ghn_jax.graphs.schedule import schedule_nodes
 from ghn_jax.graphs.schema import ParameterTensor, TracedNode
@@ -15,5 +15,4 @@ __all__ = [
     "batch_graphs",
     "graph_from_nodes",
     "schedule_nodes",
-    "to_graphs_tuple",
 ]

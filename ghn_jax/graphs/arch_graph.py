@@ -4,9 +4,12 @@ In: nodes and their parents, from a plan, a trace or a file. Out: an `ArchGraph`
 Virtual edges join every ordered pair of nodes 2 to 50 steps apart (GHN-2, eq. 4; spec section 2).
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 
+import jraph
 import networkx
 import numpy as np
 
@@ -18,23 +21,64 @@ MAX_VIRTUAL_DISTANCE = 50
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArchGraph:
-    """The graph a GHN reads, N nodes in topological order and E edges.
+    """The graph a GHN reads: N nodes in topological order, E edges, and the network's parameters.
 
     Attributes:
-        primitive: (N,) int32, index into `PRIMITIVES`.
-        shape: (N, 4) int32, (out, in, height, width) of the node's parameter; zeros for none.
-        senders: (E,) int32.
-        receivers: (E,) int32.
-        distance: (E,) int32, 1 for edges of the network, 2..50 for virtual edges.
+        graph: One graph of numpy arrays. nodes: "primitive" (N,) int32, index into `PRIMITIVES`;
+            "shape" (N, 4) int32, (out, in, height, width) of the node's parameter, zeros for none.
+            edges: "distance" (E,) int32, 1 for edges of the network, 2..50 for virtual edges.
         tensors: Every parameter tensor of the network, with the index of its node.
     """
 
-    primitive: np.ndarray
-    shape: np.ndarray
-    senders: np.ndarray
-    receivers: np.ndarray
-    distance: np.ndarray
+    graph: jraph.GraphsTuple
     tensors: tuple[ParameterTensor, ...]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        primitive: np.ndarray,
+        shape: np.ndarray,
+        senders: np.ndarray,
+        receivers: np.ndarray,
+        distance: np.ndarray,
+        tensors: Sequence[ParameterTensor] = (),
+    ) -> ArchGraph:
+        """Make a graph from its arrays, int32 and of the shapes listed above."""
+        graph = jraph.GraphsTuple(
+            nodes={"primitive": primitive, "shape": shape},
+            edges={"distance": distance},
+            senders=senders,
+            receivers=receivers,
+            n_node=np.array([len(primitive)], np.int32),
+            n_edge=np.array([len(distance)], np.int32),
+            globals=None,
+        )
+        return cls(graph, tuple(tensors))
+
+    @property
+    def primitive(self) -> np.ndarray:
+        """(N,) int32, index into `PRIMITIVES`."""
+        return np.asarray(self.graph.nodes["primitive"])
+
+    @property
+    def shape(self) -> np.ndarray:
+        """(N, 4) int32, (out, in, height, width) of the node's parameter; zeros for none."""
+        return np.asarray(self.graph.nodes["shape"])
+
+    @property
+    def senders(self) -> np.ndarray:
+        """(E,) int32."""
+        return np.asarray(self.graph.senders)
+
+    @property
+    def receivers(self) -> np.ndarray:
+        """(E,) int32."""
+        return np.asarray(self.graph.receivers)
+
+    @property
+    def distance(self) -> np.ndarray:
+        """(E,) int32, 1 for edges of the network, 2..50 for virtual edges."""
+        return np.asarray(self.graph.edges["distance"])
 
     @property
     def num_nodes(self) -> int:
@@ -81,13 +125,13 @@ def graph_from_nodes(
         raise ValueError(f"max_distance is {max_distance}, expected 1 (no virtual edges) to 250")
     distances = shortest_paths([node.parents for node in nodes], max_distance)
     receivers, senders = np.nonzero(distances)
-    return ArchGraph(
+    return ArchGraph.from_arrays(
         primitive=np.array([PRIMITIVE_INDEX[node.primitive] for node in nodes], np.int32),
         shape=np.array([node.shape for node in nodes], np.int32),
         senders=senders.astype(np.int32),
         receivers=receivers.astype(np.int32),
         distance=distances[receivers, senders].astype(np.int32),
-        tensors=tuple(tensors),
+        tensors=tensors,
     )
 
 

@@ -1,7 +1,7 @@
 """Batch graphs and pad them to a bounded set of sizes; the host's numpy ends here.
 
-Graphs travel as `jraph.GraphsTuple`: nodes (primitive, shape), edges (distance). A GHN reads B
-graphs as arrays padded to the same number of nodes N, so that all of them are swept in parallel.
+Graphs travel as `jraph.GraphsTuple`, see `ArchGraph`. A GHN reads B graphs as arrays padded to the
+same number of nodes N, so that all of them are swept in parallel.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-
-from ghn_jax.graphs.arch_graph import ArchGraph
 
 
 class GraphBatch(NamedTuple):
@@ -69,27 +67,6 @@ class GraphBatch(NamedTuple):
         return graph.nodes[:-1].reshape(*self.node_mask.shape, -1)
 
 
-def to_graphs_tuple(graph: ArchGraph) -> jraph.GraphsTuple:
-    """Convert to jraph's format.
-
-    Args:
-        graph: N nodes, E edges.
-
-    Returns:
-        A tuple of one graph, int32: nodes {"primitive": (N,), "shape": (N, 4)}, edges
-        {"distance": (E,)}.
-    """
-    return jraph.GraphsTuple(
-        nodes={"primitive": graph.primitive, "shape": graph.shape},
-        edges={"distance": graph.distance},
-        senders=graph.senders,
-        receivers=graph.receivers,
-        n_node=np.array([graph.num_nodes], np.int32),
-        n_edge=np.array([len(graph.distance)], np.int32),
-        globals=None,
-    )
-
-
 def batch_graphs(
     graphs: Sequence[jraph.GraphsTuple],
     lookup_shapes: Callable[[np.ndarray], np.ndarray],
@@ -101,7 +78,7 @@ def batch_graphs(
     """Pad graphs to B = `num_graphs` graphs of N = `num_nodes` nodes.
 
     Args:
-        graphs: At most B graphs, each of at most N nodes.
+        graphs: At most B graphs, each of at most N nodes, as `ArchGraph.graph` describes them.
         lookup_shapes: From (n, 4) parameter shapes to (n, 4) rows of the shape vocabulary.
         num_graphs: B.
         num_nodes: N.

@@ -1,16 +1,19 @@
 """Graph hypernetworks: graphs -> node embeddings -> tiles -> target parameters."""
 
 from ghn_jax.hypernetworks.config import GHNConfig, ghn1, ghn2, mlp
+from ghn_jax.hypernetworks.decoders import Decoder, register_decoder
 from ghn_jax.hypernetworks.embedding import ShapeVocabulary, shape_vocabulary
+from ghn_jax.hypernetworks.message_passing import register_message_passing
 from ghn_jax.hypernetworks.model import (
     Hypernetwork,
     initialize,
     parameter_shapes,
     predict_parameters,
 )
-from ghn_jax.hypernetworks.tiling import TileKey, request_key, tile_parameter
+from ghn_jax.hypernetworks.tiling import TileKey
 
 __all__ = [
+    "Decoder",
     "GHNConfig",
     "Hypernetwork",
     "ShapeVocabulary",
@@ -21,7 +24,7 @@ __all__ = [
     "mlp",
     "parameter_shapes",
     "predict_parameters",
-    "request_key",
+    "register_decoder",
+    "register_message_passing",
     "shape_vocabulary",
-    "tile_parameter",
 ]

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
+from ghn_jax.configuration.conversion import build_variant, to_dictionary
 from ghn_jax.configuration.validation import as_tuple, check_choice, check_positive_int
-
-MESSAGE_PASSING = ("gated_gnn", "mlp")
-DECODERS = ("conv", "mlp")
+from ghn_jax.hypernetworks.decoders import DECODERS, DecoderConfig
+from ghn_jax.hypernetworks.message_passing import MESSAGE_PASSING, MessagePassingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,21 +17,21 @@ class GHNConfig:
         num_classes: Classes of the target networks.
         hidden_size: Width D of node embeddings, a multiple of 4.
         max_shape: Largest tile (out, in, height, width); larger parameters repeat it.
-        message_passing: "gated_gnn", or "mlp", which ignores edges.
+        message_passing: How nodes hear of each other: the config of a variant, or its name.
         virtual_edges: Longest distance with a virtual edge, 2..250; 1 means none.
         layer_norm: Whether node embeddings are layer-normalised before decoding.
         normalize_parameters: Whether predicted parameters are scaled by their fan-in.
-        decoder: "conv" or "mlp".
+        decoder: How kernels are decoded: the config of a variant, or its name.
     """
 
     num_classes: int = 10
     hidden_size: int = 32
     max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
-    message_passing: str = "gated_gnn"
+    message_passing: MessagePassingConfig = MESSAGE_PASSING.config("gated_gnn")
     virtual_edges: int = 50
     layer_norm: bool = True
     normalize_parameters: bool = True
-    decoder: str = "conv"
+    decoder: DecoderConfig = DECODERS.config("conv")
 
     def __post_init__(self) -> None:
         check_positive_int("num_classes", self.num_classes)
@@ -47,13 +47,12 @@ class GHNConfig:
             )
         check_choice("layer_norm", self.layer_norm, (False, True))
         check_choice("normalize_parameters", self.normalize_parameters, (False, True))
-        check_choice("message_passing", self.message_passing, MESSAGE_PASSING)
-        check_choice("decoder", self.decoder, DECODERS)
-        if self.decoder == "mlp" and self.max_shape[0] != self.max_shape[1]:
-            raise ValueError(
-                f"max_shape is {self.max_shape!r} with decoder 'mlp', expected as many output as"
-                " input channels"
-            )
+        for name, part in (("message_passing", MessagePassingConfig), ("decoder", DecoderConfig)):
+            variant = build_variant(part, getattr(self, name), name)
+            object.__setattr__(self, name, variant)
+            check = getattr(part.variants[variant.name], "check_config", None)
+            if check is not None:
+                check(self)
 
     def _check_max_shape(self) -> None:
         sizes = self.max_shape
@@ -66,7 +65,8 @@ class GHNConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
-        return {**dataclasses.asdict(self), "max_shape": list(self.max_shape)}
+        fields: dict[str, Any] = to_dictionary(self)
+        return fields
 
 
 def ghn1(**overrides: Any) -> GHNConfig:

@@ -13,24 +13,24 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from ghn_jax.graphs.arch_graph import ArchGraph
-from ghn_jax.graphs.batching import GraphBatch, batch_graphs, to_graphs_tuple
+from ghn_jax.graphs.batching import GraphBatch, batch_graphs
 from ghn_jax.graphs.schema import ParameterTensor
 from ghn_jax.hypernetworks.config import GHNConfig
-from ghn_jax.hypernetworks.decoders import KERNEL_DECODERS, VectorDecoder
-from ghn_jax.hypernetworks.embedding import NodeEmbedding, shape_vocabulary
-from ghn_jax.hypernetworks.message_passing.gated_gnn import GatedGNN
-from ghn_jax.hypernetworks.message_passing.mlp import NodeMLP
-from ghn_jax.hypernetworks.normalization import (
-    normalize_bias,
-    normalize_scale,
-    parameter_factor,
+from ghn_jax.hypernetworks.decoders import (
+    DECODERS,
+    Decoders,
+    VectorDecoder,
+    decoder_name,
+    request_tile,
 )
-from ghn_jax.hypernetworks.tiling import KINDS, TileKey, request_key, tile_parameter
+from ghn_jax.hypernetworks.embedding import NodeEmbedding, shape_vocabulary
+from ghn_jax.hypernetworks.message_passing.registry import MESSAGE_PASSING, parameter_scope
+from ghn_jax.hypernetworks.normalization import normalize_vectors, parameter_factor
+from ghn_jax.hypernetworks.tiling import VECTOR_KINDS, TileKey, tile_parameter
 from ghn_jax.layer_norm import LayerNorm
 from ghn_jax.programs.cache import compile_lowered
 
@@ -41,6 +41,7 @@ class Hypernetwork(nn.Module):
     Attributes:
         config: Which modules it is composed of.
         message_passing: A module (B, N, D), GraphBatch -> (B, N, D) instead of the configuration's.
+        decoder: A `Decoder` of kernels instead of the configuration's.
         nodes_at_once: How many consecutive nodes message passing visits together; in the batches it
             gets, no edge joins two of them.
         reverse_only: Whether parts with a gradient written by hand use it: the same numbers in less
@@ -49,6 +50,7 @@ class Hypernetwork(nn.Module):
 
     config: GHNConfig
     message_passing: nn.Module | None = None
+    decoder: nn.Module | None = None
     nodes_at_once: int = 1
     reverse_only: bool = False
 
@@ -56,22 +58,57 @@ class Hypernetwork(nn.Module):
         config = self.config
         size, max_shape = config.hidden_size, config.max_shape
         self.embedding = NodeEmbedding(size, config.num_classes, max_shape[2])
-        if self.message_passing is None and config.message_passing == "gated_gnn":
-            self.gnn = GatedGNN(
-                config.virtual_edges, self.nodes_at_once, reverse_only=self.reverse_only
-            )
-        elif self.message_passing is None:
-            self.mlp = NodeMLP()
+        if self.message_passing is None:
+            self.passing = self.create_passing(self.passing_scope)
+        else:
+            self.passing = self.message_passing
         if config.layer_norm:
             self.norm = LayerNorm()
-        decoder = KERNEL_DECODERS[config.decoder]
-        self.kernels = decoder(size, max_shape, config.num_classes, self.reverse_only)
-        self.vectors = VectorDecoder(size, max(max_shape[:2]), config.num_classes)
+        for name, decoder in self.create_decoders().items():
+            setattr(self, name, decoder)  # kernels, vectors
+
+    @nn.nowrap
+    def create_passing(self, name: str | None = None) -> Any:
+        """The module of message passing that the configuration describes, named as its scope."""
+        config = self.config
+        return MESSAGE_PASSING.create(
+            config.message_passing,
+            virtual_edges=config.virtual_edges,
+            nodes_at_once=self.nodes_at_once,
+            reverse_only=self.reverse_only,
+            name=name,
+        )
+
+    @nn.nowrap
+    def create_decoders(self) -> Decoders:
+        """The decoder of kernels, and that of all it does not decode, not bound to parameters."""
+        config, num_channels = self.config, max(self.config.max_shape[:2])
+        sizes = {
+            "hidden_size": config.hidden_size,
+            "max_shape": config.max_shape,
+            "num_classes": config.num_classes,
+            "reverse_only": self.reverse_only,
+        }
+        if self.decoder is None:
+            kernels = DECODERS.create(config.decoder, **sizes)
+        else:
+            module: Any = self.decoder
+            kernels = module.clone(parent=None, name=None, **sizes)
+        vectors = VectorDecoder(config.hidden_size, num_channels, config.num_classes)
+        return {"kernels": kernels, "vectors": vectors}
+
+    @property
+    def passing_scope(self) -> str:
+        """Name of the part of the parameters that is message passing's."""
+        if self.message_passing is not None:
+            return "message_passing"
+        return parameter_scope(MESSAGE_PASSING[self.config.message_passing.name])
 
     @property
     def needs_edges(self) -> bool:
         """Whether message passing reads the edges of a batch, not its distances only."""
-        return getattr(self.message_passing, "needs_edges", False)
+        module = self.message_passing or MESSAGE_PASSING[self.config.message_passing.name]
+        return getattr(module, "needs_edges", False)
 
     @nn.nowrap
     def for_programs(self, nodes_at_once: int) -> Hypernetwork:
@@ -89,12 +126,11 @@ class Hypernetwork(nn.Module):
             passing = passing.for_programs(nodes_at_once)
         return self.clone(message_passing=passing, nodes_at_once=nodes_at_once, reverse_only=True)
 
+    @nn.nowrap
     def parameter_names(self) -> set[str]:
         """Names of the parts that have parameters, the first level of their tree."""
         norm = {"norm"} if self.config.layer_norm else set()
-        own = "gnn" if self.config.message_passing == "gated_gnn" else "mlp"
-        passing = own if self.message_passing is None else "message_passing"
-        return {"embedding", passing, "kernels", "vectors"} | norm
+        return {"embedding", self.passing_scope, "kernels", "vectors"} | norm
 
     def __call__(
         self,
@@ -122,7 +158,8 @@ class Hypernetwork(nn.Module):
             raise ValueError("tensors is missing, expected those of each graph of the batch")
         nodes = self.embed_nodes(graph)  # (B, N, D)
         if self.is_initializing():  # all parameters are drawn, whatever this graph asks for
-            self.decode(nodes[:1, 0], {TileKey(kind): np.zeros(1, np.int32) for kind in KINDS})
+            kinds = [kind for decoder in self._decoders.values() for kind in decoder.kinds]
+            self.decode(nodes[:1, 0], {TileKey(kind): np.zeros(1, np.int32) for kind in kinds})
         return [
             self._decode_tensors(nodes[index], of_graph) for index, of_graph in enumerate(tensors)
         ]
@@ -137,14 +174,12 @@ class Hypernetwork(nn.Module):
             (B, N, D), what the decoders read.
         """
         nodes = self.embedding(batch.primitive, batch.shape_index)  # (B, N, D)
-        nodes = self._pass_messages(nodes, batch)
+        nodes = self.passing(nodes, batch)
         return self.norm(nodes) if self.config.layer_norm else nodes
 
-    def _pass_messages(self, nodes: jax.Array, batch: GraphBatch) -> jax.Array:
-        if self.message_passing is not None:
-            return self.message_passing(nodes, batch)
-        is_gated = self.config.message_passing == "gated_gnn"
-        return self.gnn(nodes, batch) if is_gated else self.mlp(nodes, batch)
+    @property
+    def _decoders(self) -> Decoders:
+        return {"kernels": self.kernels, "vectors": self.vectors}
 
     def _decode_tensors(
         self, nodes: jax.Array, tensors: Sequence[ParameterTensor]
@@ -152,7 +187,8 @@ class Hypernetwork(nn.Module):
         """(N, D) -> the tensors of one graph: each kind of tile once, of the nodes that have it."""
         places: dict[TileKey, list[int]] = {}  # of the tensors
         for place, tensor in enumerate(tensors):
-            places.setdefault(request_key(tensor), []).append(place)
+            key = request_tile(self._decoders, tensor.shape, tensor.role)
+            places.setdefault(key, []).append(place)
         requests = {
             key: np.array([tensors[place].node for place in of_key], np.int32)
             for key, of_key in places.items()
@@ -160,10 +196,12 @@ class Hypernetwork(nn.Module):
         tiles = self.decode(nodes, requests)
         arrays: list[Any] = [None] * len(tensors)
         for key, of_key in places.items():
+            decoder = self._decoders[decoder_name(self._decoders, key)]
             for tile, place in zip(tiles[key], of_key, strict=True):
-                tensor = tensors[place]
-                factor = parameter_factor(self.config, tensor.shape, tensor.role)
-                arrays[place] = tile_parameter(tile, tensor.shape, tensor.role, factor)
+                shape, role = tensors[place].shape, tensors[place].role
+                index = decoder.tile_slices(tile.shape, shape, role)
+                factor = parameter_factor(self.config, shape, role)
+                arrays[place] = tile_parameter(tile, shape, index, factor)
         return arrays
 
     def decode(self, embeddings: jax.Array, requests: Mapping[TileKey, Any]) -> dict:
@@ -190,25 +228,9 @@ class Hypernetwork(nn.Module):
         return self.decode(embeddings.reshape(-1, embeddings.shape[-1]), requests)
 
     def _decode_kind(self, x: jax.Array, key: TileKey) -> jax.Array:
-        if key.kind not in KINDS:
-            raise ValueError(f"kind of {key} is {key.kind!r}, expected one of {', '.join(KINDS)}")
-        if key.kind == "kernel":
-            bounds = (key.in_channels or None, key.out_channels or None)
-            return self.kernels.kernel(x, key.height, key.width, *bounds)
-        if key.kind == "depthwise":
-            return self.kernels.depthwise(x, key.height, key.width)
-        if key.kind == "position":
-            return self.kernels.position(x, key.height, key.width)
-        if key.kind == "classifier_kernel":
-            return self.kernels.classifier_kernel(x)
-        normalize = self.config.normalize_parameters
-        if key.kind == "classifier_bias":
-            bias = self.vectors.classifier_bias(x)
-            return normalize_bias(bias) if normalize else bias
-        tile = self.vectors.vector(x)  # (G, 2, max(O, I))
-        if not normalize:
-            return tile
-        return jnp.stack([normalize_scale(tile[:, 0]), normalize_bias(tile[:, 1])], axis=1)
+        tiles = self._decoders[decoder_name(self._decoders, key)](x, key)
+        is_normalized = self.config.normalize_parameters and key.kind in VECTOR_KINDS
+        return normalize_vectors(tiles, key.kind) if is_normalized else tiles
 
 
 def initialize(model: Hypernetwork | GHNConfig, key: jax.Array) -> dict[str, Any]:
@@ -260,7 +282,7 @@ def make_batch(
     """
     vocabulary = shape_vocabulary(config.num_classes, config.max_shape[2])
     num_nodes = max(graph.num_nodes for graph in graphs)
-    tuples = [to_graphs_tuple(graph) for graph in graphs]
+    tuples = [graph.graph for graph in graphs]
     lookup = vocabulary.lookup
     return batch_graphs(tuples, lookup, len(graphs), num_nodes, with_edges=with_edges)
 

@@ -22,6 +22,13 @@ def normalize_bias(p: jax.Array) -> jax.Array:
     return jnp.tanh(0.2 * p)
 
 
+def normalize_vectors(tiles: jax.Array, kind: str) -> jax.Array:
+    """Normalise tiles of 1-D parameters: (G, 2, C) with rows scale and bias, or (G, K) biases."""
+    if kind == "classifier_bias":
+        return normalize_bias(tiles)
+    return jnp.stack([normalize_scale(tiles[:, 0]), normalize_bias(tiles[:, 1])], axis=1)
+
+
 def kernel_factor(shape: tuple[int, ...], role: str) -> float:
     """The factor of a tensor with two or more axes.
 

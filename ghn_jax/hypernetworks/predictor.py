@@ -4,12 +4,13 @@ In: graphs. Out: every parameter tensor of every graph, in the order of `graph.t
 exactly the target's shapes. Architectures differ in everything, compiled programs must not: message
 passing is one program per padded number of nodes, decoding one per kind of tile and padded number
 of tiles. (A single program for both would be a new one for every combination of numbers of tiles.)
-Tiles become parameters on the host, where cutting ~150 tensors per architecture costs nothing to
-dispatch.
+A prediction is embed, decode, cut; the way back is add the gradients of what was cut, decode',
+embed'.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Unpack
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +18,55 @@ import numpy as np
 
 from ghn_jax.graphs import ArchGraph, GraphBatch
 from ghn_jax.hypernetworks.config import GHNConfig
+from ghn_jax.hypernetworks.cutting import Grads, create_cutting
+from ghn_jax.hypernetworks.decoders import decoder_name
 from ghn_jax.hypernetworks.model import Hypernetwork, as_model, initialize, parameter_shapes
-from ghn_jax.hypernetworks.preparation import PreparedGraphs, prepare_graphs
+from ghn_jax.hypernetworks.preparation import Preparation, PreparedGraphs
 from ghn_jax.hypernetworks.tiling import TileKey
-from ghn_jax.programs.cache import (
-    ProgramCache,
-    Selection,
-    VjpPrograms,
-    build_vjp,
-    compile_frequent,
-    compile_lowered,
-    start_compiling,
-)
+from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.programs.relocation import ProgramsOnDevice
+from ghn_jax.programs.table import Compilation, ProgramTable, Selection
 
 PyTree = Any
 Array = Any  # numpy or JAX
-_DECODERS = ("kernels", "vectors")  # submodules of the hypernetwork
 # Embeddings are padded to this many nodes per graph, so that decoders see one size for most
 # batches.
 _NUM_DECODED_NODES = 512
+
+
+class _DecodeSignature(NamedTuple):
+    """What the programs of a decoder depend on.
+
+    Attributes:
+        key: The kind of tile.
+        num_nodes: B * N, of the embeddings.
+        num_tiles: G.
+    """
+
+    key: TileKey
+    num_nodes: int
+    num_tiles: int
+
+
+class _Decoded(NamedTuple):
+    """Tiles of one kind (G, ...), and the residuals of decoding them."""
+
+    tiles: jax.Array
+    residuals: PyTree
+
+
+class _Forward(NamedTuple):
+    """What the way back needs of a prediction.
+
+    Attributes:
+        embeddings: (B * N, D).
+        residuals: Of embedding.
+        decoded: For each kind of tile.
+    """
+
+    embeddings: jax.Array
+    residuals: PyTree
+    decoded: dict[TileKey, _Decoded]
 
 
 class Predictor:
@@ -50,6 +80,8 @@ class Predictor:
         nodes_at_once: How many nodes of each graph message passing visits together; the numbers are
             the same. None is 1 on CPUs, where more is not faster (`benchmarks/hypernetwork.py`),
             and 2 on accelerators, whose time follows the number of steps: 1.8 times fewer.
+        cutting: Where parameters are cut from tiles, "host" or "device"; None is the host on CPUs
+            and the device on accelerators.
     """
 
     def __init__(
@@ -58,17 +90,33 @@ class Predictor:
         num_compile_threads: int = 2,
         programs: ProgramCache | ProgramsOnDevice | None = None,
         nodes_at_once: int | None = None,
+        cutting: str | None = None,
     ) -> None:
         model = as_model(model)
         self.config = model.config
         self._nodes_at_once = nodes_at_once or (1 if jax.default_backend() == "cpu" else 2)
         self._network = model.for_programs(self._nodes_at_once)
-        self._programs = programs or ProgramCache(num_compile_threads)
+        self._prepare = Preparation(self._network, self._nodes_at_once)
+        self._decoders = self._network.create_decoders()
+        self._table = table = ProgramTable(programs, num_compile_threads)
+        self._embed = table.declare_differentiable("embed", self._embed_rows)
+        # Backward programs add to the gradients of all of the decoder's parameters: a million
+        # elements for each kind of tile.
+        self._decode = table.declare_differentiable(
+            "decode",
+            self._decode_tiles,
+            num_differentiated=2,
+            accumulates=True,
+            has_large_fusions=True,
+        )
+        self._zeros = table.declare("zeros", lambda _, *like: jax.tree.map(jnp.zeros_like, like))
+        self._cutting = create_cutting(table, cutting)
+        self._tile_shapes: dict[TileKey, tuple[int, ...]] = {}
 
     @property
     def num_compilations(self) -> int:
         """How many programs were compiled so far."""
-        return self._programs.num_compilations
+        return self._table.num_compilations
 
     def init(self, key: jax.Array) -> PyTree:
         """Draw the hypernetwork's parameters."""
@@ -87,19 +135,16 @@ class Predictor:
         Raises:
             ValueError: If there is no graph, or there are more than `num_graphs`.
         """
-        return prepare_graphs(
-            self.config, graphs, num_graphs, self._nodes_at_once, self._network.needs_edges
-        )
+        return self._prepare(graphs, num_graphs)
 
     def embed_nodes(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[np.ndarray]:
         """Embed the nodes of the graphs: for each an array (N, D), in the order of its nodes."""
         batch = prepared.batch
-        programs = self._programs.get(*self._embed_call(ghn_params, batch))
-        embeddings, _ = programs.forward(ghn_params, batch)
+        embeddings, _ = self._embed.forward(*_embed_call(ghn_params, batch))
         rows = np.asarray(embeddings)[: batch.primitive.size].reshape(*batch.primitive.shape, -1)
         return [rows[index, place] for index, place in enumerate(prepared.places)]
 
-    def predict(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[list[np.ndarray]]:
+    def predict(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[list[Array]]:
         """Predict every parameter tensor of every graph.
 
         Args:
@@ -107,14 +152,15 @@ class Predictor:
             prepared: Of `prepare`.
 
         Returns:
-            For each graph, arrays in the order of its `tensors`, in their shapes.
+            For each graph, arrays in the order of its `tensors`, in their shapes; numpy where they
+            are cut on the host.
         """
-        self._start_compiling(self._forward_calls(ghn_params, prepared))
+        self._table.start_compiling(self._forward_compilations(ghn_params, prepared))
         return self._predict(ghn_params, prepared)[0]
 
     def predict_with_pull_back(
         self, ghn_params: PyTree, prepared: PreparedGraphs
-    ) -> tuple[list[list[np.ndarray]], Callable[[Sequence], PyTree]]:
+    ) -> tuple[list[list[Array]], Callable[[Grads], PyTree]]:
         """Like `predict`, with a function from the gradients of the parameters to those of the GHN.
 
         Returns:
@@ -122,12 +168,12 @@ class Predictor:
             order of its tensors, or None to leave the graph out.
         """
         # Forward programs first: the backward ones are made from them.
-        self._start_compiling(self._forward_calls(ghn_params, prepared))
-        self._start_compiling(self._backward_calls(ghn_params, prepared))
-        target_params, forward_state = self._predict(ghn_params, prepared)
+        self._table.start_compiling(self._forward_compilations(ghn_params, prepared))
+        self._table.start_compiling(self._backward_compilations(ghn_params, prepared))
+        target_params, forward = self._predict(ghn_params, prepared)
 
-        def pull_back(grads: Sequence) -> PyTree:
-            return self._pull_back(ghn_params, prepared, forward_state, grads)
+        def pull_back(grads: Grads) -> PyTree:
+            return self._pull_back(ghn_params, prepared, forward, grads)
 
         return target_params, pull_back
 
@@ -136,138 +182,124 @@ class Predictor:
 
         Args:
             prepared: The sample.
-            **selection: `coverage`, `share` and `progress` of `compile_frequent`.
+            **selection: See `Selection`.
 
         Returns:
             How many programs that was.
         """
         ghn_params = parameter_shapes(self._network)["params"]
-        calls = (call for one in prepared for call in self._backward_calls(ghn_params, one))
-        return compile_frequent(self._programs, calls, **selection)
+        compilations = (c for one in prepared for c in self._backward_compilations(ghn_params, one))
+        return self._table.warm_up(compilations, **selection)
 
-    def _start_compiling(self, calls):
-        # Views from other devices take or make theirs on first use: what they started would be
-        # compiled for the cache's device.
-        if isinstance(self._programs, ProgramCache):
-            start_compiling(self._programs, calls)
-
-    def _forward_calls(self, ghn_params, prepared):
-        """Of every forward program of a step, its key and what builds it."""
-        embeddings = self._embeddings_shape(ghn_params, prepared.batch)
-        yield self._embed_call(ghn_params, prepared.batch)
+    def _predict(
+        self, ghn_params: PyTree, prepared: PreparedGraphs
+    ) -> tuple[list[list[Array]], _Forward]:
+        embeddings, residuals = self._embed.forward(*_embed_call(ghn_params, prepared.batch))
+        decoded = {}
         for key, nodes in prepared.requests.items():
-            yield self._decode_call(ghn_params, key, embeddings, nodes)
+            call = self._decode_call(ghn_params, embeddings, key, nodes)
+            decoded[key] = _Decoded(*self._decode.forward(*call))
+        target_params: list[list] = [[None] * num for num in prepared.num_tensors]
+        for key, (tiles, _) in decoded.items():  # while the device decodes the next kinds
+            for (graph, position), tensor in self._cutting.cut(tiles, prepared.tensors[key]):
+                target_params[graph][position] = tensor
+        return target_params, _Forward(embeddings, residuals, decoded)
 
-    def _backward_calls(self, ghn_params, prepared):
-        """Of every backward program of a step, its key and what builds it."""
-        embeddings = self._embeddings_shape(ghn_params, prepared.batch)
-        yield self._embed_backward_call(ghn_params, prepared.batch)
-        yield self._zeros_call(ghn_params, embeddings)
+    def _pull_back(
+        self, ghn_params: PyTree, prepared: PreparedGraphs, forward: _Forward, grads: Grads
+    ) -> PyTree:
+        # New arrays, in which gradients are summed: of the decoders, and of the embeddings.
+        d_decoders, d_embeddings = self._zeros(*self._zeros_call(ghn_params, forward.embeddings))
         for key, nodes in prepared.requests.items():
-            yield self._decode_backward_call(ghn_params, key, embeddings, nodes)
+            tiles, residuals = forward.decoded[key]
+            d_tiles = self._cutting.tile_gradients(tiles, prepared.tensors[key], grads)
+            call = self._decode_call(ghn_params, forward.embeddings, key, nodes)
+            decoder = decoder_name(self._decoders, key)
+            totals = (d_decoders[decoder], d_embeddings)
+            # Returns at once: the next tiles are put together while the device works.
+            totals = self._decode.backward(*call, residuals, d_tiles, totals)
+            d_decoders[decoder], d_embeddings = totals
+        (d_params,) = self._embed.backward(
+            *_embed_call(ghn_params, prepared.batch), forward.residuals, d_embeddings
+        )
+        # The decoders have no part in the embeddings, nor the others in decoding.
+        return {**d_params, **d_decoders}
 
-    def _embeddings_shape(self, ghn_params, batch) -> jax.ShapeDtypeStruct:
+    def _embed_rows(self, _: tuple, ghn_params: PyTree, batch: GraphBatch) -> jax.Array:
+        """Embed nodes: (B * N, D), N at least `_NUM_DECODED_NODES`."""
+        variables = {"params": ghn_params}
+        nodes: Any = self._network.apply(variables, batch, method="embed_nodes")
+        rows = nodes.reshape(-1, nodes.shape[-1])  # (B * N, D)
+        missing = nodes.shape[0] * max(_NUM_DECODED_NODES - nodes.shape[1], 0)
+        return jnp.pad(rows, ((0, missing), (0, 0)))
+
+    def _decode_tiles(
+        self, signature: _DecodeSignature, params: PyTree, embeddings: jax.Array, nodes: jax.Array
+    ) -> jax.Array:
+        """Decode the (G, ...) tiles of some nodes."""
+        key = signature.key
+        variables = {"params": {decoder_name(self._decoders, key): params}}
+        tiles: Any = self._network.apply(variables, embeddings, {key: nodes}, method="decode")
+        return tiles[key]
+
+    def _decode_call(
+        self, ghn_params: PyTree, embeddings: Array, key: TileKey, nodes: np.ndarray
+    ) -> tuple[_DecodeSignature, tuple]:
+        """Signature and arguments of decoding."""
+        signature = _DecodeSignature(key, embeddings.shape[0], nodes.size)
+        return signature, (ghn_params[decoder_name(self._decoders, key)], embeddings, nodes)
+
+    def _zeros_call(self, ghn_params: PyTree, embeddings: Array) -> tuple[tuple, tuple]:
+        """Signature and arguments of making zeros like the decoders and the embeddings."""
+        return embeddings.shape, ({name: ghn_params[name] for name in self._decoders}, embeddings)
+
+    def _forward_compilations(
+        self, ghn_params: PyTree, prepared: PreparedGraphs
+    ) -> Iterator[Compilation]:
+        """Every forward program of a step."""
+        embeddings = self._embeddings_like(ghn_params, prepared.batch)
+        yield self._embed.forward_compilation(*_embed_call(ghn_params, prepared.batch))
+        for key, nodes in prepared.requests.items():
+            call = self._decode_call(ghn_params, embeddings, key, nodes)
+            yield self._decode.forward_compilation(*call)
+            if self._cutting.has_programs:
+                tiles = self._tiles_like(*call)
+                yield from self._cutting.forward_compilations(tiles, prepared.tensors[key])
+
+    def _backward_compilations(
+        self, ghn_params: PyTree, prepared: PreparedGraphs
+    ) -> Iterator[Compilation]:
+        """Every backward program of a step."""
+        embeddings = self._embeddings_like(ghn_params, prepared.batch)
+        yield self._embed.backward_compilation(*_embed_call(ghn_params, prepared.batch))
+        yield self._zeros.compilation(*self._zeros_call(ghn_params, embeddings))
+        for key, nodes in prepared.requests.items():
+            call = self._decode_call(ghn_params, embeddings, key, nodes)
+            yield self._decode.backward_compilation(*call)
+            if self._cutting.has_programs:
+                tiles = self._tiles_like(*call)
+                yield from self._cutting.backward_compilations(tiles, prepared.tensors[key])
+
+    def _embeddings_like(self, ghn_params: PyTree, batch: GraphBatch) -> jax.ShapeDtypeStruct:
         num_graphs, num_nodes = batch.primitive.shape
         shape = (num_graphs * max(_NUM_DECODED_NODES, num_nodes), self.config.hidden_size)
         return jax.ShapeDtypeStruct(shape, jax.tree.leaves(ghn_params)[0].dtype)
 
-    def _predict(self, ghn_params, prepared):
-        batch = prepared.batch
-        programs = self._programs.get(*self._embed_call(ghn_params, batch))
-        embeddings, embed_residuals = programs.forward(ghn_params, batch)
-        outputs = {}
-        for key, nodes in prepared.requests.items():
-            programs = self._programs.get(*self._decode_call(ghn_params, key, embeddings, nodes))
-            outputs[key] = programs.forward(ghn_params[_decoder(key)], embeddings, nodes)
-        target_params: list[list] = [[None] * num for num in prepared.num_tensors]
-        for key, (tiles, _) in outputs.items():  # while the device decodes the next kinds
-            tiles = np.asarray(tiles)
-            for group in prepared.tensors[key]:
-                for (graph, position), tensor in zip(group.places, group.cut(tiles), strict=True):
-                    target_params[graph][position] = tensor
-        return target_params, (embeddings, embed_residuals, outputs)
+    def _tiles_like(self, signature: _DecodeSignature, arguments: tuple) -> jax.ShapeDtypeStruct:
+        """The tiles that a call decodes."""
+        _, embeddings, _ = arguments
+        shape = self._tile_shapes.get(signature.key)
+        if shape is None:  # traced once for a kind of tile: that takes milliseconds
+            decode = functools.partial(self._decode_tiles, signature)
+            tiles = jax.eval_shape(decode, *arguments)
+            shape = self._tile_shapes[signature.key] = tiles.shape[1:]
+        return jax.ShapeDtypeStruct((signature.num_tiles, *shape), embeddings.dtype)
 
-    def _pull_back(self, ghn_params, prepared, forward_state, grads):
-        embeddings, embed_residuals, outputs = forward_state
-        d_decoders, d_embeddings = self._zeros(ghn_params, embeddings)
-        for key, nodes in prepared.requests.items():
-            tiles, residuals = outputs[key]
-            d_tiles = np.zeros(tiles.shape, tiles.dtype)
-            for group in prepared.tensors[key]:
-                group.add_gradients(d_tiles, grads)
-            decoder = _decoder(key)
-            arguments = (ghn_params[decoder], embeddings, nodes)
-            call = self._decode_backward_call(ghn_params, key, embeddings, nodes)
-            backward = self._programs.get(*call)
-            totals = (d_decoders[decoder], d_embeddings)
-            # Returns at once: the next tiles are put together while the device works.
-            d_decoders[decoder], d_embeddings = backward(arguments, residuals, d_tiles, totals)
-        batch = prepared.batch
-        backward = self._programs.get(*self._embed_backward_call(ghn_params, batch))
-        # The decoders have no part in the embeddings, nor the others in decoding.
-        (d_params,) = backward((ghn_params, batch), embed_residuals, d_embeddings)
-        return {**d_params, **d_decoders}
 
-    def _zeros(self, ghn_params, embeddings) -> tuple[dict[str, PyTree], Array]:
-        """New arrays in which gradients are summed: of the decoders, and of the embeddings."""
-        return self._programs.get(*self._zeros_call(ghn_params, embeddings))()
-
-    def _zeros_call(self, ghn_params, embeddings):
-        def build():
-            like = ({name: ghn_params[name] for name in _DECODERS}, embeddings)
-            zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)  # noqa: E731
-            return compile_lowered(jax.jit(zeros).lower())
-
-        return ("zeros", embeddings.shape), build
-
-    def _embed_call(self, ghn_params, batch):
-        build = lambda: self._build_embed(ghn_params, batch)  # noqa: E731
-        return ("embed", _batch_shape(batch)), build
-
-    def _build_embed(self, ghn_params, batch) -> VjpPrograms:
-        def embed(params, batch):
-            nodes = self._network.apply({"params": params}, batch, method="embed_nodes")
-            rows = nodes.reshape(-1, nodes.shape[-1])  # (B * N, D)
-            missing = nodes.shape[0] * max(_NUM_DECODED_NODES - nodes.shape[1], 0)
-            return jnp.pad(rows, ((0, missing), (0, 0)))
-
-        return build_vjp(embed, (ghn_params, batch), 1)
-
-    def _embed_backward_call(self, ghn_params, batch):
-        def build():
-            programs = self._programs.build_here(*self._embed_call(ghn_params, batch))
-            return compile_lowered(programs.lower_backward())
-
-        return ("embed backward", _batch_shape(batch)), build
-
-    def _decode_call(self, ghn_params, key, embeddings, nodes):
-        build = lambda: self._build_decode(ghn_params, key, embeddings, nodes)  # noqa: E731
-        return ("decode", key, embeddings.shape, nodes.shape), build
-
-    def _decode_backward_call(self, ghn_params, key, embeddings, nodes):
-        def build():
-            call = self._decode_call(ghn_params, key, embeddings, nodes)
-            programs = self._programs.build_here(*call)
-            # Sums over all of the decoder's parameters: a million elements for each kind of tile.
-            lowered = programs.lower_backward(accumulates=True)
-            return compile_lowered(lowered, has_large_fusions=True)
-
-        return ("decode backward", key, embeddings.shape, nodes.shape), build
-
-    def _build_decode(self, ghn_params, key, embeddings, nodes) -> VjpPrograms:
-        decoder = _decoder(key)
-
-        def decode(params, embeddings, nodes):
-            variables = {"params": {decoder: params}}
-            return self._network.apply(variables, embeddings, {key: nodes}, method="decode")[key]
-
-        return build_vjp(decode, (ghn_params[decoder], embeddings, nodes), 2)
+def _embed_call(ghn_params: PyTree, batch: GraphBatch) -> tuple[tuple, tuple]:
+    """Signature and arguments of embedding."""
+    return _batch_shape(batch), (ghn_params, batch)
 
 
 def _batch_shape(batch: GraphBatch) -> tuple:
     return batch.primitive.shape + (() if batch.edges is None else batch.edges.shape)
-
-
-def _decoder(key: TileKey) -> str:
-    """The submodule that decodes a kind of tile."""
-    return "vectors" if key.kind in ("vector", "classifier_bias") else "kernels"

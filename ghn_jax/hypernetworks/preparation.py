@@ -4,7 +4,6 @@ In: graphs. Out: batches padded to a bounded set of sizes, for each kind of tile
 it for, and for each tensor the tile it is cut from. Numpy, no JAX.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,20 +13,17 @@ import numpy as np
 from ghn_jax.graphs import (
     ArchGraph,
     GraphBatch,
-    ParameterTensor,
     batch_graphs,
     schedule_nodes,
-    to_graphs_tuple,
 )
-from ghn_jax.hypernetworks.config import GHNConfig
+from ghn_jax.hypernetworks.decoders import DecoderProtocol, Decoders, decoder_name, request_tile
 from ghn_jax.hypernetworks.embedding import shape_vocabulary
+from ghn_jax.hypernetworks.model import Hypernetwork
 from ghn_jax.hypernetworks.normalization import parameter_factor
 from ghn_jax.hypernetworks.tiling import (
+    TileIndex,
     TileKey,
-    decoded_sizes,
-    request_key,
     tile_parameters,
-    tile_slices,
     untile_gradients,
 )
 
@@ -44,6 +40,7 @@ class TensorGroup(NamedTuple):
         shape: Of each.
         role: Of each.
         factor: That normalises them.
+        decoder: Of the tiles, which knows what part of a tile they use.
         places: Of each, its graph and its position among the graph's tensors.
         rows: Of each, its tile.
     """
@@ -51,12 +48,18 @@ class TensorGroup(NamedTuple):
     shape: tuple[int, ...]
     role: str
     factor: float
+    decoder: DecoderProtocol
     places: list[tuple[int, int]]
     rows: list[int]
 
+    def tile_index(self, tile_shape: tuple[int, ...]) -> TileIndex:
+        """Where in a tile the part lies that the tensors use."""
+        return self.decoder.tile_slices(tile_shape, self.shape, self.role)
+
     def cut(self, tiles: np.ndarray) -> np.ndarray:
         """Cut the tensors from (G, ...) tiles: (n, *shape)."""
-        return tile_parameters(tiles, self.rows, self.shape, self.role, self.factor, np)
+        index = self.tile_index(tiles.shape[1:])
+        return tile_parameters(tiles, self.rows, self.shape, index, self.factor, np)
 
     def add_gradients(self, d_tiles: np.ndarray, grads: Sequence) -> None:
         """Add gradients of the tensors to those of the tiles they were cut from.
@@ -68,10 +71,10 @@ class TensorGroup(NamedTuple):
         pairs = zip(self.places, self.rows, strict=True)
         kept = [(grads[graph][i], row) for (graph, i), row in pairs if grads[graph] is not None]
         rows = [row for _, row in kept]
-        part = tile_slices(d_tiles.shape[1:], self.shape, self.role)
+        part = self.tile_index(d_tiles.shape[1:])
 
         def of_parts(gradients):
-            return untile_gradients(gradients, d_tiles.shape[1:], self.role, self.factor, np)
+            return untile_gradients(gradients, part, self.factor, np)
 
         if kept and len(set(rows)) == len(rows) and math.prod(self.shape) <= _SMALL_TENSOR:
             of_tiles = d_tiles[(rows, *part)]
@@ -101,70 +104,85 @@ class PreparedGraphs(NamedTuple):
     places: tuple[np.ndarray, ...]
 
 
-def prepare_graphs(
-    config: GHNConfig,
-    graphs: Sequence[ArchGraph],
-    num_graphs: int | None = None,
-    nodes_at_once: int = 1,
-    with_edges: bool = False,
-) -> PreparedGraphs:
-    """Pad graphs and locate the source of every tensor.
+class Preparation:
+    """Pads graphs and locates the source of every tensor, for one hypernetwork.
 
     Args:
-        config: Of the hypernetwork.
-        graphs: One or more graphs.
-        num_graphs: B, at least the number of graphs; None is that number.
+        model: The hypernetwork.
         nodes_at_once: How many nodes of a graph message passing visits together.
-        with_edges: Whether the batch lists the networks' edges.
-
-    Returns:
-        What a `Predictor` takes.
-
-    Raises:
-        ValueError: If there is no graph, or there are more than `num_graphs`.
     """
-    if not graphs:
-        raise ValueError("graphs is empty, expected at least one graph")
-    places = [schedule_nodes(graph, nodes_at_once) for graph in graphs]
-    num_nodes = padded_num_nodes(1 + max(int(place.max()) for place in places))
-    vocabulary = shape_vocabulary(config.num_classes, config.max_shape[2])
-    tuples = [to_graphs_tuple(graph) for graph in graphs]
-    batch = batch_graphs(
-        tuples, vocabulary.lookup, num_graphs or len(graphs), num_nodes, places, with_edges
-    )
-    rows: dict[TileKey, dict[int, int]] = {}  # of each node
-    tensors: dict[TileKey, list[TensorGroup]] = {}
-    groups: dict[tuple, tuple[TensorGroup, dict[int, int]]] = {}
-    for index, graph in enumerate(graphs):
-        place = (index * num_nodes + places[index]).tolist()
-        for position, tensor in enumerate(graph.tensors):
-            kind = (tensor.shape, tensor.role)
-            if kind not in groups:
-                key, factor = _source(config, *kind)
-                groups[kind] = TensorGroup(*kind, factor, [], []), rows.setdefault(key, {})
-                tensors.setdefault(key, []).append(groups[kind][0])
-            group, row_of = groups[kind]
-            group.places.append((index, position))
-            group.rows.append(row_of.setdefault(place[tensor.node], len(row_of)))
-    requests = {key: _pad(config, key, list(nodes)) for key, nodes in rows.items()}
-    num_tensors = tuple(len(graph.tensors) for graph in graphs)
-    return PreparedGraphs(batch, requests, tensors, num_tensors, tuple(places))
 
+    def __init__(self, model: Hypernetwork, nodes_at_once: int = 1) -> None:
+        self._model = model
+        self._nodes_at_once = nodes_at_once
+        self._decoders: Decoders = model.create_decoders()
+        self._sources: dict[tuple, tuple[TileKey, float, DecoderProtocol]] = {}
 
-@functools.lru_cache(maxsize=2**14)
-def _source(config: GHNConfig, shape: tuple[int, ...], role: str) -> tuple[TileKey, float]:
-    """The kind of tile that such tensors are cut from, and the factor that normalises them."""
-    key = request_key(ParameterTensor((), shape, 0, role), config.max_shape)
-    return key, parameter_factor(config, shape, role)
+    def __call__(
+        self, graphs: Sequence[ArchGraph], num_graphs: int | None = None
+    ) -> PreparedGraphs:
+        """Prepare graphs.
 
+        Args:
+            graphs: One or more.
+            num_graphs: B, at least the number of graphs; None is that number.
 
-def _pad(config: GHNConfig, key: TileKey, nodes: list[int]) -> np.ndarray:
-    """Indices padded with the first one, whose tile is not read again."""
-    num_pixels, num_elements = decoded_sizes(key, config.max_shape)
-    # The last two layers of the convolutional decoder.
-    num_products = num_pixels * 8 * config.hidden_size * (4 * config.hidden_size + num_elements)
-    size = padded_num_tiles(len(nodes), num_products)
-    return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
+        Returns:
+            What a `Predictor` takes.
+
+        Raises:
+            ValueError: If there is no graph, or there are more than `num_graphs`.
+        """
+        if not graphs:
+            raise ValueError("graphs is empty, expected at least one graph")
+        config = self._model.config
+        places = [schedule_nodes(graph, self._nodes_at_once) for graph in graphs]
+        num_nodes = padded_num_nodes(1 + max(int(place.max()) for place in places))
+        batch = batch_graphs(
+            [graph.graph for graph in graphs],
+            shape_vocabulary(config.num_classes, config.max_shape[2]).lookup,
+            num_graphs or len(graphs),
+            num_nodes,
+            places,
+            self._model.needs_edges,
+        )
+        offsets = [index * num_nodes + place for index, place in enumerate(places)]
+        requests, tensors = self._locate_tensors(graphs, offsets)
+        num_tensors = tuple(len(graph.tensors) for graph in graphs)
+        return PreparedGraphs(batch, requests, tensors, num_tensors, tuple(places))
+
+    def _locate_tensors(self, graphs, places):
+        """The nodes to decode each kind of tile for, and the tensors cut from each kind."""
+        rows: dict[TileKey, dict[int, int]] = {}  # of each node
+        tensors: dict[TileKey, list[TensorGroup]] = {}
+        groups: dict[tuple, tuple[TensorGroup, dict[int, int]]] = {}
+        for index, graph in enumerate(graphs):
+            place = places[index].tolist()
+            for position, tensor in enumerate(graph.tensors):
+                kind = (tensor.shape, tensor.role)
+                if kind not in groups:
+                    key, *source = self._source(*kind)
+                    groups[kind] = TensorGroup(*kind, *source, [], []), rows.setdefault(key, {})
+                    tensors.setdefault(key, []).append(groups[kind][0])
+                group, row_of = groups[kind]
+                group.places.append((index, position))
+                group.rows.append(row_of.setdefault(place[tensor.node], len(row_of)))
+        return {key: self._pad(key, list(nodes)) for key, nodes in rows.items()}, tensors
+
+    def _source(self, shape, role) -> tuple[TileKey, float, DecoderProtocol]:
+        """The kind of tile that such tensors are cut from, their factor, and the decoder."""
+        if (shape, role) not in self._sources:
+            key = request_tile(self._decoders, shape, role)
+            decoder = self._decoders[decoder_name(self._decoders, key)]
+            factor = parameter_factor(self._model.config, shape, role)
+            self._sources[shape, role] = key, factor, decoder
+        return self._sources[shape, role]
+
+    def _pad(self, key: TileKey, nodes: list[int]) -> np.ndarray:
+        """Indices padded with the first one, whose tile is not read again."""
+        decoder = self._decoders[decoder_name(self._decoders, key)]
+        size = padded_num_tiles(len(nodes), decoder.num_products(key))
+        return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
 
 
 def padded_num_nodes(num_nodes: int) -> int:

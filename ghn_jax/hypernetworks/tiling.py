@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.graphs.schema import ROLES, ParameterTensor
+from ghn_jax.graphs.schema import ROLES
 
 Array = Any  # numpy or JAX
-
+TileIndex = tuple[int | slice, ...]
 
 _SMALLEST_BOUNDED = 32  # channels
-KINDS = ("kernel", "depthwise", "position", "vector", "classifier_kernel", "classifier_bias")
+KERNEL_KINDS = ("kernel", "depthwise", "position", "classifier_kernel")
+VECTOR_KINDS = ("vector", "classifier_bias")
 
 
 class TileKey(NamedTuple):
@@ -41,12 +42,13 @@ class TileKey(NamedTuple):
 
 
 def request_key(
-    tensor: ParameterTensor, max_shape: tuple[int, int, int, int] | None = None
+    shape: tuple[int, ...], role: str, max_shape: tuple[int, int, int, int] | None = None
 ) -> TileKey:
     """The kind of tile a tensor is cut from.
 
     Args:
-        tensor: Of a target network.
+        shape: Of the tensor, Flax layout.
+        role: Of the tensor.
         max_shape: (O, I, S, S) of the hypernetwork, to decode of narrow kernels the part in use
             only. Channels are bounded by a sixteenth (an image's three channels) or a half of the
             tile, so that keys stay few: programs are compiled for each. Tiles of fewer than 32
@@ -58,49 +60,37 @@ def request_key(
     Raises:
         ValueError: If the role is unknown.
     """
-    if tensor.role not in ROLES:
-        raise ValueError(f"role is {tensor.role!r}, expected one of {', '.join(ROLES)}")
-    if tensor.role in ("scale", "bias"):
+    if role not in ROLES:
+        raise ValueError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
+    if role in ("scale", "bias"):
         return TileKey("vector")
-    if tensor.role == "position":
-        return TileKey("position", *tensor.shape[1:3])
-    key = TileKey(tensor.role, *tensor.shape[:-2])  # a dense kernel is a 1x1 kernel
-    if tensor.role != "kernel" or max_shape is None:
+    if role == "position":
+        return TileKey("position", *shape[1:3])
+    key = TileKey(role, *shape[:-2])  # a dense kernel is a 1x1 kernel
+    if role != "kernel" or max_shape is None:
         return key
-    num_in, num_out = tensor.shape[-2:]
+    num_in, num_out = shape[-2:]
     return key._replace(
         in_channels=_channel_bound(num_in, max_shape[1]),
         out_channels=_channel_bound(num_out, max_shape[0]),
     )
 
 
-def decoded_sizes(key: TileKey, max_shape: tuple[int, int, int, int]) -> tuple[int, int]:
-    """How large a tile is where it is decoded, before it is repeated.
-
-    Args:
-        key: Of its kind.
-        max_shape: (O, I, S, S) of the hypernetwork.
-
-    Returns:
-        The number of its pixels, and of the elements of each.
-    """
-    num_out, num_in, size, _ = max_shape
-    num_pixels = min(key.height, size) * min(key.width, size)
-    if key.kind == "kernel":
-        return num_pixels, (key.out_channels or num_out) * (key.in_channels or num_in)
-    return num_pixels, {"depthwise": num_out, "position": num_in}.get(key.kind, num_out * num_in)
-
-
 def tile_parameters(
-    tiles: Array, rows: Array, shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
+    tiles: Array,
+    rows: Array,
+    shape: tuple[int, ...],
+    index: TileIndex,
+    factor: float = 1.0,
+    xp: Any = jnp,
 ) -> Array:
     """Cut parameter tensors of one shape from tiles.
 
     Args:
-        tiles: (G, ...), as `TileKey` lists them.
+        tiles: (G, ...).
         rows: (n,) int, the tile of each tensor.
         shape: Of the tensors, Flax layout.
-        role: Of the tensors.
+        index: Of the part of a tile that they use.
         factor: Multiplies the result.
         xp: `jax.numpy`, or `numpy` for numpy tiles.
 
@@ -108,9 +98,8 @@ def tile_parameters(
         (n, *shape).
     """
     shape = tuple(shape)
-    used = _used_shape(tuple(tiles.shape[1:]), shape, role)
-    block = tiles[(rows, *tile_slices(tuple(tiles.shape[1:]), shape, role))]
-    block = block.reshape(len(rows), *used)
+    used = _used_shape(index, len(shape))
+    block = tiles[(rows, *index)].reshape(len(rows), *used)
     if factor != 1.0:
         block = block * block.dtype.type(factor)
     for axis, size in enumerate(shape if used != shape else (), start=1):
@@ -123,22 +112,21 @@ def tile_parameters(
 
 
 def untile_gradients(
-    gradients: Array, tile_shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
+    gradients: Array, index: TileIndex, factor: float = 1.0, xp: Any = jnp
 ) -> Array:
     """The transpose of `tile_parameters`: sum over the repeats of every tile element.
 
     Args:
         gradients: (n, ...), of the tensors.
-        tile_shape: Of a tile.
-        role: Of the tensors.
+        index: Of the part of a tile that they use.
         factor: As given to `tile_parameters`.
         xp: `jax.numpy` or `numpy`.
 
     Returns:
-        (n, ...), gradients of the part of each tile that was used, as `tile_slices` locates it.
+        (n, ...), gradients of that part of each tile, with the tensors' axes.
     """
     shape = tuple(gradients.shape[1:])
-    used = _used_shape(tuple(tile_shape), shape, role)
+    used = _used_shape(index, len(shape))
     for axis, have in enumerate(used if used != shape else (), start=1):
         size = gradients.shape[axis]
         if have < size:
@@ -156,25 +144,30 @@ def untile_gradients(
 
 
 def tile_parameter(
-    tile: Array, shape: tuple[int, ...], role: str, factor: float = 1.0, xp: Any = jnp
+    tile: Array, shape: tuple[int, ...], index: TileIndex, factor: float = 1.0, xp: Any = jnp
 ) -> Array:
     """Cut one parameter tensor from a tile without the axis of nodes: see `tile_parameters`."""
-    return tile_parameters(tile[None], np.zeros(1, np.int32), shape, role, factor, xp)[0]
+    return tile_parameters(tile[None], np.zeros(1, np.int32), shape, index, factor, xp)[0]
 
 
 @functools.lru_cache(maxsize=2**14)
-def tile_slices(tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str) -> tuple:
-    """Where in a tile the part lies that a tensor of `shape` uses: an index for the tile."""
-    used = _used_shape(tile_shape, shape, role)
-    if role == "scale":
-        return (0, slice(used[0]))
-    if role == "bias":
-        return (1, slice(used[0]))
+def tile_slices(tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str) -> TileIndex:
+    """Where in a tile laid out as `TileKey` says the part lies that a tensor uses.
+
+    Args:
+        tile_shape: Of a tile.
+        shape: Of the tensor, Flax layout.
+        role: Of the tensor.
+
+    Returns:
+        The index: the first channels.
+    """
+    if role in ("scale", "bias"):
+        return (0 if role == "scale" else 1, slice(min(tile_shape[1], shape[0])))
     if role == "position":
-        return tuple(map(slice, used[1:]))
-    if len(tile_shape) == 4 and len(shape) == 2:
-        return (0, 0, *map(slice, used))
-    return tuple(map(slice, used))
+        shape = shape[1:]
+    row: TileIndex = (0,) * (len(tile_shape) - len(shape))  # a dense kernel is a 1x1 kernel
+    return (*row, *map(slice, map(min, tile_shape[len(row) :], shape)))
 
 
 def _channel_bound(needed: int, size: int) -> int:
@@ -183,18 +176,10 @@ def _channel_bound(needed: int, size: int) -> int:
     return next((bound for bound in (size // 16, size // 2) if needed <= bound), 0)
 
 
-@functools.lru_cache(maxsize=2**14)
-def _used_shape(tile_shape, shape, role):
+def _used_shape(index: TileIndex, num_axes: int) -> tuple[int, ...]:
     """The shape of the part of a tile that a tensor uses, with the tensor's axes."""
-    return tuple(map(min, _selected_shape(tile_shape, role, shape), shape))
-
-
-def _selected_shape(tile_shape, role, shape):
-    if role in ("scale", "bias"):
-        return tile_shape[1:]
-    if role == "position":
-        return (1, *tile_shape)
-    return tile_shape[-len(shape) :]
+    used = tuple(part.stop - (part.start or 0) for part in index if isinstance(part, slice))
+    return (1,) * (num_axes - len(used)) + used
 
 
 def _slice_axis(array, axis, start, stop):

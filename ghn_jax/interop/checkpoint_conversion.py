@@ -63,8 +63,8 @@ def write_run(
     with CheckpointStore(folder) as store:
         store.save(
             0,
-            ghn_params=ghn_params,
-            opt_state=create_optimizer(config.optimizer, training.num_steps).init(ghn_params),
+            params=ghn_params,
+            state=create_optimizer(config.optimizer, training.num_steps).init(ghn_params),
             key=jax.random.key(training.seed),
             counters={"next_architecture": 0, "skips": skips.state(), "epoch": epoch},
             config=config,

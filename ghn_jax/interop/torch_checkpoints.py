@@ -13,8 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ghn_jax.configuration.validation import check_choice, check_keys
 from ghn_jax.hypernetworks import GHNConfig, parameter_shapes
+from ghn_jax.hypernetworks.decoders import DECODERS
+from ghn_jax.hypernetworks.message_passing import MESSAGE_PASSING
 from ghn_jax.interop.torch_files import read_torch_file
-from ghn_jax.interop.torch_layouts import tensor_layouts
+from ghn_jax.interop.torch_layouts import official_name, tensor_layouts
 from ghn_jax.interop.torch_writer import write_torch_file
 from ghn_jax.sampling import SpaceConfig
 from ghn_jax.training.config import DataConfig, ExperimentConfig
@@ -113,16 +115,21 @@ def convert_config(official: Mapping[str, Any]) -> GHNConfig:
     """
     check_keys("config", official, _CONFIG_KEYS, _OPTIONAL_CONFIG_KEYS)
     hypernet = official.get("hypernet", "gatedgnn")
-    check_choice("hypernet", hypernet, ("gatedgnn", "mlp"))
+    names = {
+        MESSAGE_PASSING[name].official_name: name
+        for name in MESSAGE_PASSING
+        if hasattr(MESSAGE_PASSING[name], "official_name")
+    }
+    check_choice("hypernet", hypernet, tuple(names))
     return GHNConfig(
         num_classes=official["num_classes"],
         hidden_size=official.get("hid", 32),
         max_shape=tuple(official["max_shape"]),
-        message_passing="gated_gnn" if hypernet == "gatedgnn" else "mlp",
+        message_passing=MESSAGE_PASSING.config(names[hypernet]),
         virtual_edges=_VIRTUAL_EDGES if official.get("ve", False) else 1,
         layer_norm=bool(official.get("layernorm", False)),
         normalize_parameters=bool(official.get("weight_norm", False)),
-        decoder=official.get("decoder", "conv"),
+        decoder=DECODERS.config(official.get("decoder", "conv")),
     )
 
 
@@ -165,8 +172,8 @@ def to_official_config(config: GHNConfig) -> dict[str, Any]:
     return {
         "max_shape": config.max_shape,
         "num_classes": config.num_classes,
-        "hypernet": "gatedgnn" if config.message_passing == "gated_gnn" else "mlp",
-        "decoder": config.decoder,
+        "hypernet": official_name(MESSAGE_PASSING, config.message_passing),
+        "decoder": official_name(DECODERS, config.decoder),
         "weight_norm": config.normalize_parameters,
         "ve": config.virtual_edges > 1,
         "layernorm": config.layer_norm,

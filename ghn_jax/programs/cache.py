@@ -4,11 +4,10 @@ import ctypes
 import dataclasses
 import functools
 import threading
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,10 +97,19 @@ def compile_lowered(
     return lowered.compile(compiler_options=cpu_compiler_options() if is_short else None)
 
 
-def lower_shapes(fn: Callable, *arguments: Any) -> jax.stages.Lowered:
-    """Lower for the default device, wherever the arguments are: only their shapes are read."""
+def lower_shapes(fn: Callable, arguments: tuple, donates: bool = False) -> jax.stages.Lowered:
+    """Lower for the default device, wherever the arguments are: only their shapes are read.
+
+    Args:
+        fn: Takes `arguments`.
+        arguments: Trees of arrays or `jax.ShapeDtypeStruct`.
+        donates: Whether the program may use the memory of the first argument.
+
+    Returns:
+        The program, to be compiled.
+    """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
-    return jax.jit(fn).lower(*shapes)
+    return jax.jit(fn, donate_argnums=(0,) if donates else ()).lower(*shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,76 +236,3 @@ class ProgramCache:
         """Wait until the programs of `keys` are built."""
         for key in keys:
             self._futures[key].result()
-
-
-def start_compiling(
-    programs: Any, calls: Iterable[tuple[Hashable, Callable[[], Any]]]
-) -> list[Hashable]:
-    """Start building whatever calls need that is not there yet, in parallel threads.
-
-    Args:
-        programs: A `ProgramCache`, or what looks like one.
-        calls: For each call, the key of its program and what builds that.
-
-    Returns:
-        The keys of the programs started.
-    """
-    keys = []
-    for key, build in calls:
-        if key not in programs:
-            programs.submit(key, build)
-            keys.append(key)
-    return keys
-
-
-class Selection(TypedDict, total=False):
-    """Which programs `compile_frequent` compiles, and who is told; see there."""
-
-    coverage: float
-    share: tuple[int, int]
-    progress: Callable[[Iterable, int], Iterable]
-
-
-def compile_frequent(
-    programs: Any,
-    calls: Iterable[tuple[Hashable, Callable[[], Any]]],
-    coverage: float = 0.99,
-    share: tuple[int, int] = (0, 1),
-    progress: Callable[[Iterable, int], Iterable] = lambda keys, total: keys,
-) -> int:
-    """Compile the programs that most of a sample of calls need, in parallel threads.
-
-    Compilation runs outside Python's lock, tracing within it: two threads keep two cores busy; more
-    cores want several processes, with a share each and one cache on disk.
-
-    Args:
-        programs: A `ProgramCache`, or what looks like one.
-        calls: For each call, the key of its program and what builds that.
-        coverage: Share of all calls whose programs are compiled, 0..1.
-        share: (i, n): of these programs only every n-th, from the i-th on.
-        progress: Wraps the keys while they are waited for, given their number.
-
-    Returns:
-        How many programs that was.
-
-    Raises:
-        ValueError: If the coverage is not in 0..1.
-    """
-    if not 0.0 <= coverage <= 1.0:
-        raise ValueError(f"coverage is {coverage}, expected 0 <= value <= 1")
-    counts: Counter[Hashable] = Counter()
-    builds = {}
-    for key, build in calls:
-        counts[key] += 1
-        builds[key] = build
-    wanted, covered = [], 0
-    for key, count in counts.most_common():
-        if covered >= coverage * counts.total():
-            break
-        covered += count
-        wanted.append(key)
-    wanted = wanted[share[0] :: share[1]]
-    start_compiling(programs, ((key, builds[key]) for key in wanted))
-    for key in progress(wanted, len(wanted)):
-        programs.wait([key])
-    return len(wanted)

@@ -17,19 +17,25 @@ from ghn_jax.architectures import ATTENTION_HEADS, Architecture
 from ghn_jax.targets.plan import NUM_IMAGE_CHANNELS, SMALL_IMAGE_LIMIT
 
 
-def count_parameters(architecture: Architecture, image_size: int, num_classes: int) -> int:
+def count_parameters(
+    architecture: Architecture,
+    image_size: int,
+    num_classes: int,
+    num_channels: int = NUM_IMAGE_CHANNELS,
+) -> int:
     """Count the parameters of a network, unused layers included.
 
     Args:
         architecture: of the DeepNets space.
         image_size: height and width of the images, pixels; above 64 the large-image variant counts.
         num_classes: width of the output.
+        num_channels: of the images.
 
     Returns:
         The number of parameters.
     """
     large = image_size > SMALL_IMAGE_LIMIT
-    stem_count, stem_width = _count_stem(architecture, image_size, large)
+    stem_count, stem_width = _count_stem(architecture, image_size, large, num_channels)
     total = stem_count
     width, before_previous, previous = architecture.channels, stem_width, stem_width
     norm = 0 if architecture.norm is None else 2
@@ -54,9 +60,11 @@ def count_parameters(architecture: Architecture, image_size: int, num_classes: i
     return total + (features + 1) * num_classes
 
 
-def _count_stem(architecture: Architecture, image_size: int, large: bool) -> tuple[int, int]:
+def _count_stem(
+    architecture: Architecture, image_size: int, large: bool, inputs: int
+) -> tuple[int, int]:
     """Return the number of parameters of the stem and the width of its output."""
-    width, inputs = architecture.channels, NUM_IMAGE_CHANNELS
+    width = architecture.channels
     norm = 0 if architecture.norm is None else 2
     kernel = architecture.stem_kernel**2
     if architecture.has_attention:

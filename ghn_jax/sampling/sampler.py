@@ -246,7 +246,7 @@ def _is_usable(space: SpaceConfig, candidate: Architecture) -> bool:
     if space.max_nodes is None and "none" not in candidate.genotype.operations:
         return True
     try:
-        plan = lower(candidate, space.image_size, space.num_classes)
+        plan = lower(candidate, *space.input_sizes)
     except DisconnectedError:
         return False
     return space.max_nodes is None or len(plan.nodes) <= space.max_nodes

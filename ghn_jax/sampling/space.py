@@ -94,6 +94,7 @@ class SpaceConfig:
         image_size: height and width of the images in pixels; above 64 the large-image variants
             count.
         num_classes: width of the output.
+        num_channels: channels of the images.
     """
 
     split: str = "train"
@@ -107,11 +108,12 @@ class SpaceConfig:
     max_nodes: int | None = None
     image_size: int = 32
     num_classes: int = 10
+    num_channels: int = 3
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, tuple(SPLITS))
         check_choice("global_pool_only", self.global_pool_only, (False, True))
-        for name in ("image_size", "num_classes"):
+        for name in ("image_size", "num_classes", "num_channels"):
             check_positive_int(name, getattr(self, name))
         for name in ("max_parameters", "max_nodes", "max_steps"):
             if getattr(self, name) is not None:
@@ -132,6 +134,11 @@ class SpaceConfig:
                 check_positive_int(f"num_cells[{index}]", bound)
             if bounds[0] > bounds[1]:
                 raise ValueError(f"num_cells is {bounds!r}, expected the smallest number first")
+
+    @property
+    def input_sizes(self) -> tuple[int, int, int]:
+        """What an architecture is lowered for: image size, classes and channels."""
+        return (self.image_size, self.num_classes, self.num_channels)
 
     @property
     def rules(self) -> SplitRules:

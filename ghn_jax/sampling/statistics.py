@@ -204,7 +204,7 @@ def _measure(space: SpaceConfig, architecture: Architecture) -> dict[str, float]
         architecture, channels=REFERENCE_CHANNELS, fc_size=REFERENCE_FC_SIZE
     )
     count = count_parameters(reference, space.image_size, REFERENCE_CLASSES)
-    plan = lower(architecture, space.image_size, space.num_classes)
+    plan = lower(architecture, *space.input_sizes)
     operations = architecture.genotype.operations
     _, max_steps = space.rules.num_steps
     row: dict[str, float] = {

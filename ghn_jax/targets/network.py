@@ -10,11 +10,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ghn_jax.targets.blocks import BatchNorm
 from ghn_jax.targets.operations import NATIVE, Operations
-from ghn_jax.targets.plan import NUM_IMAGE_CHANNELS, Plan
+from ghn_jax.targets.plan import Plan
 
 
 class TargetNetwork(nn.Module):
-    """A network of a plan: (B, S, S, 3) images -> (B, num_classes) logits.
+    """A network of a plan: (B, S, S, C) images -> (B, num_classes) logits.
 
     Batch norm uses batch statistics unless `use_running_average`; its running averages are the
     collection `batch_stats`, updated where it is mutable. Dropout in the head acts where a
@@ -30,7 +30,7 @@ class TargetNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, use_running_average: bool = False) -> jax.Array:
-        expected = (self.plan.image_size, self.plan.image_size, NUM_IMAGE_CHANNELS)
+        expected = self.plan.input_shape
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(
                 f"images have shape {images.shape}, expected"

@@ -18,7 +18,7 @@ from ghn_jax.targets import blocks
 from ghn_jax.targets.symbolic import Activation, Recorder
 
 SMALL_IMAGE_LIMIT = 64  # pixels; larger images get the stems of the large-image variant
-NUM_IMAGE_CHANNELS = 3
+NUM_IMAGE_CHANNELS = 3  # of the published networks
 
 
 class DisconnectedError(ValueError):
@@ -54,6 +54,7 @@ class Plan:
         num_classes: Width of the output.
         calls: Blocks in topological order; the last one gives the logits.
         nodes: Nodes of the graph in topological order, the input first.
+        num_channels: Of the images.
     """
 
     architecture: Architecture | ResNet
@@ -61,6 +62,12 @@ class Plan:
     num_classes: int
     calls: tuple[BlockCall, ...]
     nodes: tuple[TracedNode, ...]
+    num_channels: int = NUM_IMAGE_CHANNELS
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(S, S, C) of an image."""
+        return (self.image_size, self.image_size, self.num_channels)
 
     @functools.cached_property
     def tensors(self) -> tuple[ParameterTensor, ...]:
@@ -99,22 +106,29 @@ class _Draft:
         return len(self.calls)
 
 
-def lower(architecture: Architecture | ResNet, image_size: int, num_classes: int) -> Plan:
+def lower(
+    architecture: Architecture | ResNet,
+    image_size: int,
+    num_classes: int,
+    num_channels: int = NUM_IMAGE_CHANNELS,
+) -> Plan:
     """Lower an architecture to the plan of its blocks. Nothing is allocated; about a millisecond.
 
     Args:
         architecture: Of the DeepNets space, or a ResNet.
         image_size: Height and width of the images, pixels; up to 64 is the small-image variant.
         num_classes: Number of classes.
+        num_channels: Of the images.
 
     Returns:
         The plan.
 
     Raises:
         DisconnectedError: If the logits do not depend on the image.
-        ValueError: If the image size or the number of classes is not positive.
+        ValueError: If the image size or a number is not positive.
     """
-    for name, value in (("image_size", image_size), ("num_classes", num_classes)):
+    sizes = {"image_size": image_size, "num_classes": num_classes, "num_channels": num_channels}
+    for name, value in sizes.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected a positive integer")
     draft = _Draft()
@@ -127,17 +141,17 @@ def lower(architecture: Architecture | ResNet, image_size: int, num_classes: int
             "the output of the architecture does not depend on its input: its 'none' operations cut"
             f" every path in {architecture}"
         )
-    return _finish(draft, architecture, image_size, num_classes)
+    return _finish(draft, architecture, image_size, num_classes, num_channels)
 
 
-def _finish(draft: _Draft, architecture, image_size: int, num_classes: int) -> Plan:
+def _finish(draft: _Draft, architecture, image_size, num_classes, num_channels) -> Plan:
     """Keep what reaches the output, then trace it."""
     needed = {len(draft.calls)}
     for index in range(len(draft.calls), 0, -1):
         if index in needed:
             needed.update(draft.calls[index - 1][2])
     recorder = Recorder()
-    image = Activation((image_size, image_size, NUM_IMAGE_CHANNELS), recorder.node("input", ()))
+    image = Activation((image_size, image_size, num_channels), recorder.node("input", ()))
     values = {0: image}
     new_id = {0: 0}
     calls = []
@@ -151,7 +165,8 @@ def _finish(draft: _Draft, architecture, image_size: int, num_classes: int) -> P
         new_inputs = tuple(new_id[i] for i in inputs)
         calls.append(BlockCall(name, block, new_inputs, tensors, values[old_id].shape))
         new_id[old_id] = len(calls)
-    return Plan(architecture, image_size, num_classes, tuple(calls), tuple(recorder.nodes))
+    nodes = tuple(recorder.nodes)
+    return Plan(architecture, image_size, num_classes, tuple(calls), nodes, num_channels)
 
 
 def _draft_cells(

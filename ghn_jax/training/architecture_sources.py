@@ -57,7 +57,7 @@ class SampledArchitectures:
 
     def lower(self, architecture: Architecture) -> Plan:
         """Lower an architecture for the images and classes of the space."""
-        return lower(architecture, self.space.image_size, self.space.num_classes)
+        return lower(architecture, *self.space.input_sizes)
 
     def graph(self, index: int, plan: Plan) -> ArchGraph:
         """Build the graph of a plan."""
@@ -83,7 +83,10 @@ class StoredArchitectures:
         default = SpaceConfig()
         for field in dataclasses.fields(SpaceConfig):
             value, expected = (getattr(s, field.name) for s in (space, default))
-            if field.name not in ("split", "image_size", "num_classes") and value != expected:
+            if (
+                field.name not in ("split", "image_size", "num_classes", "num_channels")
+                and value != expected
+            ):
                 raise ValueError(
                     f"space.{field.name} is {value!r}, expected {expected!r} with architectures ="
                     f" {directory!r}: files are not restricted"
@@ -102,7 +105,7 @@ class StoredArchitectures:
 
     def lower(self, architecture: Architecture) -> Plan:
         """Lower an architecture for the images and classes of the space."""
-        return lower(architecture, self._space.image_size, self._space.num_classes)
+        return lower(architecture, *self._space.input_sizes)
 
     def graph(self, index: int, plan: Plan) -> ArchGraph:
         """Read the graph of an architecture."""

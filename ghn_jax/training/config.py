@@ -43,15 +43,19 @@ class DataConfig:
         batch_size: number of images in each training batch.
         image_size: height and width, in pixels, to which images are resized as they are read; None
             is the set's own size. It has to be that of the space of architectures.
+        num_channels: channels of the images, as of the space of architectures; the one of grey
+            images is repeated.
     """
 
     name: str = "cifar10"
     data_dir: str | None = None
     batch_size: int = 64
     image_size: int | None = None
+    num_channels: int = 3
 
     def __post_init__(self) -> None:
         check_positive_int("batch_size", self.batch_size)
+        check_positive_int("num_channels", self.num_channels)
         if self.image_size is not None:
             check_positive_int("image_size", self.image_size)
 

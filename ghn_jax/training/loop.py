@@ -6,12 +6,10 @@ writes metrics; all take part in checkpoints, in one folder that all of them see
 """
 
 import contextlib
-import dataclasses
-import logging
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,16 +17,26 @@ import numpy as np
 from ghn_jax.data import Dataset
 from ghn_jax.hypernetworks import Hypernetwork
 from ghn_jax.parallel.processes import replicate
-from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore, load_checkpoint
+from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.config import ExperimentConfig
-from ghn_jax.training.interruption import InterruptedRunError, StopRequest
-from ghn_jax.training.metrics import MetricWriter, NoMetrics, TrainingProgress
+from ghn_jax.training.meta_batches import MetaBatch
+from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
 from ghn_jax.training.skipping import SkipRule
-from ghn_jax.training.trainer import StepResult, Trainer, TrainState
+from ghn_jax.training.trainer import Images, StepResult, Trainer, TrainState
 
-_LOGGER = logging.getLogger(__name__)
-PyTree = Any
-EvaluateFn = Callable[[Trainer, TrainState], dict[str, float]]
+EvaluateFn = Callable[[Trainer, TrainState], Mapping[str, float]]
+
+# What changes neither the parameters nor what the checkpoint's counters mean, but for the order in
+# which gradients are summed. The number of steps moves the end of a cosine schedule: extending a
+# run is the user's decision.
+MAY_CHANGE = (
+    *("evaluation", "data.data_dir"),
+    *("training.num_steps", "training.checkpoint_every", "training.keep_checkpoints"),
+    *("training.log_every", "training.evaluate_every"),
+    *("training.compilation_cache_dir", "training.num_compile_threads"),
+    *("training.num_threads", "training.num_devices", "training.num_workers"),
+    *("training.max_skipped_share", "training.skip_window"),
+)
 
 
 def train(
@@ -43,8 +51,8 @@ def train(
     """Train until `config.training.num_steps`, from the folder's latest checkpoint if it has one.
 
     Args:
-        config: Of the run; a folder that holds checkpoints must have been written with the same
-            one, but for the number of steps, the devices and what is logged.
+        config: The run's config; a folder that holds checkpoints must have been written with the
+            same one, but for the number of steps, the devices and what is logged.
         workdir: Folder for checkpoints and metrics.
         dataset: Images; None loads what the config names.
         evaluate_fn: Called every `evaluate_every` steps; what it returns is logged.
@@ -62,113 +70,127 @@ def train(
         TooManySkippedError: If too many losses were not finite.
         WorkerError: If worker processes died again and again.
     """
-    training = config.training
     trainer = trainer or Trainer(config, dataset, model=model)
-    skips = SkipRule(training.max_skipped_share, training.skip_window)
-    is_first = jax.process_index() == 0
-    with CheckpointStore(workdir, training.keep_checkpoints) as store:
-        resume_step = store.latest_step()
-        recent = _Recent()
-        if resume_step is None:
-            state = trainer.init_state()
-        else:
-            ghn_params = _check_same_run(store, resume_step, config)
-            template = jax.eval_shape(trainer.optimizer.init, ghn_params)
-            state = _restore(store, template, trainer, skips, recent)
-        with contextlib.ExitStack() as stack:
-            writer = stack.enter_context(
-                MetricWriter(workdir, resume_step) if is_first else NoMetrics()
-            )
-            progress = TrainingProgress(training.num_steps, state.step, quiet=not is_first)
-            stack.enter_context(progress)
-            request = stack.enter_context(StopRequest())
-            run = _Run(trainer, store, writer, progress, skips, evaluate_fn, request, recent)
-            state = run.until_end(state)
-    return trainer, state
+    settings = trainer.config.training
+    schedule = RunSchedule(
+        num_steps=settings.num_steps,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+        keep_checkpoints=settings.keep_checkpoints,
+        evaluate_every=settings.evaluate_every if evaluate_fn else None,
+        evaluates_ends=False,
+    )
+    return trainer, run_training(GHNTraining(trainer, evaluate_fn), schedule, workdir)
 
 
-@dataclasses.dataclass
-class _Run:
-    trainer: Trainer
-    store: CheckpointStore
-    writer: MetricWriter | NoMetrics
-    progress: TrainingProgress
-    skips: SkipRule
-    evaluate_fn: EvaluateFn | None
-    request: StopRequest
-    recent: "_Recent"
+class _Batch(NamedTuple):
+    """What a step is made of, and the seconds that it was waited for."""
 
-    def until_end(self, state: TrainState) -> TrainState:
-        trainer, training = self.trainer, self.trainer.config.training
-        if state.step >= training.num_steps:
-            return state
-        with (
-            contextlib.closing(trainer.meta_batches(state)) as meta_batches,
-            trainer.image_batches(state) as image_batches,
-        ):
-            while state.step < training.num_steps:
-                waited = time.perf_counter()
-                meta_batch, batch = next(meta_batches), next(image_batches)
-                waiting = time.perf_counter() - waited
-                state, result = trainer.step(state, meta_batch, batch, self.request.is_made)
-                self._count(state, meta_batch.indices, result, waiting)
-                self._evaluate(state)
-                is_last = state.step == training.num_steps
-                if state.step % training.checkpoint_every == 0 or is_last or result.stop:
-                    self._save(state)
-                if result.stop and not is_last:
-                    self.store.wait()
-                    raise InterruptedRunError(
-                        f"asked to stop: step {state.step} of {training.num_steps} is saved in"
-                        f" {self.store.folder}; the same command goes on from there"
-                    )
-        return state
+    meta_batch: MetaBatch
+    images: Images
+    waiting: float
 
-    def _count(self, state: TrainState, indices, result: StepResult, waiting: float) -> None:
-        training = self.trainer.config.training
-        for index in np.array(indices)[~result.finite].tolist():
-            self.writer.write_skipped(state.step, index, training.seed)
-        named = [(index, training.seed) for index in indices]
-        self.skips.record(state.step, named, result.finite.tolist())
-        self.recent.add(result, waiting)
-        last_loss = self.recent.last_loss
-        if state.step % training.log_every == 0 or state.step == training.num_steps:
-            self._log(state)
-        self.progress.update(
-            state.step,
-            loss=last_loss,
-            num_architectures=len(indices),
-            num_compilations=self.trainer.num_compilations,
+
+class GHNTraining:
+    """A GHN as the run loop trains it.
+
+    Args:
+        trainer: Makes the steps.
+        evaluate_fn: Measures a state.
+    """
+
+    def __init__(self, trainer: Trainer, evaluate_fn: EvaluateFn | None) -> None:
+        self.config, self.may_change = trainer.config, MAY_CHANGE
+        self._trainer, self._evaluate_fn = trainer, evaluate_fn
+        training = trainer.config.training
+        self._skips = SkipRule(training.max_skipped_share, training.skip_window)
+        self._recent = _Recent()
+
+    def init_state(self) -> TrainState:
+        """The state before the first step."""
+        return self._trainer.init_state()
+
+    def restore(self, store: CheckpointStore) -> TrainState:
+        """The state of the latest checkpoint, replicated over the devices of this run."""
+        checkpoint = store.restore(self._trainer.optimizer.init)
+        self._skips.restore(checkpoint.counters["skips"])
+        self._recent.restore(checkpoint.counters.get("recent", []))  # older checkpoints have none
+        return TrainState(
+            step=checkpoint.step,
+            ghn_params=replicate(checkpoint.params, self._trainer.mesh),
+            opt_state=replicate(checkpoint.state, self._trainer.mesh),
+            key=checkpoint.key,
+            next_architecture=checkpoint.counters["next_architecture"],
         )
 
-    def _log(self, state: TrainState) -> None:
-        scalars = self.recent.summary()
-        scalars["compilations"] = self.trainer.num_compilations
-        scalars["skipped"] = self.skips.num_skipped
-        self.writer.write(state.step, scalars)
-        self.recent.clear()
-
-    def _evaluate(self, state: TrainState) -> None:
-        training = self.trainer.config.training
-        if self.evaluate_fn is None or not training.evaluate_every or jax.process_index():
-            return
-        if state.step % training.evaluate_every == 0 and state.step < training.num_steps:
-            self.writer.write(state.step, self.evaluate_fn(self.trainer, state))
-
-    def _save(self, state: TrainState) -> None:
+    def save(self, store: CheckpointStore, state: TrainState, step: int) -> None:
+        """Save all that `restore` needs."""
         counters = {
             "next_architecture": state.next_architecture,
-            "skips": self.skips.state(),
-            "recent": self.recent.state(),
+            "skips": self._skips.state(),
+            "recent": self._recent.state(),
         }
-        self.store.save(
-            state.step,
-            ghn_params=state.ghn_params,
-            opt_state=state.opt_state,
+        store.save(
+            step,
+            params=state.ghn_params,
+            state=state.opt_state,
             key=state.key,
             counters=counters,
-            config=self.trainer.config,
+            config=self.config,
         )
+
+    @contextlib.contextmanager
+    def batches(self, state: TrainState, step: int) -> Generator[Iterator[_Batch]]:
+        """Architectures and images from a state on, without end, prepared ahead."""
+        del step  # the state has it
+        with (
+            contextlib.closing(self._trainer.meta_batches(state)) as meta_batches,
+            self._trainer.image_batches(state) as image_batches,
+        ):
+            yield _pair(meta_batches, image_batches)
+
+    def step(
+        self, state: TrainState, step: int, batch: _Batch, stop: bool
+    ) -> tuple[TrainState, StepResult]:
+        """Make one update."""
+        del step  # the state has it
+        return self._trainer.step(state, batch.meta_batch, batch.images, stop)
+
+    def record(self, step: int, batch: _Batch, outcome: StepResult, report: RunReport) -> None:
+        """Count losses, times and skipped architectures; TooManySkippedError if too many are."""
+        indices, seed = batch.meta_batch.indices, self.config.training.seed
+        for index in np.array(indices)[~outcome.finite].tolist():
+            report.metrics.write_skipped(step, index, seed)
+        self._skips.record(step, [(index, seed) for index in indices], outcome.finite.tolist())
+        self._recent.add(outcome, batch.waiting)
+        report.progress.update(
+            step,
+            loss=self._recent.last_loss,
+            note=f"{self._trainer.num_compilations} compilations",
+            architectures=len(indices),
+        )
+
+    def log(self, step: int, report: RunReport) -> None:
+        """Write losses and times of the steps since the last time."""
+        scalars = self._recent.summary()
+        scalars["compilations"] = self._trainer.num_compilations
+        scalars["skipped"] = self._skips.num_skipped
+        report.metrics.write(step, scalars)
+        self._recent.clear()
+
+    def evaluate(self, state: TrainState, step: int) -> Mapping[str, float]:
+        """What the caller of `train` measures, on the first process."""
+        del step
+        if self._evaluate_fn is None or jax.process_index():
+            return {}
+        return self._evaluate_fn(self._trainer, state)
+
+
+def _pair(meta_batches: Iterator[MetaBatch], image_batches: Iterator[Images]) -> Iterator[_Batch]:
+    while True:
+        start = time.perf_counter()
+        meta_batch, images = next(meta_batches), next(image_batches)
+        yield _Batch(meta_batch, images, time.perf_counter() - start)
 
 
 class _Recent:
@@ -207,58 +229,9 @@ class _Recent:
             **{f"seconds/{name}": value / self.num_timed for name, value in self.seconds.items()},
         }
 
-    def state(self) -> list[list[float | None]]:
+    def state(self) -> list[list[float]]:
         """What JSON can hold: losses only, since another process has times of its own."""
         return [list(step) for step in self.losses]
 
     def restore(self, state: list[list[float]]) -> None:
         self.losses = [list(step) for step in state]
-
-
-# Fields that change neither the parameters nor what the checkpoint's counters mean, but for the
-# order in which gradients are summed. The number of steps moves the end of a cosine schedule:
-# extending a run is the user's decision.
-_MAY_CHANGE = (
-    *("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every"),
-    *("compilation_cache_dir", "num_compile_threads", "num_threads", "num_devices", "num_workers"),
-    *("max_skipped_share", "skip_window", "data_dir"),
-)
-
-
-def _check_same_run(store: CheckpointStore, step: int, config: ExperimentConfig) -> PyTree:
-    """Raise CheckpointError naming the field that differs; return the GHN's parameters."""
-    saved_config, ghn_params = load_checkpoint(store.folder / str(step))
-    saved, wanted = saved_config.to_dict(), config.to_dict()
-    for section, fields in wanted.items():
-        if section == "evaluation":
-            continue
-        pairs = fields.items() if isinstance(fields, dict) else [("", fields)]
-        for name, value in pairs:
-            before = saved[section][name] if name else saved[section]
-            if before != value and name not in _MAY_CHANGE:
-                raise CheckpointError(
-                    f"{store.folder} holds a run with {section}{'.' if name else ''}{name} ="
-                    f" {before!r}, but the config says {value!r}: use another --workdir, or the"
-                    " run's config"
-                )
-    return ghn_params
-
-
-def _restore(
-    store: CheckpointStore,
-    opt_state_template: PyTree,
-    trainer: Trainer,
-    skips: SkipRule,
-    recent: _Recent,
-) -> TrainState:
-    checkpoint = store.restore(opt_state_template)
-    skips.restore(checkpoint.counters["skips"])
-    recent.restore(checkpoint.counters.get("recent", []))  # older checkpoints have none
-    _LOGGER.info("going on from step %d of %s", checkpoint.step, store.folder)
-    return TrainState(
-        step=checkpoint.step,
-        ghn_params=replicate(checkpoint.ghn_params, trainer.mesh),
-        opt_state=replicate(checkpoint.opt_state, trainer.mesh),
-        key=checkpoint.key,
-        next_architecture=checkpoint.counters["next_architecture"],
-    )

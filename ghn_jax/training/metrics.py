@@ -104,7 +104,7 @@ class MetricWriter:
 
 
 class NoMetrics(contextlib.nullcontext):
-    """What all processes of a run but the first write: nothing."""
+    """Writes nothing: for all processes of a run but the first, and for a run without a folder."""
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Do nothing."""
@@ -146,7 +146,7 @@ class TrainingProgress:
         self._clock = clock
         self._start = clock()
         self._last_line = -math.inf
-        self._num_architectures = 0
+        self._counts: dict[str, int] = {}
         columns = (
             rich.progress.TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
             rich.progress.BarColumn(),
@@ -156,37 +156,23 @@ class TrainingProgress:
         self._bar = rich.progress.Progress(*columns, console=self._console)
         self._task = self._bar.add_task("", total=num_steps, completed=first_step, rates="")
 
-    def update(
-        self, step: int, *, loss: float, num_architectures: int, num_compilations: int
-    ) -> None:
-        """Show one more step.
+    def update(self, step: int, *, loss: float, note: str = "", **counts: int) -> None:
+        """Show the steps made since the last call.
 
         Args:
             step: number of updates made.
             loss: loss to show.
-            num_architectures: architectures trained on since the last call.
-            num_compilations: programs compiled since the run began.
+            note: anything else to show.
+            **counts: how many of other things were done since the last call, by their name, such as
+                `architectures=8`; shown as a rate per second.
         """
-        self._num_architectures += num_architectures
-        rates = f"{self._num_architectures / self._elapsed():.2f} architectures/s"
-        self._show(step, loss, f"{rates}  {num_compilations} compilations")
-
-    def update_network(self, step: int, *, loss: float, accuracy: float | None) -> None:
-        """Show one more step of training a single network.
-
-        Args:
-            step: number of updates made.
-            loss: loss to show.
-            accuracy: top-1 of the last evaluation, in [0, 1]; None before the first one.
-        """
-        self._show(step, loss, "" if accuracy is None else f"top-1 {100 * accuracy:.2f}%")
-
-    def _elapsed(self) -> float:
-        return max(self._clock() - self._start, 1e-9)
-
-    def _show(self, step: int, loss: float, more: str) -> None:
-        steps_per_second = (step - self._first_step) / self._elapsed()
-        rates = f"loss {loss:.4f}  {steps_per_second:.2f} steps/s  {more}".rstrip()
+        elapsed = max(self._clock() - self._start, 1e-9)
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
+        steps_per_second = (step - self._first_step) / elapsed
+        parts = [f"loss {loss:.4f}", f"{steps_per_second:.2f} steps/s"]
+        parts += [f"{count / elapsed:.2f} {name}/s" for name, count in self._counts.items()]
+        rates = "  ".join(filter(None, [*parts, note]))
         if self._console.is_terminal:
             self._bar.update(self._task, completed=step, rates=rates)
             return

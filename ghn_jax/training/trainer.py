@@ -111,7 +111,9 @@ class Trainer:
         if training.compilation_cache_dir:
             enable_compilation_cache(training.compilation_cache_dir)
         self.config, data = config, config.data
-        self.dataset = dataset or load_dataset(data.name, data.data_dir, data.image_size)
+        self.dataset = dataset or load_dataset(
+            data.name, data.data_dir, data.image_size, data.num_channels
+        )
         check_dataset(config, self.dataset)
         self.mesh = replica_mesh(training.num_devices)
         threads = training.num_compile_threads
@@ -243,7 +245,7 @@ def _summarize(seconds: list[dict[str, float]]) -> tuple[dict[str, float], float
 
 def check_dataset(config: ExperimentConfig, dataset: Dataset) -> None:
     """Raise ValueError unless the space of architectures is for such images and classes."""
-    for name in ("image_size", "num_classes"):
+    for name in ("image_size", "num_classes", "num_channels"):
         wanted, found = getattr(config.space, name), getattr(dataset, name)
         if wanted != found:
             raise ValueError(

@@ -9,6 +9,7 @@ import sys
 
 import ml_collections
 import pytest
+from flax.traverse_util import flatten_dict
 
 from ghn_jax.cli.config_dict import build_config, default_config, packaged_configs
 from ghn_jax.cli.config_flags import check_arguments, resolve_names
@@ -34,9 +35,21 @@ run(main)
 '''
 
 
-def run_program(*arguments):
+STOPS = '''
+"""A program that is asked to stop."""
+from ghn_jax.cli.config_flags import run
+from ghn_jax.training.interruption import InterruptedRunError
+
+def main(config, workdir):
+    raise InterruptedRunError(f"asked to stop: {workdir}")
+
+run(main)
+'''
+
+
+def run_program(*arguments, program=PROGRAM):
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -85,7 +98,7 @@ def test_published_hyperparameters():
     assert (ghn2.ghn.virtual_edges, ghn2.training.meta_batch_size) == (50, 8)
     # 45 000 training images in batches of 64, the last incomplete one left out.
     assert ghn2.training.num_steps == 300 * 703
-    assert configs["cifar10_mlp"].ghn.message_passing == "mlp"
+    assert configs["cifar10_mlp"].ghn.message_passing.name == "mlp"
     imagenet = configs["imagenet_ghn2"]
     assert imagenet.ghn.max_shape == (64, 64, 16, 16)
     assert (imagenet.data.batch_size, imagenet.training.label_smoothing) == (256, 0.1)
@@ -161,6 +174,11 @@ def test_mistakes_give_one_line(arguments, message):
     assert result.stderr.count("\n") == 1
 
 
+def test_a_run_that_was_stopped_says_so_and_exits_with_status_75():
+    result = run_program(f"--config={SMOKE}", "--workdir=x", program=STOPS)
+    assert (result.returncode, result.stderr) == (75, "error: asked to stop: x\n")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -187,10 +205,9 @@ def test_help_lists_all_fields():
     result = run_program("--help")
     assert result.returncode == 0
     names = re.findall(r"^  --config\.(\S+) \(default", result.stdout, flags=re.MULTILINE)
-    defaults = default_config()
-    sections = [section for section in defaults if section != "architectures"]
-    expected = {f"{section}.{name}" for section in sections for name in defaults[section]}
-    assert set(names) == expected | {"architectures"}
+    expected = {".".join(path) for path in flatten_dict(default_config().to_dict())}
+    assert set(names) == expected
+    assert "ghn.message_passing.num_heads" in expected
 
 
 def test_packaged_configs_go_by_name():

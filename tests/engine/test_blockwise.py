@@ -12,6 +12,7 @@ from plain_composition import jit, one_cell
 
 from ghn_jax.architectures import VIT
 from ghn_jax.engine.blockwise import BlockwiseEngine, cross_entropy
+from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.sampling import ArchitectureStream, SpaceConfig
 from ghn_jax.targets.blocks import Block
 from ghn_jax.targets.initialization import initialize_randomly
@@ -43,10 +44,10 @@ def test_equals_the_whole_network(x64):
     rng = np.random.default_rng(0)
     params = [[v.astype(np.float64) for v in initialize_randomly(p, rng)] for p in plans]
     images, labels = rng.standard_normal((6, 8, 8, 3)), rng.integers(0, 10, 6).astype(np.int32)
-    engine = BlockwiseEngine(label_smoothing=0.1)
+    programs = ProgramCache()
+    engine = BlockwiseEngine(label_smoothing=0.1, programs=programs)
     results = engine.loss_and_grads(plans, params, images, labels)
-    threaded = BlockwiseEngine(label_smoothing=0.1, num_threads=2)
-    threaded._programs = engine._programs
+    threaded = BlockwiseEngine(label_smoothing=0.1, num_threads=2, programs=programs)
     for one, other in zip(
         results, threaded.loss_and_grads(plans, params, images, labels), strict=True
     ):

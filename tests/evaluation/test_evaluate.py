@@ -16,15 +16,20 @@ from random_parameters import draw_parameters
 from ghn_jax.architectures import VIT, ResNet
 from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.evaluation import report
+from ghn_jax.evaluation import splits
 from ghn_jax.evaluation.evaluate import (
     ArchitectureResult,
+    ArchitectureSplit,
+    EvaluationImages,
     Evaluator,
     Summary,
+    evaluate_splits,
     label_ranks,
+    mean_and_standard_error,
     summarize,
 )
 from ghn_jax.evaluation.plots import plot_summaries
+from ghn_jax.evaluation.report import describe_result, report_splits
 from ghn_jax.hypernetworks import Hypernetwork, ghn2
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.sampling import SpaceConfig, sample_architecture
@@ -72,9 +77,8 @@ def plain_accuracy(plan, arrays, split, num_images):
 )
 def test_accuracy_is_that_of_the_plain_networks(image_split, max_images, num_threads):
     predictor, engine, params = parts()
-    evaluator = Evaluator(
-        predictor, engine, dataset(), image_split, 64, max_images, num_threads=num_threads
-    )
+    images = EvaluationImages(dataset(), image_split, 64, max_images)
+    evaluator = Evaluator(predictor, engine, images, num_threads)
     results = list(evaluator.evaluate(params, [(3, PLANS[0]), (8, PLANS[1])]))
     split = getattr(dataset(), image_split)
     # 360 test images are no multiple of 64: each counts once.
@@ -92,7 +96,7 @@ def test_accuracy_is_that_of_the_plain_networks(image_split, max_images, num_thr
 
 def test_random_parameters_follow_seed_and_index():
     predictor, engine, params = parts()
-    evaluator = Evaluator(predictor, engine, dataset(), "test", 64)
+    evaluator = Evaluator(predictor, engine, EvaluationImages(dataset(), "test", 64))
 
     def random_accuracies(indices, seed):
         pairs = [(index, PLANS[0]) for index in indices]
@@ -155,55 +159,56 @@ def test_summary_by_hand():
 
 def test_spaces_of_splits():
     for split in ("train", "val", "test", "wide"):
-        assert report.split_space(SPACE, split) == dataclasses.replace(SPACE, split=split)
+        assert splits.split_space(SPACE, split) == dataclasses.replace(SPACE, split=split)
     for split in ("deep", "dense", "bnfree", "search"):
-        space = report.split_space(SPACE, split)
+        space = splits.split_space(SPACE, split)
         assert (space.split, space.widths, space.image_size) == (split, (8,), 8)
         assert (space.num_cells, space.max_steps, space.max_nodes) == (None, None, None)
     with pytest.raises(
         ValueError, match="^split is 'depe', expected one of train, val, test, wide,"
     ):
-        report.split_space(SPACE, "depe")
+        splits.split_space(SPACE, "depe")
 
 
 def test_architectures_of_splits():
-    plans = list(report.split_plans(SPACE, "deep", 3, seed=4))
-    space = report.split_space(SPACE, "deep")
+    plans = list(splits.split_plans(SPACE, "deep", 3, seed=4))
+    space = splits.split_space(SPACE, "deep")
     assert [index for index, _ in plans] == [0, 1, 2]
     for index, plan in plans:
         assert plan.architecture == sample_architecture(space, 4, index)
         assert plan.architecture.num_cells >= 10
         assert (plan.image_size, plan.num_classes) == (8, 10)
-    predefined = [plan.architecture for _, plan in report.split_plans(SPACE, "predefined", 9, 0)]
+    predefined = [plan.architecture for _, plan in splits.split_plans(SPACE, "predefined", 9, 0)]
     assert predefined == [ResNet((3, 4, 6, 3)), VIT]
 
 
+def test_opened_splits():
+    config = ExperimentConfig.from_dict({"space": dataclasses.asdict(SPACE)})
+    opened = splits.open_splits(config, (("test", 2), ("predefined", 5), ("wide", None)), 5)
+    # 100 is the published number of the wide one.
+    names = [(split.name, split.num_architectures) for split in opened]
+    assert names == [("test", 2), ("predefined", 5), ("wide", 100)]
+    plans = dict(opened[0].architectures)
+    assert {index: plan.architecture for index, plan in plans.items()} == {
+        index: sample_architecture(dataclasses.replace(SPACE, split="test"), 5, index)
+        for index in (0, 1)
+    }
+
+
 @pytest.mark.parametrize("with_random", [True, False])
-def test_reports(tmp_path, monkeypatch, with_random):
+def test_reports(tmp_path, with_random):
     predictor, engine, params = parts()
-    asked = []
-
-    def split_plans(space, split, num, seed):
-        asked.append((space, split, num, seed))
-        return enumerate(PLANS[:num])
-
-    monkeypatch.setattr(report, "split_plans", split_plans)
-    fields = {"batch_size": 64, "max_images": 100, "seed": 5}
-    config = ExperimentConfig.from_dict({"evaluation": fields, "space": {"image_size": 8}})
+    evaluator = Evaluator(predictor, engine, EvaluationImages(dataset(), "test", 64, 100))
+    opened = [
+        ArchitectureSplit(name, n, enumerate(PLANS[:n])) for name, n in (("test", 2), ("deep", 1))
+    ]
     output = io.StringIO()
-    summaries = report.evaluate_splits(
-        predictor,
-        engine,
-        dataset(),
-        params,
-        config,
-        splits=(("test", 2), ("deep", 1)),
-        image_split="test",
-        with_random=with_random,
-        folder=tmp_path / "evaluation",
+    summaries = report_splits(
+        evaluate_splits(evaluator, params, opened, 5 if with_random else None),
+        "digits, test images, seed 5",
+        tmp_path / "evaluation",
         console=rich.console.Console(file=output, width=120),
     )
-    assert asked == [(config.space, "test", 2, 5), (config.space, "deep", 1, 5)]
     random_fields = {
         f"random_{metric}_{value}"
         for metric in ("top1", "top5")
@@ -228,18 +233,40 @@ def test_reports(tmp_path, monkeypatch, with_random):
     assert not list((tmp_path / "evaluation").glob("*.tmp"))
 
 
-def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
-    predictor, engine, params = parts()
+def test_reports_need_no_network(tmp_path, monkeypatch):
+    """What is shown follows from the results; nothing is written without a folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "split_plans", lambda *arguments: [(0, PLANS[0])])
-    config = ExperimentConfig.from_dict({"evaluation": {"max_images": 64}})
-    console = rich.console.Console(file=io.StringIO())
-    arguments = (predictor, engine, dataset(), params, config)
-    splits = (("test", 1),)
-    report.evaluate_splits(*arguments, splits=splits, image_split="test", console=console)
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    measured = [(ArchitectureSplit("deep", 2, ()), make_results([0.5, 0.75]))]
+    summaries = report_splits(measured, "stars", lists_architectures=True, console=console)
+    assert summaries == [summarize("deep", make_results([0.5, 0.75]))]
+    text = console.file.getvalue()
+    assert "deep/0: 10 nodes, 100 parameters, top-1 50.00%, top-5 90.00%\n" in text
+    assert "62.5 +- 12.5" in text and "stars" in text
     assert not list(tmp_path.iterdir())
+    (result,) = make_results([0.5], top1_random=[0.1], top5_random=[0.2])
+    assert describe_result("deep", result).endswith("; random (He) top-1 10.00%, top-5 20.00%")
+
+
+def test_a_split_of_images_that_is_not_there():
     with pytest.raises(ValueError, match=r"^split is 'tests' \(did you mean 'test'\?\), expected"):
-        report.evaluate_splits(*arguments, splits=splits, image_split="tests", console=console)
+        EvaluationImages(dataset(), "tests")
+
+
+def test_batches_count_each_image_once():
+    images = EvaluationImages(dataset(), "test", 64, 100)
+    counted = [int(batch.counted_mask.sum()) for batch in images.batches]
+    assert (images.batch_size, counted) == (64, [64, 36])
+    assert all(len(batch.images) == 64 for batch in images.batches)
+    # Fewer images than a batch are one batch.
+    few = EvaluationImages(dataset(), "test", 1000)
+    assert (few.batch_size, len(few.batches)) == (360, 1)
+
+
+def test_mean_and_standard_error_by_hand():
+    mean, error = mean_and_standard_error([0.5, 0.7, 0.9])
+    assert mean == pytest.approx(0.7) and error == pytest.approx(0.2 / np.sqrt(3))
+    assert mean_and_standard_error([0.3]) == (0.3, 0.0)
 
 
 def test_bars_by_hand(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import ghn_jax
 from ghn_jax.data import load_dataset
 from ghn_jax.finetune.comparison import Comparison
-from ghn_jax.finetune.comparison_report import Row, Run, markdown_table, mean_and_error, read_rows
+from ghn_jax.finetune.comparison_report import Row, RunResult, markdown_table, read_rows
 from ghn_jax.finetune.config import FinetuneConfig
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 
@@ -121,13 +121,7 @@ def test_errors(dataset, ghn, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_mean_and_standard_error():
-    mean, error = mean_and_error([0.5, 0.7, 0.9])
-    assert mean == pytest.approx(0.7) and error == pytest.approx(0.2 / np.sqrt(3))
-    assert mean_and_error([0.3]) == (0.3, 0.0)
-
-
 def test_table_shows_means_and_errors():
-    runs = [Run(s, 0.1, [(0, 0.1), (4, v)], v - 0.1) for s, v in ((0, 0.5), (1, 0.7))]
+    runs = [RunResult(s, 0.1, [(0, 0.1), (4, v)], v - 0.1) for s, v in ((0, 0.5), (1, 0.7))]
     text = markdown_table([Row("net", "ghn", 0.1, runs)])
     assert text.splitlines()[2] == ("| net | ghn | 0.1 | 10.0 ± 0.0 | 60.0 ± 10.0 | 50.0 ± 10.0 |")

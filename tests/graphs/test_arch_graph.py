@@ -6,7 +6,7 @@ import pytest
 from architecture_samples import ONE_OP, VARIANTS
 
 from ghn_jax.architectures import VIT, Architecture, Genotype, ResNet
-from ghn_jax.graphs import PRIMITIVES, batch_graphs, graph_from_nodes, to_graphs_tuple
+from ghn_jax.graphs import PRIMITIVES, batch_graphs, graph_from_nodes
 from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
 from ghn_jax.targets.blocks import Sum
 from ghn_jax.targets.graph import build_graph
@@ -86,7 +86,7 @@ def test_sum_of_the_same_state_is_no_node():
 
 def test_batch_pads_with_what_has_no_edges():
     graphs = [build_graph(lower(VARIANTS[name], 32, 10)) for name in ("stem 1", "no norm")]
-    tuples = [to_graphs_tuple(graph) for graph in graphs]
+    tuples = [graph.graph for graph in graphs]
     batch = batch_graphs(tuples, lambda shapes: shapes + 7, num_graphs=3, num_nodes=256)
     for index, graph in enumerate(graphs):
         size = graph.num_nodes
@@ -100,7 +100,7 @@ def test_batch_pads_with_what_has_no_edges():
 
 def test_bad_arguments():
     graph = build_graph(lower(VARIANTS["stem 1"], 32, 10))
-    tuples = [to_graphs_tuple(graph)] * 2
+    tuples = [graph.graph] * 2
     with pytest.raises(ValueError, match="2 graphs, expected at most num_graphs=1"):
         batch_graphs(tuples, lambda s: s, 1, 256)
     with pytest.raises(ValueError, match="expected at most num_nodes=16"):

@@ -46,7 +46,7 @@ def test_long_paths_go_first():
 
 
 def test_edges_to_earlier_nodes_keep_the_order():
-    graph = ArchGraph(
+    graph = ArchGraph.from_arrays(
         primitive=np.zeros(3, np.int32),
         shape=np.zeros((3, 4), np.int32),
         senders=np.array([2], np.int32),

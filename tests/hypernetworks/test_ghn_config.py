@@ -10,7 +10,7 @@ from ghn_jax.hypernetworks import GHNConfig, ghn1, ghn2, mlp
 def test_variants_are_those_of_the_published_table():
     # Spec section 3: virtual edges, layer norm, weight norm.
     table = {
-        config.message_passing + str(config.virtual_edges): (
+        config.message_passing.name + str(config.virtual_edges): (
             config.layer_norm,
             config.normalize_parameters,
         )
@@ -27,7 +27,7 @@ def test_variants_are_those_of_the_published_table():
 def test_overrides_replace_single_fields():
     assert ghn1(hidden_size=8).hidden_size == 8
     assert ghn1(layer_norm=True).layer_norm
-    assert mlp(virtual_edges=1).message_passing == "mlp"
+    assert mlp(virtual_edges=1).message_passing.name == "mlp"
 
 
 def test_dictionary_survives_json():
@@ -44,11 +44,15 @@ def test_dictionary_survives_json():
         ("max_shape", (64, 64, 11), r"max_shape is \(64, 64, 11\), expected four positive ints"),
         ("max_shape", (64, 64, 11, 9), r"max_shape is \(64, 64, 11, 9\), .* equal to width"),
         ("max_shape", 64, "max_shape is 64, expected a sequence"),
-        ("message_passing", "gated_gn", r"gated_gn' \(did you mean 'gated_gnn'\?\), expected"),
+        (
+            "message_passing",
+            "gated_gn",
+            r"message_passing.name is 'gated_gn' \(did you mean 'gated_gnn'\?\), expected",
+        ),
         ("virtual_edges", 0, r"virtual_edges is 0, expected an int from 1 \(none\) to 250"),
         ("layer_norm", 1, "layer_norm is 1, expected False, True"),
         ("normalize_parameters", None, "normalize_parameters is None, expected False, True"),
-        ("decoder", "cnn", "decoder is 'cnn', expected 'conv', 'mlp'"),
+        ("decoder", "cnn", "decoder.name is 'cnn', expected one of conv, mlp, or one of your own"),
     ],
 )
 def test_bad_fields_are_named(field, value, expected):

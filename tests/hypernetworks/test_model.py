@@ -18,11 +18,17 @@ from ghn_jax.hypernetworks import (
     ghn2,
     initialize,
     mlp,
-    request_key,
-    tile_parameter,
 )
 from ghn_jax.hypernetworks.normalization import kernel_factor
-from ghn_jax.hypernetworks.tiling import KINDS
+from ghn_jax.hypernetworks.tiling import (
+    KERNEL_KINDS,
+    VECTOR_KINDS,
+    request_key,
+    tile_parameter,
+    tile_slices,
+)
+
+KINDS = (*KERNEL_KINDS, *VECTOR_KINDS)
 
 # The original's GHNs on architectures of all splits: attention, positions, 1x7 kernels,
 # squeeze-excitation, one and two classifier layers, up to 559 nodes.
@@ -79,7 +85,7 @@ def test_predicted_tensors_are_the_originals(name):
     tensors_of: dict[TileKey, list] = {}
     for index, predicted in enumerate(prediction.tensors):
         max_shape = config.max_shape if index % 2 else None  # with and without bounds on channels
-        key = request_key(predicted.tensor, max_shape)
+        key = request_key(predicted.tensor.shape, predicted.tensor.role, max_shape)
         tensors_of.setdefault(key, []).append(predicted)
     embeddings = embed(ghn, prediction.batch)
     for key, tensors in tensors_of.items():
@@ -92,7 +98,8 @@ def test_predicted_tensors_are_the_originals(name):
             factor = 1.0
             if config.normalize_parameters and len(tensor.shape) > 1:
                 factor = kernel_factor(tensor.shape, tensor.role)
-            found = tile_parameter(tile, tensor.shape, tensor.role, factor, np)
+            index = tile_slices(tile.shape, tensor.shape, tensor.role)
+            found = tile_parameter(tile, tensor.shape, index, factor, np)
             assert found.shape == tensor.shape
             predicted.check(found)
 

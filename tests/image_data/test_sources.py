@@ -399,3 +399,21 @@ def test_imagenet_on_disk(tmp_path, monkeypatch):
             np.testing.assert_array_equal(batch_images, batches.batch(step)[0])
             np.testing.assert_array_equal(batch_labels, batches.batch(step)[1])
     assert "tensorflow" not in sys.modules
+
+
+def test_grey_images_have_as_many_channels_as_asked_for():
+    grey, repeated = load_dataset("digits", num_channels=1), load_dataset("digits")
+    assert grey.num_channels == 1 and grey.train.images.shape == (1257, 8, 8, 1)
+    np.testing.assert_array_equal(repeated.train.images, np.repeat(grey.train.images, 3, axis=3))
+    assert repeated.mean == grey.mean * 3 and repeated.std == grey.std * 3
+    assert repeated.train.images.strides[-1] == 0  # views
+
+
+def test_colour_images_keep_their_channels(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 5, 5, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=_labels())
+    assert load_dataset(f"npz:{tmp_path}/a.npz").num_channels == 3
+    with pytest.raises(ValueError, match="^num_channels is 1, expected 3 for the data set 'npz:"):
+        load_dataset(f"npz:{tmp_path}/a.npz", num_channels=1)
+    with pytest.raises(ValueError, match="^num_channels is 0, expected a positive int"):
+        load_dataset("digits", num_channels=0)

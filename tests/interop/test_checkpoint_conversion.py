@@ -12,7 +12,7 @@ from ghn_jax.interop.torch_checkpoints import (
     save_torch_checkpoint,
 )
 from ghn_jax.interop.torch_files import read_torch_file
-from ghn_jax.training.checkpoints import CheckpointError
+from ghn_jax.training.checkpoint_files import CheckpointError
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from plain_composition import jit, one_cell
 from random_parameters import draw_parameters
 
 from ghn_jax.architectures import OPERATIONS, VIT, Architecture, Genotype, ResNet
+from ghn_jax.sampling import SpaceConfig, sample_architecture
+from ghn_jax.sampling.parameter_count import count_parameters
 from ghn_jax.targets.initialization import initialize_randomly
 from ghn_jax.targets.network import TargetNetwork
 from ghn_jax.targets.plan import DisconnectedError, lower
@@ -138,3 +140,25 @@ def test_bad_arguments():
     network = TargetNetwork(lower(ResNet(), 32, 10))
     with pytest.raises(ValueError, match=r"images have shape \(2, 3, 32, 32\), expected .*NHWC"):
         jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((2, 3, 32, 32)))
+
+
+@pytest.mark.parametrize("num_channels", [1, 4])
+def test_networks_of_other_channels_differ_in_the_stem_only(num_channels):
+    architecture = sample_architecture(SpaceConfig(widths=(16,)), 0, 3)
+    plan, usual = (lower(architecture, 8, 10, n) for n in (num_channels, 3))
+    differing = [
+        (one.shape, other.shape)
+        for one, other in zip(plan.tensors, usual.tensors, strict=True)
+        if one.shape != other.shape
+    ]
+    ((ours, others),) = differing
+    assert (ours[2], others[2]) == (num_channels, 3) and ours[:2] == others[:2]
+    assert plan.input_shape == (8, 8, num_channels)
+    counts = [count_parameters(architecture, 8, 10, n) for n in (num_channels, 3)]
+    assert counts[1] - counts[0] == usual.num_parameters - plan.num_parameters
+    images = jnp.zeros((2, 8, 8, num_channels))
+    assert jax.eval_shape(TargetNetwork(plan).init_with_output, jax.random.key(0), images)[
+        0
+    ].shape == (2, 10)
+    with pytest.raises(ValueError, match="^num_channels is 0, expected a positive integer"):
+        lower(architecture, 8, 10, 0)

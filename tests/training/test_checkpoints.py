@@ -7,14 +7,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
-from ghn_jax.training.checkpoints import CheckpointError, CheckpointStore, load_checkpoint
+from ghn_jax.interop.locations import CHECKPOINTS
+from ghn_jax.training.checkpoint_files import CheckpointError
+from ghn_jax.training.checkpoints import CheckpointStore, load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.optimizers import create_optimizer
 
@@ -44,8 +48,8 @@ def make_ghn_params(seed=0):
 def save(store, step, seed=0, **changes):
     ghn_params = make_ghn_params(seed)
     values = {
-        "ghn_params": ghn_params,
-        "opt_state": OPTIMIZER.init(ghn_params),
+        "params": ghn_params,
+        "state": OPTIMIZER.init(ghn_params),
         "key": jax.random.key(7),
         "counters": {"position": step, "skip": {"recent": [[4, []]]}},
         "config": CONFIG,
@@ -58,10 +62,6 @@ def assert_same_bits(actual, expected):
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         one, other = np.asarray(one), np.asarray(other)
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
-
-
-def template():
-    return OPTIMIZER.init(make_ghn_params())
 
 
 @pytest.fixture
@@ -83,14 +83,12 @@ def test_round_trip_is_bit_exact(tmp_path, impl):
     key = jax.random.split(jax.random.key(3, impl=impl))[1]
     counters = {"position": 2**40, "share": 0.1, "recent": [[4, [[1, 2, 3]]]]}
     with CheckpointStore(tmp_path) as store:
-        store.save(
-            7, ghn_params=ghn_params, opt_state=opt_state, key=key, counters=counters, config=CONFIG
-        )
+        store.save(7, params=ghn_params, state=opt_state, key=key, counters=counters, config=CONFIG)
     with CheckpointStore(tmp_path) as store:
-        restored = store.restore(template())
+        restored = store.restore(OPTIMIZER.init)
     assert restored.step == 7
-    assert_same_bits(restored.ghn_params, ghn_params)
-    assert_same_bits(restored.opt_state, opt_state)
+    assert_same_bits(restored.params, ghn_params)
+    assert_same_bits(restored.state, opt_state)
     assert jax.random.key_impl(restored.key) == jax.random.key_impl(key)
     assert_same_bits(jax.random.normal(restored.key, (3,)), jax.random.normal(key, (3,)))
     assert restored.counters == counters
@@ -101,10 +99,10 @@ def test_saved_values_are_those_at_the_call(tmp_path):
     ghn_params = {"w": np.zeros(1000, np.float32)}
     opt_state = OPTIMIZER.init(ghn_params)
     with CheckpointStore(tmp_path) as store:
-        save(store, 1, ghn_params=ghn_params, opt_state=opt_state)
+        save(store, 1, params=ghn_params, state=opt_state)
         ghn_params["w"] += 1.0
-        restored = store.restore(opt_state)
-    assert not restored.ghn_params["w"].any()
+        restored = store.restore(OPTIMIZER.init)
+    assert not restored.params["w"].any()
 
 
 def test_saves_arrays_on_several_devices(tmp_path):
@@ -112,7 +110,7 @@ def test_saves_arrays_on_several_devices(tmp_path):
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     ghn_params = jax.device_put(make_ghn_params(), replicated)
     with CheckpointStore(tmp_path) as store:
-        save(store, 1, ghn_params=ghn_params)
+        save(store, 1, params=ghn_params)
     assert_same_bits(load_checkpoint(tmp_path)[1], ghn_params)
 
 
@@ -124,7 +122,7 @@ def test_keeps_the_latest(tmp_path):
         store.wait()
         assert store.steps() == (9, 12)
         assert store.latest_step() == 12
-        assert store.restore(template(), step=9).counters["position"] == 9
+        assert store.restore(OPTIMIZER.init, step=9).counters["position"] == 9
 
 
 def test_load_needs_only_a_path(workdir, tmp_path):
@@ -136,6 +134,48 @@ def test_load_needs_only_a_path(workdir, tmp_path):
     assert_same_bits(load_checkpoint(str(tmp_path / "released"))[1], make_ghn_params(1))
 
 
+def test_the_layout_on_disk_is_that_of_earlier_versions(tmp_path):
+    """Written here without the package, as its first version did."""
+    ghn_params = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    opt_state = {"0/mu/w": np.full((2, 3), 0.5, np.float32)}
+    items = {"ghn_params": ghn_params, "opt_state": opt_state}
+    items["key"] = {"data": np.array([0, 7], np.uint32)}
+    checksums = {
+        name: {leaf: zlib.crc32(array.tobytes()) for leaf, array in arrays.items()}
+        for name, arrays in items.items()
+    }
+    run = {"format": 1, "step": 3, "key_impl": "threefry2x32", "counters": {"next": 5}}
+    run |= {"config": CONFIG.to_dict(), "checksums": checksums}
+    arguments = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            tmp_path / "checkpoints" / "3",
+            args=ocp.args.Composite(**arguments, run=ocp.args.JsonSave(run)),
+        )
+    config, loaded = load_checkpoint(tmp_path)
+    assert config == CONFIG
+    assert_same_bits(loaded, ghn_params)
+    with CheckpointStore(tmp_path) as store:
+        assert store.read_config(3) == CONFIG
+        restored = store.restore(lambda params: ({"mu": params},))
+        save(store, 4)
+        store.wait()
+    assert_same_bits(restored.params, ghn_params)
+    assert_same_bits(restored.state, ({"mu": {"w": opt_state["0/mu/w"]}},))
+    assert_same_bits(jax.random.key_data(restored.key), items["key"]["data"])
+    assert (restored.step, restored.counters) == (3, {"next": 5})
+    # What is written now is read by earlier versions: they look for the same folders.
+    old, new = ({x.name for x in tmp_path.glob(f"checkpoints/{n}/*") if x.is_dir()} for n in "34")
+    assert old == new == {"ghn_params", "opt_state", "key", "run"}
+
+
+def test_the_packaged_checkpoint_loads():
+    config, ghn_params = load_checkpoint(CHECKPOINTS / "digits")
+    assert (config.data.name, config.ghn.hidden_size) == ("digits", 32)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ghn_params))
+    assert (CHECKPOINTS / "digits" / "checkpoints" / "6000" / "ghn_params").is_dir()
+
+
 def test_half_written_checkpoint_is_not_picked_up(workdir):
     folder = workdir / "checkpoints"
     leftover = folder / "30.orbax-checkpoint-tmp"
@@ -145,7 +185,7 @@ def test_half_written_checkpoint_is_not_picked_up(workdir):
     assert leftover.exists()  # Reading changes nothing: another process may be training.
     with CheckpointStore(workdir) as store:
         assert store.latest_step() == 20
-        assert store.restore(template()).step == 20
+        assert store.restore(OPTIMIZER.init).step == 20
         save(store, 30, seed=3)
         store.wait()
         assert store.steps() == (10, 20, 30)
@@ -192,8 +232,8 @@ def test_damaged_checkpoint_is_named_along_with_the_others(workdir, damage):
     damage(path)
     with CheckpointStore(workdir) as store:
         with pytest.raises(CheckpointError) as caught:
-            store.restore(template())
-        assert store.restore(template(), step=10).step == 10
+            store.restore(OPTIMIZER.init)
+        assert store.restore(OPTIMIZER.init, step=10).step == 10
     message = str(caught.value)
     assert message.startswith(f"the checkpoint {path} cannot be read (")
     assert f"; {path.parent} holds the steps 10; delete the damaged one" in message
@@ -205,7 +245,7 @@ def test_damaged_checkpoint_is_named_along_with_the_others(workdir, damage):
 def test_changed_array_is_named(tmp_path):
     ghn_params = {"w": np.random.default_rng(0).normal(size=(100, 100)), "b": np.zeros(3)}
     with CheckpointStore(tmp_path) as store:
-        save(store, 1, ghn_params=ghn_params)
+        save(store, 1, params=ghn_params)
     flip_bit(tmp_path / "checkpoints" / "1")
     with pytest.raises(CheckpointError, match="ghn_params/w does not have the checksum it was"):
         load_checkpoint(tmp_path)
@@ -241,14 +281,14 @@ def test_errors_of_missing_checkpoints(workdir, tmp_path):
         with pytest.raises(
             CheckpointError, match=r"holds no checkpoint of step 15; .* holds the steps 10, 20$"
         ):
-            store.restore(template(), step=15)
+            store.restore(OPTIMIZER.init, step=15)
         with pytest.raises(ValueError, match="^step is 20, expected more than 20, the latest"):
             save(store, 20)
         with pytest.raises(ValueError, match="^counters is .* expected values that JSON can hold"):
             save(store, 30, counters={"position": np.int32(3)})
     with CheckpointStore(tmp_path / "empty") as store:
         with pytest.raises(CheckpointError, match="empty/checkpoints holds no finished checkpoint"):
-            store.restore(template())
+            store.restore(OPTIMIZER.init)
     with pytest.raises(CheckpointError, match="no finished checkpoint in"):
         load_checkpoint(tmp_path / "empty")
     with pytest.raises(CheckpointError, match="^path is '.*nowhere', expected the folder of a run"):
@@ -258,13 +298,13 @@ def test_errors_of_missing_checkpoints(workdir, tmp_path):
 def test_optimizer_state_of_another_run(workdir):
     with CheckpointStore(workdir) as store:
         with pytest.raises(CheckpointError, match=r"2/count is only in the checkpoint"):
-            store.restore(optax.sgd(0.1).init(make_ghn_params()))
+            store.restore(optax.sgd(0.1).init)
         ghn_params = make_ghn_params()
         ghn_params["params"]["odd"] = jnp.zeros(5)
         with pytest.raises(
             CheckpointError, match=r"params/odd has shape \(4,\) and dtype float32, expected \(5,\)"
         ):
-            store.restore(OPTIMIZER.init(ghn_params))
+            store.restore(lambda _: OPTIMIZER.init(ghn_params))
 
 
 KILLED = """
@@ -277,7 +317,7 @@ from ghn_jax.training.optimizers import create_optimizer
 store = CheckpointStore(sys.argv[1], keep=2)
 for step in range(1, 10_000):
     value = np.full(300_000, step, np.float32)
-    store.save(step, ghn_params={"w": value}, opt_state={"w": value}, key=jax.random.key(step),
+    store.save(step, params={"w": value}, state={"w": value}, key=jax.random.key(step),
                counters={"step": step}, config=ExperimentConfig())
     print(step, flush=True)
 """
@@ -302,6 +342,6 @@ def test_killed_while_saving(tmp_path):
     _, ghn_params = load_checkpoint(tmp_path)
     assert (ghn_params["w"] == step).all()
     with CheckpointStore(tmp_path) as store:
-        restored = store.restore({"w": np.zeros(300_000, np.float32)})
+        restored = store.restore(lambda params: params)
     assert restored.step == restored.counters["step"] == step
-    assert (restored.opt_state["w"] == step).all()
+    assert (restored.state["w"] == step).all()

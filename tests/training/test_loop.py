@@ -25,7 +25,7 @@ from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.sampling import ArchitectureStream
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
-from ghn_jax.training.checkpoints import CheckpointError
+from ghn_jax.training.checkpoint_files import CheckpointError
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.loop import train
 from ghn_jax.training.meta_batches import MetaBatch

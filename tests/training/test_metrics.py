@@ -68,7 +68,7 @@ def test_plain_lines_where_there_is_no_terminal():
     with progress:
         for step, time in ((20, 5.0), (25, 9.0), (30, 20.0), (100, 21.0)):
             now[0] = time
-            progress.update(step, loss=1.5, num_architectures=40, num_compilations=3)
+            progress.update(step, loss=1.5, note="3 compilations", architectures=40)
     lines = console.file.getvalue().splitlines()
     # Step 25 comes too soon after step 20; the last step is always shown.
     assert [line.split("  ")[0] for line in lines] == ["step 20/100", "step 30/100", "step 100/100"]
@@ -81,6 +81,6 @@ def test_plain_lines_where_there_is_no_terminal():
 def test_bar_on_a_terminal():
     console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=120)
     with TrainingProgress(10, console=console) as progress:
-        progress.update(5, loss=0.25, num_architectures=4, num_compilations=1)
+        progress.update(5, loss=0.25, architectures=4)
     assert "step 5/10" in console.file.getvalue()
     assert "loss 0.2500" in console.file.getvalue()

@@ -7,26 +7,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ghn_jax.hypernetworks.decoders.decoder import Decoder
+from ghn_jax.hypernetworks.decoders.registry import register_decoder
 from ghn_jax.hypernetworks.layers import add_bias, linear, plain_product, product, uniform_by_fan_in
+from ghn_jax.hypernetworks.official_tensors import TensorLayout, same
+from ghn_jax.hypernetworks.tiling import TileKey
 
 
-class ConvDecoder(nn.Module):
+@register_decoder("conv")
+class ConvDecoder(Decoder):
     """Kernels from a feature map that is as large as the largest kernel.
 
     linear D -> 4 D on S x S pixels, relu, cropped to the kernel; 1x1 convolutions 4 D -> 8 D, relu,
     8 D -> (I, O). A kernel larger than S repeats the S x S tile.
-
-    Attributes:
-        hidden_size: D.
-        max_shape: (O, I, S, S).
-        num_classes: K.
-        reverse_only: Whether products have a gradient written by hand, see `Hypernetwork`.
     """
 
-    hidden_size: int
-    max_shape: tuple[int, int, int, int]
-    num_classes: int
-    reverse_only: bool = False
+    official_name = "conv"
 
     def setup(self):
         self.multiply = product if self.reverse_only else plain_product
@@ -78,3 +74,38 @@ class ConvDecoder(nn.Module):
     def classifier_kernel(self, x: jax.Array) -> jax.Array:
         """(G, D) -> (G, I, K): a 1x1 kernel, relu, linear over its output channels."""
         return self.classifier(jax.nn.relu(self.kernel(x, 1, 1, None, None)[:, 0, 0]))
+
+    @nn.nowrap
+    def num_products(self, key: TileKey) -> int:
+        """Of the two 1x1 convolutions: multiplications of a tile."""
+        num_pixels, num_elements = self.decoded_sizes(key)
+        return num_pixels * 8 * self.hidden_size * (4 * self.hidden_size + num_elements)
+
+    @nn.nowrap
+    def official_tensors(self) -> dict[str, TensorLayout]:
+        """See `hypernetworks.official_tensors`."""
+        size, (num_out, num_in, spatial, _) = self.hidden_size, self.max_shape
+        first, second, num_classes = 4 * size, 8 * size, self.num_classes
+        pixels, tile = first * spatial**2, num_out * num_in
+        classifier = "decoder.class_layer_predictor.1"
+        return {
+            # Channels are the slowest axis of the first layer's outputs: (4D, S, S).
+            "kernel_1": TensorLayout(
+                "decoder.fc.0.weight", (pixels, size), (first, spatial, spatial, size), (3, 1, 2, 0)
+            ),
+            "bias_1": TensorLayout(
+                "decoder.fc.0.bias", (pixels,), (first, spatial, spatial), (1, 2, 0)
+            ),
+            "kernel_2": TensorLayout(
+                "decoder.conv.0.weight", (second, first, 1, 1), (second, first), (1, 0)
+            ),
+            "bias_2": same("decoder.conv.0.bias", second),
+            "kernel_3": TensorLayout(
+                "decoder.conv.2.weight", (tile, second, 1, 1), (num_out, num_in, second), (2, 1, 0)
+            ),
+            "bias_3": TensorLayout("decoder.conv.2.bias", (tile,), (num_out, num_in), (1, 0)),
+            "classifier/kernel": TensorLayout(
+                f"{classifier}.weight", (num_classes, num_out, 1, 1), (num_classes, num_out), (1, 0)
+            ),
+            "classifier/bias": same(f"{classifier}.bias", num_classes),
+        }

@@ -1,26 +1,27 @@
 """Kernels from an MLP, cropped: GHN-2's other decoder (spec section 3)."""
 
+import math
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ghn_jax.hypernetworks.decoders.decoder import Decoder
+from ghn_jax.hypernetworks.decoders.registry import register_decoder
 from ghn_jax.hypernetworks.layers import add_bias, linear, plain_product, product, uniform_by_fan_in
+from ghn_jax.hypernetworks.official_tensors import TensorLayout, linear_tensors
+from ghn_jax.hypernetworks.tiling import TileKey
 
 
-class MLPDecoder(nn.Module):
+@register_decoder("mlp")
+class MLPDecoder(Decoder):
     """Kernels from an MLP D -> 2 D -> (S, S, I, O), cropped; the classifier from its hidden layer.
 
-    Attributes:
-        hidden_size: D.
-        max_shape: (O, I, S, S) with O = I.
-        num_classes: K.
-        reverse_only: Whether products have a gradient written by hand, see `Hypernetwork`.
+    The tile has as many output as input channels: O = I.
     """
 
-    hidden_size: int
-    max_shape: tuple[int, int, int, int]
-    num_classes: int
-    reverse_only: bool = False
+    official_name = "mlp"
 
     def setup(self):
         self.multiply = product if self.reverse_only else plain_product
@@ -44,15 +45,40 @@ class MLPDecoder(nn.Module):
         repeats = (1, -(-height // limit), -(-width // limit), 1, 1)
         return jnp.tile(tile, repeats)[:, :height, :width]
 
-    def depthwise(self, x: jax.Array, height: int, width: int) -> jax.Array:
-        """(G, D) -> (G, height, width, 1, O)."""
-        return self.kernel(x, height, width, 1, None)
-
-    def position(self, x: jax.Array, height: int, width: int) -> jax.Array:
-        """(G, D) -> (G, height, width, I)."""
-        return self.kernel(x, height, width, None, 1)[..., 0]
-
     def classifier_kernel(self, x: jax.Array) -> jax.Array:
         """(G, D) -> (G, I, K)."""
         x = self.classifier(jax.nn.relu(self.hidden(x)))
         return x.reshape(x.shape[0], self.num_classes, self.max_shape[1]).swapaxes(1, 2)
+
+    @nn.nowrap
+    def num_products(self, key: TileKey) -> int:
+        """Of the second layer: multiplications of a tile."""
+        num_pixels, num_elements = self.decoded_sizes(key)
+        return 2 * self.hidden_size * num_pixels * num_elements
+
+    @staticmethod
+    def check_config(config: Any) -> None:
+        """Raise ValueError if a hypernetwork's config is not for this decoder."""
+        if config.max_shape[0] != config.max_shape[1]:
+            raise ValueError(
+                f"max_shape is {config.max_shape!r} with decoder 'mlp', expected as many output as"
+                " input channels"
+            )
+
+    @nn.nowrap
+    def official_tensors(self) -> dict[str, TensorLayout]:
+        """See `hypernetworks.official_tensors`."""
+        hidden_size, tile = 2 * self.hidden_size, self.max_shape
+        num_outputs = math.prod(tile)
+        classifier = "decoder.class_layer_predictor.1"
+        return {
+            **linear_tensors("hidden/", "decoder.mlp.fc.0", self.hidden_size, hidden_size),
+            "kernel_2": TensorLayout(
+                "decoder.mlp.fc.2.weight",
+                (num_outputs, hidden_size),
+                (*tile, hidden_size),
+                (4, 2, 3, 1, 0),
+            ),
+            "bias_2": TensorLayout("decoder.mlp.fc.2.bias", (num_outputs,), tile, (2, 3, 1, 0)),
+            **linear_tensors("classifier/", classifier, hidden_size, self.num_classes * tile[0]),
+        }

@@ -4,6 +4,13 @@ import flax.linen as nn
 import jax
 
 from ghn_jax.hypernetworks.layers import MLP, linear
+from ghn_jax.hypernetworks.tiling import (
+    VECTOR_KINDS,
+    TileIndex,
+    TileKey,
+    request_key,
+    tile_slices,
+)
 
 
 class VectorDecoder(nn.Module):
@@ -19,6 +26,8 @@ class VectorDecoder(nn.Module):
     num_channels: int
     num_classes: int
 
+    kinds = VECTOR_KINDS
+
     def setup(self):
         self.mlp = MLP(2 * self.hidden_size, 2 * self.num_channels, activate_output=False)
         self.classifier = linear(self.num_classes, self.num_channels)
@@ -30,3 +39,26 @@ class VectorDecoder(nn.Module):
     def classifier_bias(self, x: jax.Array) -> jax.Array:
         """(G, D) -> (G, K): relu and a linear layer on row 1."""
         return self.classifier(jax.nn.relu(self.vector(x)[:, 1]))
+
+    def __call__(self, x: jax.Array, key: TileKey) -> jax.Array:
+        """(G, D) -> (G, ...) tiles, laid out as `TileKey` says."""
+        return self.classifier_bias(x) if key.kind == "classifier_bias" else self.vector(x)
+
+    @nn.nowrap
+    def request_key(self, shape: tuple[int, ...], role: str) -> TileKey | None:
+        """See `DecoderProtocol`."""
+        key = request_key(shape, role)
+        return key if key.kind in self.kinds else None
+
+    @nn.nowrap
+    def tile_slices(
+        self, tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str
+    ) -> TileIndex:
+        """See `DecoderProtocol`."""
+        return tile_slices(tile_shape, shape, role)
+
+    @nn.nowrap
+    def num_products(self, key: TileKey) -> int:
+        """See `DecoderProtocol`: of the second layer."""
+        del key
+        return 4 * self.hidden_size * self.num_channels

@@ -9,21 +9,24 @@ import jax
 import jax.numpy as jnp
 import jraph
 
+from ghn_jax.configuration.variants import PositiveInt
 from ghn_jax.graphs.batching import GraphBatch
 from ghn_jax.hypernetworks.layers import linear, uniform_by_fan_in
+from ghn_jax.hypernetworks.message_passing.registry import register_message_passing
 from ghn_jax.hypernetworks.message_passing.undirected import make_undirected
 
 
+@register_message_passing("gat")
 class GAT(nn.Module):
     """Graph attention.
 
     Attributes:
-        num_layers: How many steps away a node hears of others.
-        num_heads: Of each layer; divides the width D.
+        num_layers: how many steps away a node hears of others.
+        num_heads: heads of each layer, a divisor of the width D.
     """
 
-    num_layers: int = 2
-    num_heads: int = 4
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
     needs_edges = True  # of the batch
 
     @nn.compact

@@ -13,28 +13,35 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ghn_jax.configuration.variants import PositiveInt
 from ghn_jax.graphs.batching import GraphBatch
 from ghn_jax.hypernetworks.layers import uniform_by_fan_in
 from ghn_jax.hypernetworks.message_passing.node_update import Params, gru_cell, send_message
+from ghn_jax.hypernetworks.message_passing.registry import register_message_passing
 from ghn_jax.hypernetworks.message_passing.sweep import Sweep, sweep
+from ghn_jax.hypernetworks.official_tensors import TensorLayout, linear_tensors, reordered, same
 
 
+@register_message_passing("gated_gnn")
 class GatedGNN(nn.Module):
     """Rounds of message passing over B graphs in parallel; all share their parameters.
 
     Attributes:
         virtual_edges: Longest distance of an edge that passes messages; 1 means the network's own.
         nodes_at_once: How many consecutive nodes are visited together; no edge joins two of them.
-        num_rounds: T, of a forward and a backward pass each.
-        forward_only: Whether there is no backward pass.
+        num_rounds: number T of rounds, of a forward and a backward pass each.
+        forward_only: whether there is no backward pass.
         reverse_only: Whether the sweep is the one with an adjoint of its own, see `Hypernetwork`.
     """
 
     virtual_edges: int
     nodes_at_once: int = 1
-    num_rounds: int = 1
+    num_rounds: PositiveInt = 1
     forward_only: bool = False
     reverse_only: bool = False
+
+    parameter_scope = "gnn"
+    official_name = "gatedgnn"
 
     @nn.compact
     def __call__(self, nodes: jax.Array, batch: GraphBatch) -> jax.Array:
@@ -70,6 +77,27 @@ class GatedGNN(nn.Module):
     def for_programs(self, nodes_at_once: int) -> "GatedGNN":
         """The same module as shared programs run it, see `Hypernetwork.for_programs`."""
         return self.clone(nodes_at_once=nodes_at_once, reverse_only=True)
+
+    @nn.nowrap
+    def official_tensors(self, hidden_size: int) -> dict[str, TensorLayout]:
+        """Of width D, see `hypernetworks.official_tensors`; ValueError if the original has none."""
+        if self.num_rounds != 1 or self.forward_only:
+            raise ValueError(
+                f"message_passing has num_rounds {self.num_rounds} and forward_only"
+                f" {self.forward_only}, expected 1 and False: official checkpoints have no others"
+            )
+        size, has_virtual = hidden_size, self.virtual_edges > 1
+        width = size // 2 if has_virtual else size
+        layouts: dict[str, TensorLayout] = {}
+        for mlp, official in (("mlp", "mlp"), ("mlp_virtual", "mlp_ve"))[: 1 + has_virtual]:
+            for layer, index, sizes in ((1, 0, (size, width)), (2, 2, (width, size))):
+                linear = linear_tensors("", f"gnn.{official}.fc.{index}", *sizes)
+                layouts |= {f"{mlp}_{part}_{layer}": layout for part, layout in linear.items()}
+        for side, suffix in (("message", "ih"), ("state", "hh")):
+            kernel = f"gnn.gru.weight_{suffix}"
+            layouts[f"gru_{side}_kernel"] = reordered(kernel, (3 * size, size), (1, 0))
+            layouts[f"gru_{side}_bias"] = same(f"gnn.gru.bias_{suffix}", 3 * size)
+        return layouts
 
     def _mlp(self, name: str, size: int, hidden_size: int) -> dict[str, jax.Array]:
         first, second = uniform_by_fan_in(size), uniform_by_fan_in(hidden_size)

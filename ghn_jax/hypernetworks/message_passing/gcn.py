@@ -8,19 +8,22 @@ import flax.linen as nn
 import jax
 import jraph
 
+from ghn_jax.configuration.variants import PositiveInt
 from ghn_jax.graphs.batching import GraphBatch
 from ghn_jax.hypernetworks.layers import linear
+from ghn_jax.hypernetworks.message_passing.registry import register_message_passing
 from ghn_jax.hypernetworks.message_passing.undirected import make_undirected
 
 
+@register_message_passing("gcn")
 class GCN(nn.Module):
     """Graph convolutions.
 
     Attributes:
-        num_layers: How many steps away a node hears of others.
+        num_layers: how many steps away a node hears of others.
     """
 
-    num_layers: int = 2
+    num_layers: PositiveInt = 2
     needs_edges = True  # of the batch
 
     @nn.compact

@@ -3,21 +3,17 @@
 In: node states, distances, the MLPs of the messages, the GRU. Out: the states after every node has,
 in topological order or against it, gathered what the nodes before it send and updated its state.
 
-A message depends only on its sender, so each MLP runs once per node instead of once per edge. Nodes
-are visited in blocks: what a block gets from outside is a few matrix products when it is entered,
-and node by node only the messages within it are gathered. The gradient is a sweep of the same kind
-the other way around; letting JAX derive it would carry a (B, N, D) cotangent through every step.
+A message depends only on its sender, so each MLP runs once per node instead of once per edge. The
+gradient is a sweep of the same kind the other way around; letting JAX derive it would carry a
+(B, N, D) cotangent through every step.
 """
 
 import functools
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from ghn_jax.hypernetworks.message_passing.node_update import (
     apply_gates,
@@ -30,11 +26,7 @@ from ghn_jax.hypernetworks.message_passing.node_update import (
     send_message,
     slopes,
 )
-
-PyTree = Any
-_BLOCK = 32  # nodes
-_CHUNK = 128  # nodes, a multiple of the block
-_ZERO: Any = np.int32(0)
+from ghn_jax.hypernetworks.message_passing.visits import BLOCK, Edges, Visits, read_rows
 
 
 class Sweep(NamedTuple):
@@ -78,116 +70,117 @@ def sweep(
     Raises:
         ValueError: If `nodes_at_once` does not divide 32.
     """
-    if kind.nodes_at_once < 1 or _BLOCK % kind.nodes_at_once:
-        raise ValueError(f"nodes_at_once is {kind.nodes_at_once}, expected a divisor of {_BLOCK}")
+    if kind.nodes_at_once < 1 or BLOCK % kind.nodes_at_once:
+        raise ValueError(f"nodes_at_once is {kind.nodes_at_once}, expected a divisor of {BLOCK}")
     num_visited = -(-num_visited // kind.nodes_at_once) * kind.nodes_at_once
     num_nodes = x.shape[1]
-    missing = -num_nodes % _BLOCK
+    missing = -num_nodes % BLOCK
     if missing:
         x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
         distance = jnp.pad(distance, ((0, 0), (0, missing), (0, missing)))
     return _sweep(kind, list(mlps), gru, x, distance, num_visited)[:, :num_nodes]
 
 
-def _rows(array, start, size, axis=1):
-    return lax.dynamic_slice_in_dim(array, start, size, axis, allow_negative_indices=False)
-
-
-def _with_rows(array, rows, start):
-    indices = (_ZERO, start, _ZERO)
-    return lax.dynamic_update_slice(array, rows, indices, allow_negative_indices=False)
-
-
-class _Edges(NamedTuple):
-    """Weights of the messages between nodes, computed where they are needed.
+class _Carry(NamedTuple):
+    """What the sweep writes, (B, N, D) each and a block of it while that is visited.
 
     Attributes:
+        sent: For each MLP, the messages that nodes send; zero before their visit.
+        state: Of the nodes.
+        message: That nodes gathered.
+    """
+
+    sent: list[jax.Array]
+    state: jax.Array
+    message: jax.Array
+
+
+class _Gathered(NamedTuple):
+    """What a block of nodes knows when it is entered.
+
+    Attributes:
+        outside: (B, block, D), the sum of what was sent from outside of the block.
+        weights: For each MLP, (B, block, block): of the messages within it.
+    """
+
+    outside: jax.Array
+    weights: list[jax.Array]
+
+
+class _Known(NamedTuple):
+    """What is known of every node before the sweep.
+
+    Attributes:
+        state: (B, N, D), before its visit.
+        gates: (B, N, 3 D), of the GRU, the state's part.
+    """
+
+    state: jax.Array
+    gates: jax.Array
+
+
+class _Residuals(NamedTuple):
+    """What the adjoint needs: the arguments of the sweep, and of every node its results.
+
+    Attributes:
+        mlps: As `sweep` takes them.
+        gru: As `sweep` takes it.
+        x: (B, N, D) states before the sweep.
         distance: (B, N, N) uint8.
-        virtual_edges: Longest distance.
-        is_transposed: Whether rows are the second axis of `distance`.
-        dtype: Of weights.
+        num_visited: () int32.
+        state: (B, N, D), after the sweep.
+        message: (B, N, D), that the nodes gathered.
     """
 
+    mlps: list[dict[str, jax.Array]]
+    gru: dict[str, jax.Array]
+    x: jax.Array
     distance: jax.Array
-    virtual_edges: int
-    is_transposed: bool
-    dtype: Any
-
-    def weights(self, row: jax.Array, column: jax.Array, num_columns: int) -> list[jax.Array]:
-        """For each MLP, (B, block, columns): of a block of nodes and the nodes it gets from."""
-        cuts = ((row, _BLOCK), (column, num_columns))
-        (first, num_first), (second, num_second) = cuts[::-1] if self.is_transposed else cuts
-        distance = _rows(_rows(self.distance, first, num_first), second, num_second, axis=2)
-        if self.is_transposed:
-            distance = distance.swapaxes(1, 2)
-        weights = [(distance == 1).astype(self.dtype)]
-        if self.virtual_edges > 1:
-            inverse = 1 / jnp.maximum(distance, 1).astype(self.dtype)
-            reaches = (distance > 0) & (distance <= self.virtual_edges)
-            weights.append(jnp.where(reaches, inverse, jnp.zeros_like(inverse)))
-        return weights
+    num_visited: jax.Array
+    state: jax.Array
+    message: jax.Array
 
 
-class _Visits(NamedTuple):
-    """The order of visits: block by block, within a block node by node or a few at a time.
+class _Cotangents(NamedTuple):
+    """What the adjoint writes, a block of it while that is visited; H = number of MLPs x D.
 
     Attributes:
-        num_nodes: N, a multiple of the block.
-        num_visited: () int32.
-        nodes_at_once: How many are visited together.
-        is_descending: Whether from the last node to the first.
+        message: (B, N, D), of the messages gathered; zero before a node's visit.
+        state: (B, N, D), of the states after the update.
+        sent: (B, N, H), of the messages sent.
     """
 
-    num_nodes: int
-    num_visited: jax.Array
-    nodes_at_once: int
-    is_descending: bool
+    message: jax.Array
+    state: jax.Array
+    sent: jax.Array
 
-    def run(self, enter: Callable, visit: Callable, arrays: PyTree, inputs: PyTree) -> PyTree:
-        """Visit all nodes.
 
-        Args:
-            enter: From the start of a block and the arrays to a tree of (B, block, ...): what its
-                nodes know beforehand.
-            visit: From the block's part of the arrays, and the nodes' rows of what `enter` gave and
-                of the inputs, to their rows of the arrays.
-            arrays: Tree of (B, N, F), written.
-            inputs: Tree of (B, N, F).
+class _GatheredCotangents(NamedTuple):
+    """What a block of nodes knows when the adjoint enters it.
 
-        Returns:
-            The arrays.
-        """
-        num_blocks = -(-self.num_visited // _BLOCK)
+    Attributes:
+        outside: For each MLP, (B, block, D): what receivers outside of the block send back.
+        weights: For each MLP, (B, block, block): of the messages within it.
+    """
 
-        def visit_block(step, arrays):
-            start = self._position(step, num_blocks) * _BLOCK
-            of_block = jax.tree.map(lambda a: _rows(a, start, _BLOCK), inputs)
-            of_block = (enter(start, arrays), of_block)
-            num_steps = jnp.minimum(self.num_visited - start, _BLOCK) // self.nodes_at_once
+    outside: list[jax.Array]
+    weights: list[jax.Array]
 
-            def visit_nodes(step, own):
-                index = self._position(step, num_steps) * self.nodes_at_once
-                known = jax.tree.map(lambda a: _rows(a, index, self.nodes_at_once), of_block)
-                written = visit(own, *known)
-                return jax.tree.map(lambda a, rows: _with_rows(a, rows, index), own, written)
 
-            own = jax.tree.map(lambda a: _rows(a, start, _BLOCK), arrays)
-            own = lax.fori_loop(_ZERO, num_steps, visit_nodes, own)
-            return jax.tree.map(lambda a, rows: _with_rows(a, rows, start), arrays, own)
+class _Slopes(NamedTuple):
+    """What the adjoint knows of every node beforehand: it is linear in the cotangents.
 
-        return lax.fori_loop(_ZERO, num_blocks, visit_block, arrays)
+    Attributes:
+        state: (B, N, D), the cotangent of the result.
+        gates: (B, N, 3 D), of the new state in the gates.
+        hidden: (B, N, F), of the MLPs' hidden layers in what enters their relu.
+        output: (B, N, H), the same of their output layers.
+    """
 
-    def sum_over_visited(self, start: jax.Array, add: Callable, total: PyTree) -> PyTree:
-        """Sum over the nodes visited before a block: `add(first, size, total)` for each chunk."""
-        size = math.gcd(self.num_nodes, _CHUNK)
-        first, end = _ZERO, -(-start // size)
-        if self.is_descending:
-            first, end = start // size, -(-self.num_visited // size)
-        # What nodes of a chunk that are not visited yet would give is still zero.
-        return lax.fori_loop(first, end, lambda i, total: add(i * size, size, total), total)
-
-    def _position(self, step, num):
-        return num - 1 - step if self.is_descending else step
+    state: jax.Array
+    gates: jax.Array
+    hidden: jax.Array
+    output: jax.Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -196,76 +189,74 @@ def _sweep(kind, mlps, gru, x, distance, num_visited):
 
 
 def _sweep_fwd(kind, mlps, gru, x, distance, num_visited):
-    edges = _Edges(distance, kind.virtual_edges, kind.is_reverse, x.dtype)
-    visits = _Visits(x.shape[1], num_visited, kind.nodes_at_once, kind.is_reverse)
+    edges = Edges(distance, kind.virtual_edges, kind.is_reverse, x.dtype)
+    visits = Visits(x.shape[1], num_visited, kind.nodes_at_once, kind.is_reverse)
     mlp, num_mlps = join_mlps(mlps), len(mlps)
 
     def gather(weights, sent):
         return sum(jnp.matmul(w, s) for w, s in zip(weights, sent, strict=True))
 
-    def enter(start, arrays):
-        sent = arrays[0]
-
+    def enter(start, carry: _Carry) -> _Gathered:
         def add(first, size, total):
-            of_chunk = [_rows(s, first, size) for s in sent]
+            of_chunk = [read_rows(sent, first, size) for sent in carry.sent]
             return total + gather(edges.weights(start, first, size), of_chunk)
 
-        outside = jnp.zeros((x.shape[0], _BLOCK, x.shape[2]), x.dtype)
+        outside = jnp.zeros((x.shape[0], BLOCK, x.shape[2]), x.dtype)
         outside = visits.sum_over_visited(start, add, outside)
-        return outside, edges.weights(start, start, _BLOCK)
+        return _Gathered(outside, edges.weights(start, start, BLOCK))
 
-    def visit(own, known, inputs):
-        (sent, _, _), (outside, weights), (x, from_state) = own, known, inputs
-        message = outside + gather(weights, sent)
-        state = apply_gates(gates_from_message(gru, message), from_state, x)
-        return jnp.split(send_message(mlp, state), num_mlps, axis=-1), state, message
+    def visit(own: _Carry, gathered: _Gathered, known: _Known) -> _Carry:
+        message = gathered.outside + gather(gathered.weights, own.sent)
+        state = apply_gates(gates_from_message(gru, message), known.gates, known.state)
+        sent = jnp.split(send_message(mlp, state), num_mlps, axis=-1)
+        return _Carry(sent, state, message)
 
     zeros = jnp.zeros_like(x)
-    arrays = ([zeros] * num_mlps, x, zeros)
-    _, h, m = visits.run(enter, visit, arrays, (x, gates_from_state(gru, x)))
-    return h, (mlps, gru, x, distance, num_visited, h, m)
+    carry = _Carry([zeros] * num_mlps, x, zeros)
+    carry = visits.visit_all(enter, visit, carry, _Known(x, gates_from_state(gru, x)))
+    state, message = carry.state, carry.message
+    return state, _Residuals(mlps, gru, x, distance, num_visited, state, message)
 
 
-def _sweep_bwd(kind, residuals, dh):
+def _sweep_bwd(kind, residuals: _Residuals, dh):
     mlps, gru, x, distance, num_visited, h, m = residuals
-    edges = _Edges(distance, kind.virtual_edges, not kind.is_reverse, x.dtype)
-    visits = _Visits(x.shape[1], num_visited, kind.nodes_at_once, not kind.is_reverse)
+    edges = Edges(distance, kind.virtual_edges, not kind.is_reverse, x.dtype)
+    visits = Visits(x.shape[1], num_visited, kind.nodes_at_once, not kind.is_reverse)
     mlp, num_mlps = join_mlps(mlps), len(mlps)
     # The sweep is linear in the cotangents: what the states decide is computed for all nodes ahead.
     from_state, hidden = gates_from_state(gru, x), hidden_layer(mlp, h)
-    inputs = (
+    slopes_of_nodes = _Slopes(
         dh,
         slopes(lambda a: apply_gates(a, from_state, x), gates_from_message(gru, m)),
         slopes(jax.nn.relu, hidden),
         slopes(jax.nn.relu, output_layer(mlp, hidden)),
     )
 
-    def enter(start, arrays):
-        dm = arrays[0]
-
+    def enter(start, carry: _Cotangents) -> _GatheredCotangents:
         def add(first, size, totals):
-            of_chunk = _rows(dm, first, size)
+            of_chunk = read_rows(carry.message, first, size)
             weights = edges.weights(start, first, size)
             return [t + jnp.matmul(w, of_chunk) for t, w in zip(totals, weights, strict=True)]
 
-        outside = [jnp.zeros((x.shape[0], _BLOCK, x.shape[2]), x.dtype)] * num_mlps
+        outside = [jnp.zeros((x.shape[0], BLOCK, x.shape[2]), x.dtype)] * num_mlps
         outside = visits.sum_over_visited(start, add, outside)
-        return outside, edges.weights(start, start, _BLOCK)
+        return _GatheredCotangents(outside, edges.weights(start, start, BLOCK))
 
-    def visit(own, known, inputs):
-        (dm, _, _), (outside, weights) = own, known
-        dh_node, gate_slope, hidden_slope, output_slope = inputs
+    def visit(own: _Cotangents, gathered: _GatheredCotangents, slope: _Slopes) -> _Cotangents:
         # What the receivers of this node's messages send back.
-        d_sent = [o + jnp.matmul(w, dm) for o, w in zip(outside, weights, strict=True)]
-        d_sent = jnp.concatenate(d_sent, axis=-1)
-        d_hidden = jnp.matmul(d_sent * output_slope, mlp["kernel_2"].T) * hidden_slope
-        dh_node = dh_node + jnp.matmul(d_hidden, mlp["kernel_1"].T)
-        d_gates = jnp.concatenate([dh_node] * 3, axis=-1) * gate_slope
-        return jnp.matmul(d_gates, gru["message_kernel"].T), dh_node, d_sent
+        by_mlp = [
+            outside + jnp.matmul(weights, own.message)
+            for outside, weights in zip(*gathered, strict=True)
+        ]
+        d_sent = jnp.concatenate(by_mlp, axis=-1)
+        d_hidden = jnp.matmul(d_sent * slope.output, mlp["kernel_2"].T) * slope.hidden
+        d_state = slope.state + jnp.matmul(d_hidden, mlp["kernel_1"].T)
+        d_gates = jnp.concatenate([d_state] * 3, axis=-1) * slope.gates
+        return _Cotangents(jnp.matmul(d_gates, gru["message_kernel"].T), d_state, d_sent)
 
     zeros = jnp.zeros_like(x)
-    arrays = (zeros, dh, jnp.concatenate([zeros] * num_mlps, axis=-1))
-    _, d_states, d_sent = visits.run(enter, visit, arrays, inputs)
+    carry = _Cotangents(zeros, dh, jnp.concatenate([zeros] * num_mlps, axis=-1))
+    _, d_states, d_sent = visits.visit_all(enter, visit, carry, slopes_of_nodes)
     # Gradients of the parameters and of the states before the sweep, all nodes at once. Nodes that
     # are not visited send nothing, and of their states `d_states` is the cotangent itself.
     visited = jnp.arange(x.shape[1], dtype=jnp.int32).reshape(1, -1, 1) < num_visited

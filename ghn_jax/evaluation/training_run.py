@@ -1,0 +1,36 @@
+"""Evaluate the GHN of a training run, during it or after it, as an evaluation config says."""
+
+from pathlib import Path
+
+from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator, Summary, evaluate_splits
+from ghn_jax.evaluation.report import report_splits
+from ghn_jax.evaluation.splits import open_splits
+from ghn_jax.training.config import EvaluationConfig
+from ghn_jax.training.trainer import Trainer, TrainState
+
+
+def evaluate_run(
+    trainer: Trainer, state: TrainState, evaluation: EvaluationConfig, folder: Path | None = None
+) -> list[Summary]:
+    """Evaluate a state of a run on its own programs and images, and show the results.
+
+    Args:
+        trainer: The parts of the run.
+        state: Holds the hypernetwork's parameters.
+        evaluation: What is evaluated, and on which images; need not be the run's.
+        folder: Where the results are written; None writes nothing.
+
+    Returns:
+        A summary per split.
+    """
+    image_split, seed = evaluation.image_split, evaluation.seed
+    images = EvaluationImages(
+        trainer.dataset, image_split, evaluation.batch_size, evaluation.max_images
+    )
+    num_threads = trainer.config.training.num_threads
+    evaluator = Evaluator(trainer.predictor, trainer.engine, images, num_threads)
+    splits = open_splits(trainer.config, evaluation.splits, seed)
+    random_seed = seed if evaluation.with_random else None
+    measured = evaluate_splits(evaluator, trainer.local_params(state), splits, random_seed)
+    title = f"{trainer.dataset.name}, {image_split} images, seed {seed}"
+    return report_splits(measured, title, folder)

@@ -1,0 +1,243 @@
+"""Between tiles and target parameters: cut tensors from tiles, add their gradients to the tiles'.
+
+In: the (G, ...) tiles of one kind, and groups of tensors that are cut alike from them. Out: the
+tensors; and on the way back, from their gradients, those of the tiles. On CPUs numpy does it, where
+~150 tensors per architecture are views with nothing to dispatch. On accelerators it is programs, so
+that neither parameters nor gradients leave the device.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax.hypernetworks.preparation import TensorGroup
+from ghn_jax.hypernetworks.tiling import TileIndex, tile_parameters, untile_gradients
+from ghn_jax.programs.table import Compilation, ProgramTable
+
+Array = Any  # numpy or JAX
+Grads = Sequence[Sequence[Array] | None]
+"""For each graph its tensors' gradients, or None to leave the graph out."""
+CUTTINGS = ("host", "device")
+
+
+class Cutting(Protocol):
+    """Cuts tensors from tiles, and the transpose of that."""
+
+    has_programs: bool
+    """Whether it takes programs: if not, there are none to compile ahead."""
+
+    def cut(
+        self, tiles: jax.Array, groups: Iterable[TensorGroup]
+    ) -> Iterator[tuple[tuple[int, int], Array]]:
+        """Cut all tensors of the groups from (G, ...) tiles.
+
+        Yields:
+            For each tensor its graph and its position in it, and the tensor.
+        """
+        ...
+
+    def tile_gradients(
+        self, tiles: jax.Array, groups: Iterable[TensorGroup], grads: Grads
+    ) -> Array:
+        """The gradients of tiles, which are added up over the tensors cut from them.
+
+        Args:
+            tiles: (G, ...), of which only the shape counts.
+            groups: All that are cut from them.
+            grads: Of the tensors.
+
+        Returns:
+            (G, ...).
+        """
+        ...
+
+    def forward_compilations(
+        self, tiles: jax.ShapeDtypeStruct, groups: Iterable[TensorGroup]
+    ) -> Iterator[Compilation]:
+        """The programs that `cut` will need."""
+        ...
+
+    def backward_compilations(
+        self, tiles: jax.ShapeDtypeStruct, groups: Iterable[TensorGroup]
+    ) -> Iterator[Compilation]:
+        """The programs that `tile_gradients` will need."""
+        ...
+
+
+def create_cutting(table: ProgramTable, place: str | None = None) -> Cutting:
+    """Choose where tensors are cut.
+
+    Args:
+        table: Of the programs that this takes.
+        place: "host" or "device"; None is the host where that is the device.
+
+    Returns:
+        The cutting.
+
+    Raises:
+        ValueError: If the place is unknown.
+    """
+    if place is None:
+        place = "host" if jax.default_backend() == "cpu" else "device"
+    if place not in CUTTINGS:
+        raise ValueError(f"cutting is {place!r}, expected one of {', '.join(CUTTINGS)}")
+    return HostCutting() if place == "host" else DeviceCutting(table)
+
+
+class HostCutting:
+    """Cuts with numpy: most tensors are views of the tiles, and nothing is compiled."""
+
+    has_programs = False
+
+    def cut(
+        self, tiles: jax.Array, groups: Iterable[TensorGroup]
+    ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """See `Cutting`."""
+        on_host = np.asarray(tiles)
+        for group in groups:
+            yield from zip(group.places, group.cut(on_host), strict=True)
+
+    def tile_gradients(
+        self, tiles: jax.Array, groups: Iterable[TensorGroup], grads: Grads
+    ) -> np.ndarray:
+        """See `Cutting`."""
+        d_tiles = np.zeros(tiles.shape, tiles.dtype)
+        for group in groups:
+            group.add_gradients(d_tiles, grads)
+        return d_tiles
+
+    def forward_compilations(
+        self, tiles: jax.ShapeDtypeStruct, groups: Iterable[TensorGroup]
+    ) -> Iterator[Compilation]:
+        """See `Cutting`."""
+        return iter(())
+
+    def backward_compilations(
+        self, tiles: jax.ShapeDtypeStruct, groups: Iterable[TensorGroup]
+    ) -> Iterator[Compilation]:
+        """See `Cutting`."""
+        return iter(())
+
+
+class _Signature(NamedTuple):
+    """A kind of group: what is static in its programs.
+
+    Attributes:
+        tiles_shape: (G, ...).
+        shape: Of the tensors.
+        part: Of a tile that they use, for each of its axes: a position, or the first and the one
+            after the last.
+        factor: That normalises them.
+        num_tensors: A power of two, at least the number of tensors.
+    """
+
+    tiles_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    part: tuple[int | tuple[int, int], ...]
+    factor: float
+    num_tensors: int
+
+    @property
+    def tile_index(self) -> TileIndex:
+        return tuple(p if isinstance(p, int) else slice(*p) for p in self.part)
+
+    def rows_like(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.num_tensors,), jnp.int32)
+
+    def pad(self, rows: Sequence[int], row: int) -> np.ndarray:
+        padded = np.full(self.num_tensors, row, np.int32)
+        padded[: len(rows)] = rows
+        return padded
+
+
+class DeviceCutting:
+    """Cuts with programs, one each way for a kind of tile and of tensor; rows are data.
+
+    Groups are padded to powers of two, so that programs are few: of any number up to n tensors
+    1 + log2(n) of each kind.
+
+    Args:
+        table: Of the programs.
+    """
+
+    has_programs = True
+
+    def __init__(self, table: ProgramTable) -> None:
+        self._cut = table.declare("cut", _cut)
+        self._zeros = table.declare("zero tiles", lambda like: jnp.zeros(*like))
+        self._add = table.declare("add gradients", _add_gradients, donates=True)
+
+    def cut(
+        self, tiles: jax.Array, groups: Iterable[TensorGroup]
+    ) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+        """See `Cutting`."""
+        for group in groups:
+            signature = _sign(tiles.shape, group)
+            rows = signature.pad(group.rows, group.rows[0])
+            tensors = self._cut(signature, (tiles, rows))
+            # What the rows were padded with comes last.
+            yield from zip(group.places, tensors, strict=False)
+
+    def tile_gradients(
+        self, tiles: jax.Array, groups: Iterable[TensorGroup], grads: Grads
+    ) -> jax.Array:
+        """See `Cutting`."""
+        d_tiles = self._zeros((tiles.shape, tiles.dtype), ())
+        for group in groups:
+            kept = [
+                (of_graph[position], row)
+                for (graph, position), row in zip(group.places, group.rows, strict=True)
+                if (of_graph := grads[graph]) is not None
+            ]
+            if not kept:
+                continue
+            # Whatever is left out, the program of all tensors, which was compiled ahead.
+            signature = _sign(tiles.shape, group)
+            rows = signature.pad([row for _, row in kept], tiles.shape[0])
+            gradients = [gradient for gradient, _ in kept]
+            gradients += gradients[:1] * (signature.num_tensors - len(kept))
+            d_tiles = self._add(signature, (d_tiles, rows, gradients))
+        return d_tiles
+
+    def forward_compilations(
+        self, tiles: jax.ShapeDtypeStruct, groups: Iterable[TensorGroup]
+    ) -> Iterator[Compilation]:
+        """See `Cutting`."""
+        for group in groups:
+            signature = _sign(tiles.shape, group)
+            yield self._cut.compilation(signature, (tiles, signature.rows_like()))
+
+    def backward_compilations(
+        self, tiles: jax.ShapeDtypeStruct, groups: Iterable[TensorGroup]
+    ) -> Iterator[Compilation]:
+        """See `Cutting`."""
+        yield self._zeros.compilation((tiles.shape, tiles.dtype), ())
+        for group in groups:
+            signature = _sign(tiles.shape, group)
+            gradients = [jax.ShapeDtypeStruct(group.shape, tiles.dtype)] * signature.num_tensors
+            arguments = (tiles, signature.rows_like(), gradients)
+            yield self._add.compilation(signature, arguments)
+
+
+def _sign(tiles_shape: tuple[int, ...], group: TensorGroup) -> _Signature:
+    index = group.tile_index(tiles_shape[1:])  # slices cannot be hashed before Python 3.12
+    part = tuple(p if isinstance(p, int) else (p.start or 0, p.stop) for p in index)
+    padded = 1 << (len(group.rows) - 1).bit_length()
+    return _Signature(tiles_shape, group.shape, part, group.factor, padded)
+
+
+def _cut(signature: _Signature, tiles: jax.Array, rows: jax.Array) -> list[jax.Array]:
+    shape, index = signature.shape, signature.tile_index
+    return list(tile_parameters(tiles, rows, shape, index, signature.factor, jnp))
+
+
+def _add_gradients(
+    signature: _Signature, d_tiles: jax.Array, rows: jax.Array, gradients: Sequence[jax.Array]
+) -> jax.Array:
+    """Add to the tiles of `rows`; what is for rows that there are not is left out."""
+    index = signature.tile_index
+    parts = untile_gradients(jnp.stack(gradients), index, signature.factor, jnp)
+    return d_tiles.at[(rows, *index)].add(parts.reshape(d_tiles[(rows, *index)].shape), mode="drop")

@@ -1,0 +1,198 @@
+"""What lies in the folder of a checkpoint, and how it is read and checked.
+
+Arrays are stored from host memory and come back as numpy arrays: a checkpoint written on one kind
+of device loads on any other. A run trains a GHN or one network by itself; the folders have the
+names of the first kind whichever it is, since they are a format: checkpoints of earlier versions
+load.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+PyTree = Any
+"""A nested structure of arrays."""
+
+FOLDER = "checkpoints"
+_FORMAT = 1
+# Folders of a checkpoint.
+PARAMS, STATE, KEY, RUN = "ghn_params", "opt_state", "key", "run"
+_RUN_KEYS = ("format", "step", "key_impl", "counters", "config", "checksums")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, unfinished, damaged or of another run's shape."""
+
+
+def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
+    """Return the folder of the checkpoint that a path means: itself, or the latest of a run."""
+    path = pathlib.Path(path).absolute()
+    if not path.is_dir():
+        raise CheckpointError(
+            f"path is {str(path)!r}, expected the folder of a run or of a checkpoint: there is no"
+            " such folder"
+        )
+    if (path / RUN).is_dir():
+        return path
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    steps = finished_steps(folder)
+    if not steps:
+        raise CheckpointError(
+            f"path is {str(path)!r}, expected the folder of a run or of a checkpoint: no"
+            f" finished checkpoint in {folder}"
+        )
+    return folder / str(steps[-1])
+
+
+def finished_steps(folder: pathlib.Path) -> list[int]:
+    """Return the steps of the finished checkpoints in a folder, ascending."""
+    # An unfinished checkpoint carries a temporary name, not a number.
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
+
+
+def find_step(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Return the folder of a step's checkpoint, or raise CheckpointError."""
+    if not (folder / str(step)).is_dir():
+        raise CheckpointError(f"{folder} holds no checkpoint of step {step}{_list_others(folder)}")
+    return folder / str(step)
+
+
+def _list_others(folder: pathlib.Path, excluded: str = "") -> str:
+    others = [str(step) for step in finished_steps(folder) if str(step) != excluded]
+    return f"; {folder} holds the steps {', '.join(others)}" if others else ""
+
+
+def read_items(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Args:
+        path: folder of the checkpoint.
+        arrays: which of its folders of arrays are read, besides `run`.
+
+    Returns:
+        What lies in each folder; arrays are numpy's, the state's still by their paths.
+
+    Raises:
+        CheckpointError: if something is missing or damaged; names the other checkpoints there.
+    """
+    restore: dict[str, Callable[[], Any]] = dict.fromkeys(arrays, ocp.args.StandardRestore)
+    restore[RUN] = ocp.args.JsonRestore
+    try:
+        for item in restore:
+            # Orbax gives None for an item that is not there.
+            if not (path / item).is_dir():
+                raise FileNotFoundError(f"{path / item} is missing")
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            items = checkpointer.restore(
+                path, args=ocp.args.Composite(**{name: arg() for name, arg in restore.items()})
+            )
+        read = {name: items[name] for name in restore}
+        missing = [key for key in _RUN_KEYS if key not in read[RUN]]
+        if missing:
+            raise ValueError(f"{path / RUN} lacks {', '.join(missing)}")
+        for name in arrays:
+            _check_sums(name, read[name], read[RUN]["checksums"][name])
+    # Orbax and TensorStore raise many types for damaged files; all mean the same to the caller.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {reason[:300]})"
+            f"{_list_others(path.parent, path.name)}; delete the damaged one to go on from another"
+        ) from error
+    return read
+
+
+def pack_items(
+    step: int,
+    params: PyTree,
+    state: PyTree,
+    key: jax.Array,
+    counters: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what Orbax saves in each folder of a checkpoint; arrays are copied to the host."""
+    arrays = {
+        PARAMS: _copy_to_host(params),
+        STATE: _flatten(state),
+        KEY: {"data": _copy_to_host(jax.random.key_data(key))},
+    }
+    run = {
+        "format": _FORMAT,
+        "step": step,
+        "key_impl": str(jax.random.key_impl(key)),
+        "counters": dict(counters),
+        "config": config,
+        "checksums": {name: _checksums(tree) for name, tree in arrays.items()},
+    }
+    items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+    items[RUN] = ocp.args.JsonSave(run)
+    return items
+
+
+def _copy_to_host(tree: PyTree) -> PyTree:
+    # A copy: the caller may donate the arrays to the next step while the files are written.
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+
+
+def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
+    """Return the leaves by their paths: optax's nested tuples do not survive as files."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(_copy_to_host(tree))
+    return {_path_name(path): leaf for path, leaf in leaves}
+
+
+def _checksums(tree: PyTree) -> dict[str, int]:
+    # TensorStore notices a file cut short, but not a bit changed in the middle of an array.
+    return {
+        name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+        for name, leaf in _flatten(tree).items()
+    }
+
+
+def _check_sums(item: str, tree: PyTree, expected: Mapping[str, int]) -> None:
+    actual = _checksums(tree)
+    for name in sorted(actual | dict(expected)):
+        if actual.get(name) != expected.get(name):
+            raise ValueError(f"{item}/{name} does not have the checksum it was saved with")
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def unflatten_like(leaves: dict[str, np.ndarray], template: PyTree, path: pathlib.Path) -> PyTree:
+    """Put a state together again.
+
+    Args:
+        leaves: arrays by their paths in the state.
+        template: a state of the same structure, with shapes and dtypes.
+        path: folder of the checkpoint, for errors.
+
+    Returns:
+        The state.
+
+    Raises:
+        CheckpointError: if the arrays are not those of the template.
+    """
+    expected, structure = jax.tree_util.tree_flatten_with_path(template)
+    names = [_path_name(leaf_path) for leaf_path, _ in expected]
+    for name in sorted(set(names) ^ set(leaves)):
+        where = "the checkpoint" if name in leaves else "the template"
+        raise CheckpointError(
+            f"{STATE} of {path} does not fit: {name} is only in {where}; expected the optimizer"
+            " and the parameters of the run that saved it"
+        )
+    for name, (_, leaf) in zip(names, expected, strict=True):
+        saved = leaves[name]
+        if saved.shape != leaf.shape or saved.dtype != leaf.dtype:
+            raise CheckpointError(
+                f"{STATE} of {path} does not fit: {name} has shape {saved.shape} and dtype"
+                f" {saved.dtype}, expected {leaf.shape} and {leaf.dtype}"
+            )
+    return jax.tree.unflatten(structure, [leaves[name] for name in names])
