@@ -16,6 +16,8 @@ from plain_composition import jit
 import ghn_jax
 from ghn_jax.architectures import Architecture, Genotype, ResNet
 from ghn_jax.models import build
+from ghn_jax.models.mobilenet import InvertedResidual
+from ghn_jax.models.resnet import ResNet as ResNetModel
 from ghn_jax.targets import blocks
 from ghn_jax.targets.cpu import attention, convolution, normalization, pooling
 from ghn_jax.targets.network import TargetNetwork
@@ -154,11 +156,16 @@ def test_derivatives_of_a_predicted_network(x64):
     network_derivatives(loss_fn, native_fn, params, tangent)
 
 
-@pytest.mark.parametrize("name", ["small_convnext", "small_resnet"])
-@jax.numpy_dtype_promotion("standard")  # Flax's layer norm mixes float32 and float64
-def test_derivatives_of_a_model(x64, name):
-    # The first has depthwise convolutions, the second batch norms on the batch.
-    network = build(name, 3)
+# A block of MobileNet, with a depthwise convolution, and a ResNet, with all its norms.
+@pytest.mark.parametrize(
+    "network",
+    [
+        InvertedResidual(3, 1, 2, operations=CPU),
+        with_operations(ResNetModel((1, 1), 3, width=8, small_images=True), CPU),
+    ],
+    ids=["mobilenet", "resnet"],
+)
+def test_derivatives_of_a_model(x64, network):
     images = np.random.default_rng(0).standard_normal((2, 8, 8, 3))
     variables = jax.eval_shape(network.init, jax.random.key(0), images.astype(np.float32))
     params = jax.tree.map(lambda x: 0.3 * x, normal_like(variables["params"], 1))
@@ -167,7 +174,7 @@ def test_derivatives_of_a_model(x64, name):
     def loss_fn(params, network=network):
         variables = {"params": params, "batch_stats": stats}
         logits, _ = network.apply(variables, images, train=True, mutable="batch_stats")
-        return -jnp.mean(jax.nn.log_softmax(logits)[:, 2])
+        return -jnp.mean(jax.nn.log_softmax(logits)[..., 2])
 
     tangent = jax.tree.map(lambda t: 0.1 * t, normal_like(params, 2))
     native_fn = functools.partial(loss_fn, network=with_operations(network, NATIVE))
