@@ -62,13 +62,18 @@ def train(
         The parts of the run, and its last state.
 
     Raises:
+        ValueError: If the trainer is for another config, or parts are given beside it.
         CheckpointError: If the folder holds a run with another configuration, or a checkpoint could
             not be written.
         InterruptedRunError: If SIGTERM or SIGINT came; what was done is saved.
         TooManySkippedError: If too many losses were not finite.
         WorkerError: If worker processes died again and again.
     """
-    trainer = trainer or Trainer(config, **parts)
+    if trainer is None:
+        trainer = Trainer(config, **parts)
+    elif parts or trainer.config != config:
+        differing = ", ".join(parts) or "config"
+        raise ValueError(f"{differing} given beside a trainer, expected what the trainer has")
     settings = trainer.config.training
     schedule = RunSchedule(
         num_steps=settings.num_steps,
