@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers
     from ghn_jax.hypernetworks import predict_parameters as predict_parameters
     from ghn_jax.hypernetworks import register_decoder as register_decoder
     from ghn_jax.hypernetworks import register_message_passing as register_message_passing
+    from ghn_jax.prediction import Prediction as Prediction
     from ghn_jax.pretrained import GHN as GHN
-    from ghn_jax.pretrained import Prediction as Prediction
     from ghn_jax.pretrained import load as load
     from ghn_jax.sampling import SpaceConfig as SpaceConfig
     from ghn_jax.sampling import sample_architecture as sample_architecture
@@ -46,7 +46,7 @@ _EXPORTS = {
     "GHNConfig": "ghn_jax.hypernetworks",
     "Genotype": "ghn_jax.architectures",
     "Hypernetwork": "ghn_jax.hypernetworks",
-    "Prediction": "ghn_jax.pretrained",
+    "Prediction": "ghn_jax.prediction",
     "ResNet": "ghn_jax.architectures",
     "SpaceConfig": "ghn_jax.sampling",
     "VIT": "ghn_jax.architectures",

@@ -19,7 +19,6 @@ import ghn_jax
 from ghn_jax.configuration.conversion import iterate_fields
 from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
 from ghn_jax.graphs import GraphBatch
-from ghn_jax.tracing import NetworkPrediction
 from ghn_jax.training.config import ExperimentConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,7 +29,7 @@ SOURCE = "https://github.com/ghn-jax/ghn_jax/blob/main/"
 OBJECTS = {
     "ghn_jax": ghn_jax,
     "ghn": ghn_jax.GHN,
-    "prediction": NetworkPrediction,
+    "prediction": ghn_jax.Prediction,
     "batch": GraphBatch,
 }
 TOP_LEVEL = {path.name for path in REPOSITORY.iterdir()}

@@ -22,6 +22,7 @@ ORDER = (
     "hypernetworks",
     "models",
     "tracing",
+    "prediction",
     "tasks",
     "data",
     "engine",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ghn_jax.configuration.validation import check_instance
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.tracing.views import View
 
@@ -47,14 +48,23 @@ def layer_order(graph: ArchGraph, views: Sequence[View | None] | None = None) ->
 
     Args:
         graph: Of the network; nodes are in topological order.
-        views: For each tensor of a traced graph, where it lies (`TracedNetwork.views` or
-            `NetworkPrediction.views`). None where every tensor is an array of its own, as in the
+        views: For each tensor of a traced graph, where it lies (`Prediction.views` or
+            `TracedNetwork.views`). None where every tensor is an array of its own, as in the
             networks of the space.
 
     Returns:
         The layers with two or more axes; norms, biases and positional encodings are none.
+
+    Raises:
+        ValueError: If there is not a view for every tensor.
     """
+    check_instance("graph", graph, ArchGraph, "the graph of a network, such as prediction.graph")
     views = [None] * len(graph.tensors) if views is None else views
+    if len(views) != len(graph.tensors):
+        raise ValueError(
+            f"views has {len(views)} views, expected one for each of the graph's"
+            f" {len(graph.tensors)} tensors"
+        )
     layers = [
         (
             tensor.node,
