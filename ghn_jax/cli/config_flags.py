@@ -48,11 +48,14 @@ def run(
         main: called with the config and the run's folder.
         argv: the command line, the program's name first; None is the process's.
         errors: what `main` raises, besides ValueError and OSError, with a text for its user.
-        config_type: of the config.
-        kind: of the packaged configs that are for the program, see `packaged_configs`.
+        config_type: the type of the config.
+        kind: which packaged configs are for the program, see `packaged_configs`.
     """
+    arguments = resolve_names(sys.argv if argv is None else argv, config_type)
     config_flag = config_flags.DEFINE_config_file(
-        "config", help_string="Python file with a function get_config() -> ConfigDict."
+        "config",
+        help_string="Python file with a function get_config() -> ConfigDict.",
+        sys_argv=arguments,  # in the process's own, names are not resolved
     )
     workdir_flag = flags.DEFINE_string(
         "workdir", None, "Folder for checkpoints and metrics; a run in it is continued."
@@ -77,7 +80,6 @@ def run(
         help_text = _help_text(config_type, kind, flags_help(main.__module__))
         return parse_flags(main.__module__, arguments, check, help_text)
 
-    arguments = resolve_names(sys.argv if argv is None else argv, config_type)
     app.run(call_main, arguments, flags_parser=parse)
 
 
@@ -89,7 +91,7 @@ def resolve_names(arguments: Sequence[str], config_type: type[Any] = ExperimentC
 
     Args:
         arguments: the command line.
-        config_type: of the config.
+        config_type: the type of the config.
 
     Returns:
         The command line with the path of the file for the name of a packaged config (`--config
@@ -131,8 +133,8 @@ def check_arguments(
 
     Args:
         arguments: the command line without the program's name, names of configs resolved.
-        config_type: of the config.
-        kind: of the packaged configs that errors list.
+        config_type: the type of the config.
+        kind: which packaged configs errors list.
 
     Raises:
         ValueError: if no config file is given, it does not exist or fails, or a field is unknown.

@@ -6,6 +6,7 @@ tensors; and on the way back, from their gradients, those of the tiles. On CPUs 
 that neither parameters nor gradients leave the device.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +22,7 @@ Array = Any  # numpy or JAX
 Grads = Sequence[Sequence[Array] | None]
 """For each graph its tensors' gradients, or None to leave the graph out."""
 CUTTINGS = ("host", "device")
+_SMALL_TENSOR = 4096  # elements
 
 
 class Cutting(Protocol):
@@ -98,7 +100,9 @@ class HostCutting:
         """See `Cutting`."""
         on_host = np.asarray(tiles)
         for group in groups:
-            yield from zip(group.places, group.cut(on_host), strict=True)
+            index = group.tile_index(on_host.shape[1:])
+            tensors = tile_parameters(on_host, group.rows, group.shape, index, group.factor, np)
+            yield from zip(group.places, tensors, strict=True)
 
     def tile_gradients(
         self, tiles: jax.Array, groups: Iterable[TensorGroup], grads: Grads
@@ -106,7 +110,7 @@ class HostCutting:
         """See `Cutting`."""
         d_tiles = np.zeros(tiles.shape, tiles.dtype)
         for group in groups:
-            group.add_gradients(d_tiles, grads)
+            _add_on_host(d_tiles, group, grads)
         return d_tiles
 
     def forward_compilations(
@@ -120,6 +124,34 @@ class HostCutting:
     ) -> Iterator[Compilation]:
         """See `Cutting`."""
         return iter(())
+
+
+def _add_on_host(d_tiles: np.ndarray, group: TensorGroup, grads: Grads) -> None:
+    gradients, rows = _keep(group, grads)
+    part = group.tile_index(d_tiles.shape[1:])
+
+    def of_parts(gradients: np.ndarray) -> np.ndarray:
+        return untile_gradients(gradients, part, group.factor, np)
+
+    if rows and len(set(rows)) == len(rows) and math.prod(group.shape) <= _SMALL_TENSOR:
+        of_tiles = d_tiles[(rows, *part)]
+        of_tiles += of_parts(np.stack(gradients)).reshape(of_tiles.shape)
+        d_tiles[(rows, *part)] = of_tiles
+        return
+    for gradient, row in zip(gradients, rows, strict=True):
+        of_tile = d_tiles[(row, *part)]
+        of_tile += of_parts(np.asarray(gradient)[None]).reshape(of_tile.shape)
+
+
+def _keep(group: TensorGroup, grads: Grads) -> tuple[list[Array], list[int]]:
+    """The gradients of a group's tensors, and their rows, without graphs that are left out."""
+    gradients, rows = [], []
+    for (graph, position), row in zip(group.places, group.rows, strict=True):
+        of_graph = grads[graph]
+        if of_graph is not None:
+            gradients.append(of_graph[position])
+            rows.append(row)
+    return gradients, rows
 
 
 class _Signature(NamedTuple):
@@ -187,19 +219,14 @@ class DeviceCutting:
         """See `Cutting`."""
         d_tiles = self._zeros((tiles.shape, tiles.dtype), ())
         for group in groups:
-            kept = [
-                (of_graph[position], row)
-                for (graph, position), row in zip(group.places, group.rows, strict=True)
-                if (of_graph := grads[graph]) is not None
-            ]
-            if not kept:
+            gradients, rows = _keep(group, grads)
+            if not rows:
                 continue
             # Whatever is left out, the program of all tensors, which was compiled ahead.
             signature = _sign(tiles.shape, group)
-            rows = signature.pad([row for _, row in kept], tiles.shape[0])
-            gradients = [gradient for gradient, _ in kept]
-            gradients += gradients[:1] * (signature.num_tensors - len(kept))
-            d_tiles = self._add(signature, (d_tiles, rows, gradients))
+            gradients += gradients[:1] * (signature.num_tensors - len(rows))
+            padded = signature.pad(rows, tiles.shape[0])
+            d_tiles = self._add(signature, (d_tiles, padded, gradients))
         return d_tiles
 
     def forward_compilations(

@@ -9,6 +9,7 @@ embed'.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Unpack
 
@@ -21,7 +22,7 @@ from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.hypernetworks.cutting import Grads, create_cutting
 from ghn_jax.hypernetworks.decoders import decoder_name
 from ghn_jax.hypernetworks.model import Hypernetwork, as_model, initialize, parameter_shapes
-from ghn_jax.hypernetworks.preparation import Preparation, PreparedGraphs
+from ghn_jax.hypernetworks.preparation import Preparation, PreparedGraphs, TensorGroup
 from ghn_jax.hypernetworks.tiling import TileKey
 from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.programs.relocation import ProgramsOnDevice
@@ -188,8 +189,8 @@ class Predictor:
             How many programs that was.
         """
         ghn_params = parameter_shapes(self._network)["params"]
-        compilations = (c for one in prepared for c in self._backward_compilations(ghn_params, one))
-        return self._table.warm_up(compilations, **selection)
+        compilations = (self._warm_up_compilations(ghn_params, one) for one in prepared)
+        return self._table.warm_up(itertools.chain.from_iterable(compilations), **selection)
 
     def _predict(
         self, ghn_params: PyTree, prepared: PreparedGraphs
@@ -262,9 +263,8 @@ class Predictor:
         for key, nodes in prepared.requests.items():
             call = self._decode_call(ghn_params, embeddings, key, nodes)
             yield self._decode.forward_compilation(*call)
-            if self._cutting.has_programs:
-                tiles = self._tiles_like(*call)
-                yield from self._cutting.forward_compilations(tiles, prepared.tensors[key])
+        for tiles, groups in self._tiles_to_cut(ghn_params, prepared):
+            yield from self._cutting.forward_compilations(tiles, groups)
 
     def _backward_compilations(
         self, ghn_params: PyTree, prepared: PreparedGraphs
@@ -276,9 +276,26 @@ class Predictor:
         for key, nodes in prepared.requests.items():
             call = self._decode_call(ghn_params, embeddings, key, nodes)
             yield self._decode.backward_compilation(*call)
-            if self._cutting.has_programs:
-                tiles = self._tiles_like(*call)
-                yield from self._cutting.backward_compilations(tiles, prepared.tensors[key])
+        for tiles, groups in self._tiles_to_cut(ghn_params, prepared):
+            yield from self._cutting.backward_compilations(tiles, groups)
+
+    def _warm_up_compilations(
+        self, ghn_params: PyTree, prepared: PreparedGraphs
+    ) -> Iterator[Compilation]:
+        """Backward programs, with which the GHN's forward ones come, and those that cut."""
+        yield from self._backward_compilations(ghn_params, prepared)
+        for tiles, groups in self._tiles_to_cut(ghn_params, prepared):
+            yield from self._cutting.forward_compilations(tiles, groups)
+
+    def _tiles_to_cut(
+        self, ghn_params: PyTree, prepared: PreparedGraphs
+    ) -> Iterator[tuple[jax.ShapeDtypeStruct, list[TensorGroup]]]:
+        """Where cutting takes programs, of each kind the tiles and the tensors cut from them."""
+        if self._cutting.has_programs:
+            embeddings = self._embeddings_like(ghn_params, prepared.batch)
+            for key, nodes in prepared.requests.items():
+                call = self._decode_call(ghn_params, embeddings, key, nodes)
+                yield self._tiles_like(*call), prepared.tensors[key]
 
     def _embeddings_like(self, ghn_params: PyTree, batch: GraphBatch) -> jax.ShapeDtypeStruct:
         num_graphs, num_nodes = batch.primitive.shape

@@ -1,10 +1,9 @@
-"""From graphs to what the programs are given, and between tiles and tensors: the host's part.
+"""From graphs to what the programs are given: the host's part.
 
 In: graphs. Out: batches padded to a bounded set of sizes, for each kind of tile the nodes to decode
 it for, and for each tensor the tile it is cut from. Numpy, no JAX.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,17 +19,11 @@ from ghn_jax.hypernetworks.decoders import DecoderProtocol, Decoders, decoder_na
 from ghn_jax.hypernetworks.embedding import shape_vocabulary
 from ghn_jax.hypernetworks.model import Hypernetwork
 from ghn_jax.hypernetworks.normalization import parameter_factor
-from ghn_jax.hypernetworks.tiling import (
-    TileIndex,
-    TileKey,
-    tile_parameters,
-    untile_gradients,
-)
+from ghn_jax.hypernetworks.tiling import TileIndex, TileKey
 
 _SMALLEST_NUM_NODES = 128
 _SMALLEST_NUM_TILES = 4
 _LARGE_TILE = 5_000_000  # multiplications
-_SMALL_TENSOR = 4096  # elements
 
 
 class TensorGroup(NamedTuple):
@@ -55,35 +48,6 @@ class TensorGroup(NamedTuple):
     def tile_index(self, tile_shape: tuple[int, ...]) -> TileIndex:
         """Where in a tile the part lies that the tensors use."""
         return self.decoder.tile_slices(tile_shape, self.shape, self.role)
-
-    def cut(self, tiles: np.ndarray) -> np.ndarray:
-        """Cut the tensors from (G, ...) tiles: (n, *shape)."""
-        index = self.tile_index(tiles.shape[1:])
-        return tile_parameters(tiles, self.rows, self.shape, index, self.factor, np)
-
-    def add_gradients(self, d_tiles: np.ndarray, grads: Sequence) -> None:
-        """Add gradients of the tensors to those of the tiles they were cut from.
-
-        Args:
-            d_tiles: (G, ...), changed.
-            grads: For each graph its tensors' gradients, or None to leave the graph out.
-        """
-        pairs = zip(self.places, self.rows, strict=True)
-        kept = [(grads[graph][i], row) for (graph, i), row in pairs if grads[graph] is not None]
-        rows = [row for _, row in kept]
-        part = self.tile_index(d_tiles.shape[1:])
-
-        def of_parts(gradients):
-            return untile_gradients(gradients, part, self.factor, np)
-
-        if kept and len(set(rows)) == len(rows) and math.prod(self.shape) <= _SMALL_TENSOR:
-            of_tiles = d_tiles[(rows, *part)]
-            of_tiles += of_parts(np.stack([grad for grad, _ in kept])).reshape(of_tiles.shape)
-            d_tiles[(rows, *part)] = of_tiles
-            return
-        for grad, row in kept:
-            of_tile = d_tiles[(row, *part)]
-            of_tile += of_parts(np.asarray(grad)[None]).reshape(of_tile.shape)
 
 
 class PreparedGraphs(NamedTuple):

@@ -223,6 +223,9 @@ class ProgramTable:
     def start_compiling(self, compilations: Iterable[Compilation]) -> None:
         """Start compiling what is not there yet, in parallel threads; calls wait for theirs.
 
+        Forward programs come before the backward ones that are made from them: in the other order
+        a call could queue a forward program behind a backward one that waits for it.
+
         On another device than the default one this does nothing: programs are taken or made on
         first use, and what is started here would be compiled for the default device meanwhile.
         """
