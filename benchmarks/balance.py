@@ -21,15 +21,16 @@ from ghn_jax.parallel.balance import count_work, estimate_seconds
 from ghn_jax.sampling import ArchitectureStream, SpaceConfig
 from ghn_jax.targets.initialization import initialize_randomly
 from ghn_jax.targets.plan import Plan, lower
+from ghn_jax.tasks import Batch
 
 
-def measure(engine: BlockwiseEngine, plan: Plan, images, labels) -> float:
+def measure(engine: BlockwiseEngine, plan: Plan, batch: Batch) -> float:
     """Seconds of one architecture, the best of three after compiling."""
     params = initialize_randomly(plan, np.random.default_rng(0))
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        jax.block_until_ready(engine.loss_and_grads([plan], [params], images, labels))
+        jax.block_until_ready(engine.loss_and_grads([plan], [params], batch))
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
 
@@ -47,8 +48,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch_size, size, size, 3), np.float32)
     labels = rng.integers(0, 10, batch_size).astype(np.int32)
+    batch = Batch(images, labels)
     engine = BlockwiseEngine()
-    seconds = np.array([measure(engine, p, images, labels) for p in track(plans, "measuring")])
+    seconds = np.array([measure(engine, p, batch) for p in track(plans, "measuring")])
     work = np.array([count_work(plan, batch_size) for plan in plans], np.float64)
     # Relative errors count: a small network matters to its device as much as a large one.
     weights = 1 / seconds[::2] ** 2

@@ -22,7 +22,7 @@ import ghn_jax
 from ghn_jax.graphs import PRIMITIVES, GraphBatch
 from ghn_jax.graphs.arch_graph import shortest_paths
 from ghn_jax.hypernetworks import Hypernetwork, TileKey, ghn2, initialize
-from ghn_jax.hypernetworks.preparation import padded_num_nodes, prepare_graphs
+from ghn_jax.hypernetworks.preparation import Preparation, padded_num_nodes
 from ghn_jax.programs.cache import compile_lowered, keep_freed_memory
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
@@ -112,8 +112,8 @@ def time_nodes_at_once(arguments, config, variables) -> Table:
         ]
         graphs = [build_graph(plan) for plan in plans]
         for nodes_at_once in arguments.nodes_at_once:
-            prepared = prepare_graphs(config, graphs, nodes_at_once=nodes_at_once)
             network = Hypernetwork(config, nodes_at_once=nodes_at_once, reverse_only=True)
+            prepared = Preparation(network, nodes_at_once)(graphs)
             forward, both, _ = time_embedding(network, variables, prepared.batch)
             steps = 1 + max(int(place.max()) // nodes_at_once for place in prepared.places)
             padded = prepared.batch.primitive.shape[1]

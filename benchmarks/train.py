@@ -136,12 +136,12 @@ class Steps:
         seconds = dict.fromkeys(("waiting", *PHASES), 0.0)
         for _ in range(self.num_steps):
             times = [time.perf_counter()]
-            (work,), (pixels, labels) = next(meta_batches).work, next(images)
+            (work,), batch = next(meta_batches).work, next(images)
             times.append(time.perf_counter())
             prepared = self.predictor.prepare(work.graphs, work.capacity)
             params, pull_back = self.predictor.predict_with_pull_back(self.ghn_params, prepared)
             times.append(time.perf_counter())
-            results = self.engine.loss_and_grads(work.plans, params, pixels, labels)
+            results = self.engine.loss_and_grads(work.plans, params, batch)
             jax.block_until_ready(results)
             times.append(time.perf_counter())
             jax.block_until_ready(pull_back([result.grads for result in results]))

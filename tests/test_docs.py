@@ -1,21 +1,58 @@
-"""The code in the documentation runs as it stands, block after block of each page."""
+"""The documentation as a site: it builds, its code runs as it stands, what it names is there."""
 
 import contextlib
 import io
-from pathlib import Path
+import os
+import re
+import subprocess
+import sys
 
+import flax.linen as nn
 import jax
+import numpy as np
 import pytest
-from test_readme import code_blocks
+from documentation import (
+    REPOSITORY,
+    code_blocks,
+    commands,
+    help_text,
+    lone_flags,
+    missing_links,
+    missing_paths,
+    program,
+    unknown_flags,
+    wrong_names,
+)
 
-PAGES = sorted((Path(__file__).resolve().parents[1] / "docs").glob("*.md"))
-# Blocks that stand alone and need what a reader has: files, a network, time.
-EXECUTED = ("model.md",)
+import ghn_jax
+from ghn_jax.interop.locations import CHECKPOINTS
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+needs_checkpoint = pytest.mark.skipif(
+    not (CHECKPOINTS / "digits").is_dir(),
+    reason="the packaged checkpoint ghn_jax/checkpoints/digits is not there",
+)
+
+
+def read(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def run_blocks(page: str, names: dict[str, object]) -> str:
+    """Run the Python blocks of a page one after the other; what they print."""
+    names["__name__"] = page
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for block in code_blocks(read(page), "python"):
+            exec(compile(block, page, "exec"), names)
+    return printed.getvalue()
 
 
 @pytest.fixture
-def as_users_have_it():
-    """JAX's own rules for dtypes and ranks."""
+def as_users_have_it(tmp_path, monkeypatch):
+    """JAX's own rules for dtypes and ranks, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     jax.config.update("jax_numpy_rank_promotion", "allow")
     yield
@@ -23,13 +60,122 @@ def as_users_have_it():
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name in EXECUTED], ids=str)
-def test_code_of_a_page_runs(page, as_users_have_it):
-    blocks = code_blocks(page.read_text(encoding="utf-8"), "python")
-    assert len(blocks) >= 3
-    names: dict[str, object] = {"__name__": page.stem}
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for block in blocks:
-            exec(compile(block, page.name, "exec"), names)
-    assert "Conv_0/kernel kernel (3, 3, 3, 16)" in printed.getvalue()
+def test_code_of_the_model_page_runs(as_users_have_it):
+    assert len(code_blocks(read("model.md"), "python")) >= 3
+    assert "Conv_0/kernel kernel (3, 3, 3, 16)" in run_blocks("model.md", {})
+
+
+@needs_checkpoint
+def test_code_of_get_started_runs(as_users_have_it, tmp_path):
+    names: dict[str, object] = {}
+    lines = run_blocks("get_started.md", names).splitlines()
+    match = re.fullmatch(r"[\d,]+ predicted parameters, accuracy ([\d.]+)%", lines[0])
+    assert match, lines
+    assert float(match[1]) > 30  # three times chance
+    # A 3x3 convolution with bias, a norm and a classifier.
+    num_parameters = (3 * 3 * 3 + 1) * 16 + 2 * 16 + (16 + 1) * 10
+    assert lines[1].startswith(f"{num_parameters} of {num_parameters} parameters predicted, ")
+    assert (tmp_path / "graph.svg").exists()
+
+
+def test_code_of_the_fine_tuning_page_runs(as_users_have_it):
+    """It goes on from a prediction."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            for features in (8, 8, 8, 8, 8, 8, 8):
+                x = nn.relu(nn.Conv(features, (3, 3))(x))
+            return nn.Dense(10)(x.mean((1, 2)))
+
+    model = ghn_jax.Hypernetwork(ghn_jax.ghn2(hidden_size=8, max_shape=(8, 8, 3, 3)))
+    images = np.zeros((2, 8, 8, 3), np.float32)
+    network = Network()
+    graph = ghn_jax.trace(network, images, num_classes=10, train=False).graph
+    ghn = ghn_jax.GHN(model, model.init(jax.random.key(0), graph)["params"])
+    names: dict = {"ghn": ghn, "model": network, "images": images}
+    run_blocks("finetuning.md", names)
+    changes = names["result"].changes
+    assert [change.is_changed for change in changes] == [False] * 3 + [True] * 4
+    np.testing.assert_allclose(changes[5].after.largest_eigenvalue, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_is_there(page):
+    assert missing_links(read(page), DOCS) == []
+    assert missing_paths(read(page)) == []
+    assert wrong_names(read(page)) == []
+    assert lone_flags(read(page)) == []
+
+
+def our_commands() -> dict[tuple[str, ...], list[str]]:
+    """Commands of all pages, by the program."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for page in PAGES:
+        for command in commands(read(page)):
+            if (arguments := program(command)) is not None:
+                found.setdefault(arguments, []).append(command)
+    return found
+
+
+@pytest.mark.parametrize("arguments", our_commands(), ids=" ".join)
+def test_commands_have_their_flags(arguments):
+    for command in our_commands()[arguments]:
+        assert unknown_flags(command, help_text(arguments)) == [], command
+        files = re.findall(r"(?<=[ =])launch/\S+\.py", command)
+        assert [path for path in files if not (REPOSITORY / path).exists()] == []
+
+
+def test_training_step_names_its_files_in_the_order_of_the_way():
+    paths = re.findall(r"`(ghn_jax/[\w/]+\.py)`", read("training_step.md"))
+    order = list(dict.fromkeys(paths))
+    stages = [
+        "ghn_jax/training/run_loop.py",
+        "ghn_jax/training/loop.py",
+        "ghn_jax/training/architecture_sources.py",
+        "ghn_jax/training/meta_batches.py",
+        "ghn_jax/parallel/replica.py",
+        "ghn_jax/hypernetworks/preparation.py",
+        "ghn_jax/hypernetworks/embedding.py",
+        "ghn_jax/hypernetworks/cutting.py",
+        "ghn_jax/engine/blockwise.py",
+        "ghn_jax/parallel/update.py",
+    ]
+    assert [path for path in order if path in stages] == stages
+
+
+def test_sections_that_the_code_cites_are_there():
+    sections = set(re.findall(r"^#+ (.+)$", read("method.md"), flags=re.MULTILINE))
+    cited = {
+        section
+        for folder in ("ghn_jax", "launch", "tests")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        for section in re.findall(r"docs/method\.md, '(\w[\w -]+)'", path.read_text("utf-8"))
+    }
+    assert cited and cited <= sections
+
+
+def test_every_export_is_documented():
+    api = read("api.md")
+    documented = set(re.findall(r"^::: (\S+)", api, flags=re.MULTILINE))
+    exports = {f"ghn_jax.{name}" for name in ghn_jax.__all__ if name != "__version__"}
+    assert exports <= documented
+    listed = re.findall(r"^::: (\S+)\n    options:\n      members: \[(.*)\]$", api, re.MULTILINE)
+    assert len(listed) > 3
+    documented |= {f"{module}.{name}" for module, names in listed for name in names.split(", ")}
+    assert wrong_names("".join(f"`{name.rstrip('.')}` " for name in documented)) == []
+
+
+def test_site_builds_without_a_warning(tmp_path):
+    """Links, anchors, pages that the navigation leaves out, names of the API."""
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert 'id="ghn_jax.GHN.predict"' in api and 'id="ghn_jax.train"' in api

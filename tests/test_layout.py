@@ -22,6 +22,7 @@ ORDER = (
     "hypernetworks",
     "models",
     "tracing",
+    "tasks",
     "data",
     "engine",
     "parallel",

@@ -1,4 +1,4 @@
-"""The architecture space: validated descriptions of cells and networks (spec section 1)."""
+"""The architecture space: validated descriptions of cells and networks (docs/method.md)."""
 
 from ghn_jax.architectures.genotype import (
     ATTENTION_HEADS,

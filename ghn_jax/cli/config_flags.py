@@ -51,8 +51,11 @@ def run(
         config_type: of the config.
         kind: of the packaged configs that are for the program, see `packaged_configs`.
     """
+    arguments = resolve_names(sys.argv if argv is None else argv, config_type)
     config_flag = config_flags.DEFINE_config_file(
-        "config", help_string="Python file with a function get_config() -> ConfigDict."
+        "config",
+        help_string="Python file with a function get_config() -> ConfigDict.",
+        sys_argv=arguments,  # in the process's own, names are not resolved
     )
     workdir_flag = flags.DEFINE_string(
         "workdir", None, "Folder for checkpoints and metrics; a run in it is continued."
@@ -77,7 +80,6 @@ def run(
         help_text = _help_text(config_type, kind, flags_help(main.__module__))
         return parse_flags(main.__module__, arguments, check, help_text)
 
-    arguments = resolve_names(sys.argv if argv is None else argv, config_type)
     app.run(call_main, arguments, flags_parser=parse)
 
 

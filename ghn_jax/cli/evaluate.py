@@ -28,7 +28,7 @@ from ghn_jax.interop.locations import CHECKPOINTS, resolve
 from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.sampling import SPLITS
 from ghn_jax.training.config import PREDEFINED_SPLIT
-from ghn_jax.training.trainer import check_dataset
+from ghn_jax.training.trainer import check_dataset, create_task
 
 # In distribution, then out of it.
 ALL_SPLITS = ("test", "wide", "deep", "dense", "bnfree", PREDEFINED_SPLIT)
@@ -89,7 +89,7 @@ def main() -> None:
     else:
         name = FLAGS.data or config.data.name
         data_dir = FLAGS.data_dir or config.data.data_dir
-        dataset = load_dataset(name, data_dir, config.data.image_size)
+        dataset = load_dataset(name, data_dir, config.data.image_size, config.data.num_channels)
         check_dataset(config, dataset)
     splits = ALL_SPLITS if FLAGS.split == "all" else (FLAGS.split,)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else resolve(FLAGS.ghn)
@@ -102,7 +102,8 @@ def main() -> None:
     )
     image_split = FLAGS.image_split
     images = EvaluationImages(dataset, image_split, evaluation.batch_size, evaluation.max_images)
-    evaluator = Evaluator(ghn.predictor, engine, images, training.num_threads)
+    task = create_task(config)
+    evaluator = Evaluator(ghn.predictor, engine, images, task.metrics_fn, training.num_threads)
     seed = evaluation.seed if FLAGS.seed is None else FLAGS.seed
     numbers = [(split, FLAGS.num_architectures) for split in splits]
     measured = evaluate_splits(
@@ -116,6 +117,7 @@ def main() -> None:
         f"{dataset.name}, {image_split} images, seed {seed}",
         workdir / "evaluation",
         lists_architectures=True,
+        labels=task.metric_labels,
     )
 
 

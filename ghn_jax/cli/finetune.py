@@ -53,7 +53,7 @@ def main(config: FinetuneConfig, workdir: str) -> None:
         fail("--architecture is missing, expected the networks to fine-tune")
     config = _override(config)
     data = config.data
-    dataset = load_dataset(data.name, data.data_dir, data.image_size)
+    dataset = load_dataset(data.name, data.data_dir, data.image_size, data.num_channels)
     ghn = None if FLAGS.ghn is None else ghn_jax.load(FLAGS.ghn)
     comparison = Comparison(config, dataset, ghn, workdir, FLAGS.ghn or "")
     modules = {

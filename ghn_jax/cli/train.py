@@ -38,7 +38,7 @@ def main(config: ExperimentConfig, workdir: str) -> None:
 
     def evaluate(trainer: Trainer, state: TrainState) -> dict[str, float]:
         (summary,) = evaluate_run(trainer, state, during)
-        return {f"val/{name}": getattr(summary, name) for name in ("top1_mean", "top5_mean")}
+        return {f"val/{name}_mean": mean.mean for name, mean in summary.metrics.items()}
 
     connect_processes()
     trainer, state = train(config, workdir, evaluate_fn=evaluate)

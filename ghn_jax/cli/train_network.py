@@ -49,7 +49,7 @@ def main(config: NetworkConfig, workdir: str) -> None:
     if not FLAGS.architecture:
         fail("--architecture is missing, expected the network to train")
     data, training = config.data, config.training
-    dataset = load_dataset(data.name, data.data_dir, data.image_size)
+    dataset = load_dataset(data.name, data.data_dir, data.image_size, data.num_channels)
     size, num_classes = dataset.image_size, dataset.num_classes
     plain = resolve_module(FLAGS.architecture, size, num_classes, FLAGS.deepnets)
     module = plain

@@ -32,6 +32,7 @@ from ghn_jax.targets.plan import Plan
 from ghn_jax.training.architecture_sources import create_source
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches
+from ghn_jax.training.trainer import create_task
 
 flags.DEFINE_integer(
     "num_architectures", 500, "Architectures whose calls are counted.", lower_bound=1
@@ -93,7 +94,7 @@ def compile_share(
     training = config.training
     enable_compilation_cache(folder)
     engine = BlockwiseEngine(
-        training.label_smoothing,
+        create_task(config).loss_fn,
         num_compile_threads=training.num_compile_threads,
         compute_dtype=training.compute_dtype,
     )

@@ -1,6 +1,6 @@
 """Batches of images and labels.
 
-In: a `Dataset`, a seed and a step. Out: normalised images (B, H, W, 3) float32, labels (B,) int32.
+In: a `Dataset`, a seed and a step. Out: normalised images (B, H, W, C) float32, labels (B,) int32.
 Every batch is a function of (seed, step) alone, so training that stops and resumes at a step sees
 bit-identical batches, and several threads may prepare them in any order. All batches are full:
 batch norm runs on batch statistics, where a smaller or padded batch changes every prediction.
@@ -21,6 +21,7 @@ import numpy as np
 from ghn_jax.configuration.validation import check_positive_int
 from ghn_jax.data.augmentation import add_gaussian_noise, cut_out, normalize
 from ghn_jax.data.splits import Dataset
+from ghn_jax.tasks import Batch
 
 T = TypeVar("T")
 
@@ -60,14 +61,14 @@ class TrainBatches:
         self.cutout = _check_index("cutout", cutout)
         self.steps_per_epoch = len(dataset.train) // batch_size
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, step: int) -> Batch:
         """Return the batch of a step.
 
         Args:
           step: at least 0, counted from the first batch of the first epoch.
 
         Returns:
-          Images (B, H, W, 3) float32, normalised, and labels (B,) int32.
+          Images (B, H, W, C) float32, normalised, and labels (B,) int32.
 
         Raises:
           ValueError: if the step is negative or no integer.
@@ -83,11 +84,11 @@ class TrainBatches:
         if self.cutout:
             generator = _make_generator(self.seed, CUTOUT_STREAM, step)
             images = cut_out(images, self.cutout, generator)
-        return images, labels
+        return Batch(images, labels)
 
     def prefetch(
         self, start_step: int = 0, num_workers: int = 1, buffer_size: int = 2
-    ) -> Prefetcher[tuple[np.ndarray, np.ndarray]]:
+    ) -> Prefetcher[Batch]:
         """Return an endless iterator over the batches from a step on, prepared ahead in threads."""
         return Prefetcher(self.batch, start_step, None, num_workers, buffer_size)
 
@@ -96,7 +97,7 @@ class EvaluationBatch(NamedTuple):
     """A full batch of which only some images are counted.
 
     Attributes:
-      images: (B, H, W, 3) float32, normalised.
+      images: (B, H, W, C) float32, normalised.
       labels: (B,) int32.
       counted_mask: (B,) bool; False where the image fills up the last batch and was counted before.
     """

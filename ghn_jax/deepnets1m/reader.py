@@ -1,4 +1,4 @@
-"""Read DeepNets-1M files: architectures with their graphs (spec section 1 'Official files').
+"""Read DeepNets-1M files: architectures with their graphs (docs/method.md, 'Official files').
 
 In: `deepnets1m_<split>.hdf5` with `<split>/<i>/adj` and `<split>/<i>/nodes`, and beside it
 `deepnets1m_<split>_meta.json`; published evaluation splits share `deepnets1m_eval.hdf5`. Out:

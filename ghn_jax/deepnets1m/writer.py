@@ -1,7 +1,7 @@
 """Write DeepNets-1M files, readable by `reader.DeepNets1M` and by the original.
 
 In: architectures of a split. Out: `deepnets1m_<split>.hdf5` and `deepnets1m_<split>_meta.json`
-(spec section 1 'Official files'). Unlike in files of the original's generator, nodes are listed in
+(docs/method.md, 'Official files'). Unlike in files of the original's generator, nodes are listed in
 the order of their edges. Adjacencies are compressed, which HDF5 readers do not notice.
 """
 

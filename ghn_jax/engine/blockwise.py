@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ghn_jax.engine.signature import BlockSignature, sign_call
 from ghn_jax.programs.cache import ProgramCache, keep_freed_memory
@@ -26,8 +25,10 @@ from ghn_jax.programs.relocation import ProgramsOnDevice
 from ghn_jax.programs.table import Compilation, ProgramTable, Selection
 from ghn_jax.targets import blocks
 from ghn_jax.targets.plan import Plan
+from ghn_jax.tasks import CLASSIFICATION, Batch
 
 Array = Any  # a numpy or JAX array
+LossFn = Callable[[jax.Array, Batch], jax.Array]
 
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -44,7 +45,7 @@ class BlockwiseEngine:
     """Runs plans block by block on shared compiled programs.
 
     Args:
-        label_smoothing: Share of the target distribution spread over all classes.
+        loss_fn: From outputs (B, K) float32 and a batch to the loss (), see `Task`.
         num_threads: How many architectures run at the same time.
         num_compile_threads: How many programs compile at the same time.
         compute_dtype: "float32" or "bfloat16": what activations and the kernels that meet them
@@ -55,14 +56,12 @@ class BlockwiseEngine:
 
     def __init__(
         self,
-        label_smoothing: float = 0.0,
+        loss_fn: LossFn = CLASSIFICATION.loss_fn,
         num_threads: int = 1,
         num_compile_threads: int = 2,
         compute_dtype: str | None = None,
         programs: ProgramCache | ProgramsOnDevice | None = None,
     ) -> None:
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 <= value < 1")
         if compute_dtype not in (None, *COMPUTE_DTYPES):
             raise ValueError(
                 f"compute_dtype is {compute_dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}"
@@ -70,7 +69,7 @@ class BlockwiseEngine:
         self._compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
         if jax.default_backend() == "cpu":
             keep_freed_memory()
-        self._label_smoothing = label_smoothing
+        self._loss_fn = loss_fn
         self._table = ProgramTable(programs, num_compile_threads)
         self._blocks = self._table.declare_differentiable(
             "block",
@@ -104,8 +103,7 @@ class BlockwiseEngine:
         self,
         plans: Sequence[Plan],
         target_params: Sequence[Sequence[Array]],
-        images: Array,
-        labels: Array,
+        batch: Batch,
         dropout_keys: Sequence[jax.Array] | None = None,
     ) -> list[LossAndGrads]:
         """Compute every architecture's loss on the same images and the gradients of its parameters.
@@ -113,19 +111,19 @@ class BlockwiseEngine:
         Args:
             plans: One per architecture.
             target_params: For each plan, arrays in the order and shapes of `plan.tensors`.
-            images: (B, S, S, C), normalised.
-            labels: (B,) int32.
+            batch: Images (B, S, S, C), normalised, and their labels.
             dropout_keys: A random key per architecture; None runs the heads without dropout.
 
         Returns:
             One `LossAndGrads` per architecture, in order; values may still be under way.
         """
-        images, labels = self._cast(images), jnp.asarray(labels)
+        images = self._cast(batch.images)
+        batch = Batch(images, jnp.asarray(batch.labels))
         self.compile_ahead(plans, images.shape[0], images.dtype, dropout_keys is not None)
         keys = dropout_keys if dropout_keys is not None else [None] * len(plans)
 
         def of_one(plan, params, key):
-            return self._loss_and_grads(plan, params, images, labels, key)
+            return self._loss_and_grads(plan, params, batch, key)
 
         mapper = self._threads.map if self._threads is not None else map
         return list(mapper(of_one, plans, target_params, keys))
@@ -215,13 +213,13 @@ class BlockwiseEngine:
         self,
         plan: Plan,
         params: Sequence[Array],
-        images: jax.Array,
-        labels: jax.Array,
+        batch: Batch,
         key: jax.Array | None,
     ) -> LossAndGrads:
-        values, tape = self._forward(plan, params, images, key)
-        logits = values[-1]
-        loss, cotangent = self._loss_and_grad((logits.shape, logits.dtype), (logits, labels))
+        values, tape = self._forward(plan, params, batch.images, key)
+        arguments = (values[-1], batch)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments))
+        loss, cotangent = self._loss_and_grad(shapes, arguments)
         cotangents: list[list[Array]] = [[] for _ in values]
         cotangents[-1].append(cotangent)
         grads: list[Array] = [None] * len(plan.calls)
@@ -277,29 +275,12 @@ class BlockwiseEngine:
         return self._sum((len(cotangents), first.shape, first.dtype), (cotangents,))
 
     def _differentiate_loss(
-        self, _: Any, logits: jax.Array, labels: jax.Array
+        self, _: Any, outputs: jax.Array, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
-        def loss_fn(logits: jax.Array) -> jax.Array:
-            return cross_entropy(_at_least_float32(logits), labels, self._label_smoothing)
+        def loss_fn(outputs: jax.Array) -> jax.Array:
+            return self._loss_fn(_at_least_float32(outputs), batch)
 
-        return jax.value_and_grad(loss_fn)(logits)
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Mean cross-entropy.
-
-    Args:
-        logits: (B, K).
-        labels: (B,) int32.
-        label_smoothing: Share of the target distribution spread over all K classes.
-
-    Returns:
-        () mean over the batch, nats.
-    """
-    num_classes = logits.shape[-1]
-    targets = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
-    targets = optax.smooth_labels(targets, label_smoothing) if label_smoothing else targets
-    return jnp.mean(optax.softmax_cross_entropy(logits, targets))
+        return jax.value_and_grad(loss_fn)(outputs)
 
 
 def _at_least_float32(array):

@@ -1,15 +1,15 @@
-"""Measure parameters of many architectures: top-1 and top-5, mean and standard error of a split.
+"""Measure parameters of many architectures: metrics of a task, mean and error of a split.
 
 In: a GHN's parameters, plans and images. Out: numbers; `ghn_jax.evaluation.report` shows and writes
-them. Batch norm uses the statistics of test batches (spec section 4). Nothing is compiled per
-architecture: networks run on the training engine's programs.
+them. Batch norm uses the statistics of test batches (docs/method.md, 'Evaluation protocol').
+Nothing is compiled per architecture: networks run on the training engine's programs.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,10 +23,12 @@ from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.initialization import initialize_randomly
 from ghn_jax.targets.plan import Plan
+from ghn_jax.tasks import CLASSIFICATION, Batch
 
 PyTree = Any
 Candidate = tuple[int, Plan] | tuple[int, Plan, ArchGraph]
 """Index and plan of an architecture, and its graph where that is a file's, not the plan's own."""
+MetricsFn = Callable[[Any, Batch], Mapping[str, Any]]
 _CHUNK = 50  # architectures whose programs are compiled together
 
 
@@ -46,42 +48,66 @@ class ArchitectureSplit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ArchitectureResult:
-    """Accuracy of one architecture.
+    """How good the parameters of one architecture are.
 
     Attributes:
-        index: Of the architecture in its split.
-        num_nodes: Of its graph.
-        num_parameters: Of the network.
-        top1: Share of images whose label is the network's first guess, 0..1.
-        top5: Share of images whose label is among the first five, 0..1.
-        top1_random: top1 with random (He) parameters; None if not evaluated.
-        top5_random: top5 with random parameters; None if not evaluated.
+        index: The architecture's index in its split.
+        num_nodes: Nodes of its graph.
+        num_parameters: Parameters of the network.
+        metrics: Mean over the images of each of the task's metrics, the one that counts first: top1
+            and top5 for classification, 0..1.
+        random: The same with random (He) parameters; None if not evaluated.
     """
 
     index: int
     num_nodes: int
     num_parameters: int
-    top1: float
-    top5: float
-    top1_random: float | None = None
-    top5_random: float | None = None
+    metrics: Mapping[str, float]
+    random: Mapping[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return flat fields for a line of JSON: `top1`, ..., `top1_random`, ..."""
+        fields = dataclasses.asdict(self)
+        metrics, random = fields.pop("metrics"), fields.pop("random")
+        fields |= metrics
+        return fields | {f"{name}_random": random and random[name] for name in metrics}
+
+
+class Mean(NamedTuple):
+    """Mean over architectures, and its standard error."""
+
+    mean: float
+    standard_error: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Means and standard errors over the architectures of a split, 0..1."""
+    """How good the parameters of a split's architectures are.
+
+    Attributes:
+        split: Its name.
+        num_architectures: How many were evaluated.
+        metrics: Mean and standard error over the architectures of each metric.
+        best: Largest value of the metric that counts.
+        random: As `metrics`, with random parameters; None if not evaluated.
+    """
 
     split: str
     num_architectures: int
-    top1_mean: float
-    top1_standard_error: float
-    top1_best: float
-    top5_mean: float
-    top5_standard_error: float
-    random_top1_mean: float | None = None
-    random_top1_standard_error: float | None = None
-    random_top5_mean: float | None = None
-    random_top5_standard_error: float | None = None
+    metrics: Mapping[str, Mean]
+    best: float
+    random: Mapping[str, Mean] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return flat fields for JSON: `top1_mean`, `top1_standard_error`, `top1_best`, ..."""
+        fields: dict[str, Any] = {"split": self.split, "num_architectures": self.num_architectures}
+        first = next(iter(self.metrics))
+        fields[f"{first}_best"] = self.best
+        for prefix, means in (("", self.metrics), ("random_", self.random or {})):
+            for name, mean in means.items():
+                fields[f"{prefix}{name}_mean"] = mean.mean
+                fields[f"{prefix}{name}_standard_error"] = mean.standard_error
+        return fields
 
 
 class EvaluationImages:
@@ -123,6 +149,7 @@ class Evaluator:
         predictor: Predicts the networks' parameters.
         engine: Runs the networks.
         images: What they are run on.
+        metrics_fn: What is measured, see `Task`.
         num_threads: How many architectures are evaluated at the same time.
     """
 
@@ -131,10 +158,12 @@ class Evaluator:
         predictor: Predictor,
         engine: BlockwiseEngine,
         images: EvaluationImages,
+        metrics_fn: MetricsFn = CLASSIFICATION.metrics_fn,
         num_threads: int = 1,
     ) -> None:
         self._predictor, self._engine = predictor, engine
         self._images, self._num_threads = images, num_threads
+        self._metrics_fn = metrics_fn
 
     def evaluate(
         self,
@@ -142,7 +171,7 @@ class Evaluator:
         architectures: Iterable[Candidate],
         random_seed: int | None = None,
     ) -> Iterator[ArchitectureResult]:
-        """Predict the parameters of each architecture and measure its accuracy.
+        """Predict the parameters of each architecture and measure how good they are.
 
         Args:
             ghn_params: The hypernetwork's parameters.
@@ -165,28 +194,26 @@ class Evaluator:
     def _evaluate_one(self, ghn_params, random_seed, candidate) -> ArchitectureResult:
         index, plan, *stored = candidate
         graph = stored[0] if stored else build_graph(plan, self._predictor.config.virtual_edges)
-        top1, top5 = self.accuracy(plan, self._predict(ghn_params, graph))
-        random_accuracy: tuple[float | None, float | None] = (None, None)
+        metrics = self.measure(plan, self._predict(ghn_params, graph))
+        random = None
         if random_seed is not None:
             sequence = np.random.SeedSequence(random_seed, spawn_key=(index,))
             params = initialize_randomly(plan, np.random.default_rng(sequence))
-            random_accuracy = self.accuracy(plan, params)
-        return ArchitectureResult(
-            index, graph.num_nodes, plan.num_parameters, top1, top5, *random_accuracy
-        )
+            random = self.measure(plan, params)
+        return ArchitectureResult(index, graph.num_nodes, plan.num_parameters, metrics, random)
 
-    def accuracy(self, plan: Plan, params: Sequence[Any]) -> tuple[float, float]:
-        """Top-1 and top-5 of a network over the images, each counted once."""
+    def measure(self, plan: Plan, params: Sequence[Any]) -> dict[str, float]:
+        """The mean of each metric over the images, each counted once."""
         pending = [
             (batch, self._engine.logits(plan, params, batch.images))
             for batch in self._images.batches
         ]
-        hits, total = np.zeros(2), 0
-        for batch, logits in pending:
-            ranks = label_ranks(np.asarray(logits), batch.labels)[batch.counted_mask]
-            hits += (np.sum(ranks < 1), np.sum(ranks < 5))
-            total += len(ranks)
-        return hits[0] / total, hits[1] / total
+        parts: dict[str, list[np.ndarray]] = {}
+        for batch, outputs in pending:
+            pair = Batch(batch.images, batch.labels)
+            for name, values in self._metrics_fn(np.asarray(outputs), pair).items():
+                parts.setdefault(name, []).append(np.asarray(values)[batch.counted_mask])
+        return {name: float(np.concatenate(values).mean()) for name, values in parts.items()}
 
     def _predict(self, ghn_params: PyTree, graph: ArchGraph) -> list[np.ndarray]:
         prepared = self._predictor.prepare([graph])
@@ -214,23 +241,6 @@ def evaluate_splits(
         yield split, evaluator.evaluate(ghn_params, split.architectures, random_seed)
 
 
-def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes a network prefers to the label.
-
-    A class with the same logit counts as preferred, and so does every class where the label's logit
-    is not a number: a network that says nothing is not right.
-
-    Args:
-        logits: (B, K).
-        labels: (B,) int.
-
-    Returns:
-        (B,) int, 0 where the label is the only first guess.
-    """
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    return np.sum(~(logits < own), axis=1) - np.where(np.isnan(own[:, 0]), 0, 1)
-
-
 def summarize(split: str, results: Sequence[ArchitectureResult]) -> Summary:
     """Mean and standard error of a split; the error is 0 for a single architecture.
 
@@ -243,20 +253,23 @@ def summarize(split: str, results: Sequence[ArchitectureResult]) -> Summary:
     """
     if not results:
         raise ValueError("results is empty, expected at least one architecture")
-    columns = {}
-    for prefix, suffix in (("", ""), ("random_", "_random")):
-        for metric in ("top1", "top5"):
-            values = [getattr(result, metric + suffix) for result in results]
-            if None not in values:
-                mean, error = mean_and_standard_error(values)
-                columns[f"{prefix}{metric}_mean"] = mean
-                columns[f"{prefix}{metric}_standard_error"] = error
-    best = max(result.top1 for result in results)
-    return Summary(split=split, num_architectures=len(results), top1_best=best, **columns)
+    first = next(iter(results[0].metrics))
+    random = [result.random for result in results if result.random is not None]
+    return Summary(
+        split,
+        len(results),
+        _means([result.metrics for result in results]),
+        max(result.metrics[first] for result in results),
+        _means(random) if len(random) == len(results) else None,
+    )
 
 
-def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
+def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
+    return {name: mean_and_standard_error([m[name] for m in metrics]) for name in metrics[0]}
+
+
+def mean_and_standard_error(values: Sequence[float]) -> Mean:
     """Mean and standard error: the deviation with n - 1, over sqrt(n); 0 for one value."""
     array = np.asarray(values, np.float64)
     error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0.0
-    return float(array.mean()), float(error)
+    return Mean(float(array.mean()), float(error))

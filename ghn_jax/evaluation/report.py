@@ -1,16 +1,24 @@
 """Show and write what an evaluation measured: progress, JSON files, a table and a plot."""
 
-import dataclasses
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import rich.console
 import rich.progress
 import rich.table
 
-from ghn_jax.evaluation.evaluate import ArchitectureResult, ArchitectureSplit, Summary, summarize
+from ghn_jax.evaluation.evaluate import (
+    ArchitectureResult,
+    ArchitectureSplit,
+    Mean,
+    Summary,
+    summarize,
+)
+from ghn_jax.tasks import CLASSIFICATION
+
+Labels = Mapping[str, str]
 
 
 def report_splits(
@@ -19,6 +27,7 @@ def report_splits(
     folder: Path | None = None,
     lists_architectures: bool = False,
     console: rich.console.Console | None = None,
+    labels: Labels = CLASSIFICATION.metric_labels,
 ) -> list[Summary]:
     """Show and write results as they come, and a table at the end.
 
@@ -29,6 +38,7 @@ def report_splits(
             `accuracy.png` go; None writes nothing.
         lists_architectures: Whether to print a line per architecture, too.
         console: Where to print; the standard output by default.
+        labels: What the metrics are called, see `Task.metric_labels`.
 
     Returns:
         A summary per split.
@@ -46,7 +56,7 @@ def report_splits(
         ):
             results.append(result)
             if lists_architectures:
-                line = describe_result(split.name, result)
+                line = describe_result(split.name, result, labels)
                 console.print(line, highlight=False, soft_wrap=True)
         summaries.append(summarize(split.name, results))
         if folder is not None:
@@ -54,32 +64,39 @@ def report_splits(
     if folder is not None:
         from ghn_jax.evaluation.plots import plot_summaries  # matplotlib takes a second to import
 
-        plot_summaries(summaries, folder / "accuracy.png")
-    console.print(summary_table(summaries, title))
+        plot_summaries(summaries, folder / "accuracy.png", labels)
+    console.print(summary_table(summaries, title, labels))
     return summaries
 
 
-def describe_result(split: str, result: ArchitectureResult) -> str:
+def describe_result(
+    split: str, result: ArchitectureResult, labels: Labels = CLASSIFICATION.metric_labels
+) -> str:
     """Say in a line how good the parameters of one architecture are."""
     line = (
         f"{split}/{result.index}: {result.num_nodes} nodes, {result.num_parameters} parameters,"
-        f" top-1 {100 * result.top1:.2f}%, top-5 {100 * result.top5:.2f}%"
+        f" {_describe_metrics(result.metrics, labels)}"
     )
-    if result.top1_random is not None and result.top5_random is not None:
-        line += (
-            f"; random (He) top-1 {100 * result.top1_random:.2f}%,"
-            f" top-5 {100 * result.top5_random:.2f}%"
-        )
+    if result.random is not None:
+        line += f"; random (He) {_describe_metrics(result.random, labels)}"
     return line
+
+
+def _describe_metrics(metrics: Mapping[str, float], labels: Labels) -> str:
+    parts = []
+    for name, label in labels.items():
+        is_share = label.endswith(" %")
+        value = f"{100 * metrics[name]:.2f}%" if is_share else f"{metrics[name]:.4g}"
+        parts.append(f"{label.removesuffix(' %')} {value}")
+    return ", ".join(parts)
 
 
 def write_results(folder: Path, summary: Summary, results: Sequence[ArchitectureResult]) -> None:
     """Write `<split>.jsonl` and `<split>.json`; a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(dataclasses.asdict(result)) + "\n" for result in results)
+    lines = "".join(json.dumps(result.to_dict()) + "\n" for result in results)
     write_whole(folder / f"{summary.split}.jsonl", lines)
-    values = {k: v for k, v in dataclasses.asdict(summary).items() if v is not None}
-    write_whole(folder / f"{summary.split}.json", json.dumps(values, indent=2) + "\n")
+    write_whole(folder / f"{summary.split}.json", json.dumps(summary.to_dict(), indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -89,23 +106,31 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def summary_table(summaries: Sequence[Summary], title: str) -> rich.table.Table:
-    """A row per split: accuracy of predicted parameters, and of random ones where measured."""
-    table = rich.table.Table(title=f"accuracy in %, mean +- standard error; {title}")
+def summary_table(
+    summaries: Sequence[Summary], title: str, labels: Labels = CLASSIFICATION.metric_labels
+) -> rich.table.Table:
+    """A row per split: metrics with predicted parameters, and with random ones where measured."""
+    first, *others = labels
+    table = rich.table.Table(title=f"mean +- standard error; {title}")
     table.add_column("split")
-    for name in ("networks", "predicted top-1", "best", "top-5", "random (He) top-1"):
+    names = [f"predicted {labels[first]}", "best", *(labels[name] for name in others)]
+    for name in ("networks", *names, f"random (He) {labels[first]}"):
         table.add_column(name, justify="right")
     for s in summaries:
         table.add_row(
             s.split,
             str(s.num_architectures),
-            _percent(s.top1_mean, s.top1_standard_error),
-            f"{100 * s.top1_best:.1f}",
-            _percent(s.top5_mean, s.top5_standard_error),
-            _percent(s.random_top1_mean, s.random_top1_standard_error),
+            _format(s.metrics[first], labels[first]),
+            _format_number(s.best, labels[first]),
+            *(_format(s.metrics[name], labels[name]) for name in others),
+            "-" if s.random is None else _format(s.random[first], labels[first]),
         )
     return table
 
 
-def _percent(mean: float | None, error: float | None) -> str:
-    return "-" if mean is None or error is None else f"{100 * mean:.1f} +- {100 * error:.1f}"
+def _format(mean: Mean, label: str) -> str:
+    return " +- ".join(_format_number(number, label) for number in mean)
+
+
+def _format_number(number: float, label: str) -> str:
+    return f"{100 * number:.1f}" if label.endswith(" %") else f"{number:.4g}"

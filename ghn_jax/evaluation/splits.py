@@ -95,7 +95,7 @@ def split_plans(space: SpaceConfig, split: str, num: int, seed: int) -> Iterator
             architecture: Architecture | ResNet = PREDEFINED[index]
         else:
             architecture = sample_architecture(split_space(space, split), seed, index)
-        yield index, lower(architecture, space.image_size, space.num_classes)
+        yield index, lower(architecture, *space.input_sizes)
 
 
 def stored_plans(

@@ -28,9 +28,11 @@ def evaluate_run(
         trainer.dataset, image_split, evaluation.batch_size, evaluation.max_images
     )
     num_threads = trainer.config.training.num_threads
-    evaluator = Evaluator(trainer.predictor, trainer.engine, images, num_threads)
+    evaluator = Evaluator(
+        trainer.predictor, trainer.engine, images, trainer.task.metrics_fn, num_threads
+    )
     splits = open_splits(trainer.config, evaluation.splits, seed)
     random_seed = seed if evaluation.with_random else None
     measured = evaluate_splits(evaluator, trainer.local_params(state), splits, random_seed)
     title = f"{trainer.dataset.name}, {image_split} images, seed {seed}"
-    return report_splits(measured, title, folder)
+    return report_splits(measured, title, folder, labels=trainer.task.metric_labels)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ghn_jax.engine.blockwise import cross_entropy
 from ghn_jax.finetune.config import NetworkTrainingConfig
 from ghn_jax.targets.spelling import operations_with_adjoints, with_operations
+from ghn_jax.tasks.classification import cross_entropy
 
 PyTree = Any
 

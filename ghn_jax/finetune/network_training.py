@@ -37,13 +37,13 @@ from ghn_jax.finetune.network_programs import (
     to_variables,
 )
 from ghn_jax.programs.cache import keep_freed_memory
+from ghn_jax.tasks import Batch
 from ghn_jax.training.checkpoint_files import CheckpointError
 from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.optimizers import create_optimizer
 from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
 
 PyTree = Any
-Images = tuple[np.ndarray, np.ndarray]
 _SIZE_STREAM = 4  # of the image sizes; 0 to 3 are the loader's
 
 
@@ -183,7 +183,7 @@ class NetworkTrainer:
         return TrainBatches(self.dataset, self._batch_size, seed, cutout)
 
     def step(
-        self, state: NetworkState, batch: Images, rate: float, seed: int, step: int
+        self, state: NetworkState, batch: Batch, rate: float, seed: int, step: int
     ) -> tuple[NetworkState, jax.Array]:
         """Make update number `step`, from 0: the new state and the loss."""
         images, labels = batch
@@ -267,20 +267,20 @@ class NetworkTraining:
             config=self.config,
         )
 
-    def batches(self, state: NetworkState, step: int) -> Prefetcher[Images]:
+    def batches(self, state: NetworkState, step: int) -> Prefetcher[Batch]:
         """The images of the steps from one on, without end, prepared ahead."""
         del state
         return self._images.prefetch(step)
 
     def step(
-        self, state: NetworkState, step: int, batch: Images, stop: bool
+        self, state: NetworkState, step: int, batch: Batch, stop: bool
     ) -> tuple[NetworkState, _Outcome]:
         """Make one update."""
         training, rate = self.config.training, self.config.optimizer.learning_rate
         state, loss = self._trainer.step(state, batch, rate, training.seed, step)
         return state, _Outcome(loss, stop)
 
-    def record(self, step: int, batch: Images, outcome: _Outcome, report: RunReport) -> None:
+    def record(self, step: int, batch: Batch, outcome: _Outcome, report: RunReport) -> None:
         """Keep the loss on the device: nothing waits for it before the next line of metrics."""
         del step, batch, report
         self._losses.append(outcome.loss)

@@ -1,7 +1,7 @@
 """Make a predicted kernel orthogonal (GHN-orth: Knyazev, ICML 2022 workshop, arXiv 2207.10049).
 
 A kernel in Flax's layout -> a kernel of the same shape, orthogonal as a matrix (out, rest): of QR,
-the Q whose R has a positive diagonal (spec section 4 'Fine-tuning').
+the Q whose R has a positive diagonal (docs/method.md, 'Fine-tuning protocol').
 """
 
 import jax

@@ -5,7 +5,7 @@ kernels and each replaced by an orthogonal one, and how alike their filters were
 
 Predicted filters are correlated: in each kernel the decoder varies little from one output channel
 to the next. Source: Knyazev, "Pretraining a Neural Network before Knowing Its Architecture", ICML
-2022 workshop, arXiv 2207.10049 (spec section 4).
+2022 workshop, arXiv 2207.10049 (docs/method.md, 'Fine-tuning protocol').
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The graph of a target network: nodes are operations, edges carry shortest-path distances.
 
 In: nodes and their parents, from a plan, a trace or a file. Out: an `ArchGraph`, numpy on the host.
-Virtual edges join every ordered pair of nodes 2 to 50 steps apart (GHN-2, eq. 4; spec section 2).
+Virtual edges join every ordered pair of nodes 2 to 50 steps apart (GHN-2, eq. 4;
+docs/method.md, 'Graph').
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The choices that make a hypernetwork a GHN-1, a GHN-2 or an MLP (spec section 3)."""
+"""The choices that make a hypernetwork a GHN-1, a GHN-2 or an MLP (docs/method.md, 'Variants')."""
 
 import dataclasses
 from typing import Any

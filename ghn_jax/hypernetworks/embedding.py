@@ -1,7 +1,8 @@
 """Node embeddings before message passing: what a node is, and the shape of its parameter.
 
 (B, N) primitives and (B, N, 4) shape rows -> (B, N, D): primitive embedding + concatenation of four
-embeddings of D / 4 for out channels, in channels, kernel height and width (spec section 3).
+embeddings of D / 4 for out channels, in channels, kernel height and width
+(docs/method.md, 'Node embedding').
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Normalisation of predicted parameters (GHN-2, section 3; spec section 3).
+"""Normalisation of predicted parameters (GHN-2, section 3; docs/method.md).
 
 Kernels are scaled to the variance that keeps activations' size, sqrt(beta / fan_in); norm scales
 become 2 sigmoid(p / 2), in [0, 2], and biases tanh(p / 5), in [-1, 1].

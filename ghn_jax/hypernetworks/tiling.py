@@ -1,4 +1,4 @@
-"""From tiles to target parameters: crop, repeat along channels, crop, scale (spec section 3).
+"""From tiles to target parameters: crop, repeat along channels, crop, scale (docs/method.md).
 
 A decoder emits tiles of bounded size; a target's tensor is cut from its node's tile. The same code
 runs on numpy arrays, where a CPU assembles ~150 tensors per architecture with nothing to dispatch,

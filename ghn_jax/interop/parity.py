@@ -49,6 +49,7 @@ from ghn_jax.interop.reference import (
 from ghn_jax.interop.target_files import from_target_state_dict, to_target_state_dict
 from ghn_jax.interop.torch_checkpoints import to_state_dict
 from ghn_jax.targets.blocks import BatchNorm
+from ghn_jax.tasks import Batch
 
 _IN_A_CLONE = ("../shared/reference", "tests/data/reference")  # seen from its root
 
@@ -200,7 +201,7 @@ class Parity:
             prepared = predictor.prepare([graph for _, graph in step.networks])
             params, pull_back = predictor.predict_with_pull_back(ghn_params, prepared)
             plans = [plan for plan, _ in step.networks]
-            results = self._engine.loss_and_grads(plans, params, step.images, step.labels)
+            results = self._engine.loss_and_grads(plans, params, Batch(step.images, step.labels))
             count = len(results)
             target_grads = [[np.asarray(g) / count for g in r.grads] for r in results]
             grads = jax.tree.map(np.asarray, pull_back(target_grads))

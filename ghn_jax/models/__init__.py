@@ -7,6 +7,7 @@ a GHN predicts. Where an architecture has a stem for 224 px, `small_images` repl
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 
@@ -62,7 +63,7 @@ __all__ = ["MODELS", "SMALL_MODELS", "build", *MODELS, *SMALL_MODELS]
 
 
 def build(
-    name: str, num_classes: int = 1000, *, operations: Operations | None = None, **fields
+    name: str, num_classes: int = 1000, *, operations: Operations | None = None, **fields: Any
 ) -> nn.Module:
     """Make a network.
 

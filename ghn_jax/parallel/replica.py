@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.engine.blockwise import BlockwiseEngine
+from ghn_jax.engine.blockwise import BlockwiseEngine, LossAndGrads
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.parallel.clock import Clock
 from ghn_jax.targets.plan import Plan
+from ghn_jax.tasks import Batch, ParameterTerm
 
 _LOGGER = logging.getLogger(__name__)
 PyTree = Any
@@ -63,19 +64,26 @@ class Replica:
         device: Where it works.
         predictor: Of the hypernetwork, with programs on the device.
         engine: Runs target networks, with programs on the device.
+        parameter_terms: Added to each network's loss.
     """
 
-    def __init__(self, device: jax.Device, predictor: Predictor, engine: BlockwiseEngine) -> None:
+    def __init__(
+        self,
+        device: jax.Device,
+        predictor: Predictor,
+        engine: BlockwiseEngine,
+        parameter_terms: Sequence[ParameterTerm] = (),
+    ) -> None:
         self.device = device
         self.predictor = predictor
         self.engine = engine
+        self.parameter_terms = parameter_terms
 
     def loss_and_grads(
         self,
         ghn_params: PyTree,
         work: Work,
-        images: np.ndarray,
-        labels: np.ndarray,
+        batch: Batch,
         dropout_keys: Sequence[jax.Array] | None = None,
     ) -> ReplicaResult:
         """Compute losses and the gradients' sum; in halves where memory does not suffice.
@@ -83,8 +91,7 @@ class Replica:
         Args:
             ghn_params: On the device.
             work: At least one architecture.
-            images: (B, S, S, 3), normalised.
-            labels: (B,) int32.
+            batch: Images (B, S, S, C), normalised, and their labels.
             dropout_keys: One per architecture; None is without dropout.
 
         Returns:
@@ -94,7 +101,7 @@ class Replica:
             jax.errors.JaxRuntimeError: If a single architecture needs more memory than there is.
         """
         try:
-            return self._compute_all(ghn_params, work, images, labels, dropout_keys)
+            return self._compute_all(ghn_params, work, batch, dropout_keys)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error) or len(work.plans) == 1:
                 raise
@@ -109,15 +116,14 @@ class Replica:
             keys = None if dropout_keys is None else dropout_keys[part]
             capacity = -(-work.capacity // 2)
             parts = Work(work.positions[part], work.plans[part], work.graphs[part], capacity)
-            results.append(self.loss_and_grads(ghn_params, parts, images, labels, keys))
+            results.append(self.loss_and_grads(ghn_params, parts, batch, keys))
         return _join(*results)
 
     def _compute_all(
         self,
         ghn_params: PyTree,
         work: Work,
-        images: np.ndarray,
-        labels: np.ndarray,
+        batch: Batch,
         dropout_keys: Sequence[jax.Array] | None,
     ) -> ReplicaResult:
         """All architectures at the same time."""
@@ -125,10 +131,13 @@ class Replica:
         prepared = self.predictor.prepare(work.graphs, work.capacity)
         target_params, pull_back = self.predictor.predict_with_pull_back(ghn_params, prepared)
         clock.lap("ghn_forward")
-        images, labels = jax.device_put((images, labels), self.device)
-        results = self.engine.loss_and_grads(
-            work.plans, target_params, images, labels, dropout_keys
-        )
+        batch = jax.device_put(batch, self.device)
+        results = self.engine.loss_and_grads(work.plans, target_params, batch, dropout_keys)
+        for term in self.parameter_terms:
+            results = [
+                _add_term(term(arrays), result)
+                for arrays, result in zip(target_params, results, strict=True)
+            ]
         losses = np.array([float(result.loss) for result in results], np.float32)
         finite = np.isfinite(losses)
         are_finite = _are_finite_on_host if self.device.platform == "cpu" else _are_finite_on_device
@@ -141,6 +150,12 @@ class Replica:
             grads = jax.block_until_ready(pull_back(kept))
         clock.lap("ghn_backward")
         return ReplicaResult(grads, losses, finite, clock.seconds)
+
+
+def _add_term(term: tuple[Any, list[Any]], result: LossAndGrads) -> LossAndGrads:
+    value, gradients = term
+    pairs = zip(result.grads, gradients, strict=True)
+    return LossAndGrads(result.loss + value, [grad + more for grad, more in pairs])
 
 
 def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:

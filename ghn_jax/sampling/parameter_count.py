@@ -5,8 +5,8 @@ built with, those included that a `none` or a dropped concat member cuts off. Th
 `num_params` says in published files and what the sampling rules compare with their limits;
 `Plan.num_parameters` counts only what reaches the output, and therefore what a GHN predicts.
 
-The formulas follow from the layers listed in spec section 1. They cost a few microseconds, and so
-large candidates are rejected before they are lowered.
+The formulas follow from the layers listed in docs/method.md, 'Operations'. They cost a few
+microseconds, and so large candidates are rejected before they are lowered.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Draw architectures: the generator of DeepNets-1M as a function of a seed and an index.
 
 In: a `SpaceConfig`, a seed and an index. Out: an `Architecture`. Every index has its own random
-numbers, so that architecture i is the same whether or not 0..i-1 were drawn, in any process (spec
-section 1 'Sampling an architecture'; Knyazev et al., NeurIPS 2021, section 3.1).
+numbers, so that architecture i is the same whether or not 0..i-1 were drawn, in any process
+(docs/method.md, 'Sampling'; Knyazev et al., NeurIPS 2021, section 3.1).
 
 A candidate is drawn whole, then kept or thrown away whole: the number of cells and of steps is
 drawn again too, as in the original, and so the rules of rejection shape the distribution of

@@ -1,8 +1,8 @@
 """Which architectures a split draws: rules of the DeepNets-1M splits and restrictions on them.
 
 In: a split's name and restrictions. Out: a frozen `SpaceConfig` (what a config sets) and
-`SplitRules` (the numbers that distinguish the splits, spec section 1; Knyazev et al., NeurIPS 2021,
-section 3.1 and table 1).
+`SplitRules` (the numbers that distinguish the splits, docs/method.md, 'Splits'; Knyazev et al.,
+NeurIPS 2021, section 3.1 and table 1).
 
 A restriction acts in one of two ways, stated at each field. *Narrowing* limits a choice while
 drawing: what remains keeps its relative probabilities. *Rejecting* draws from the unrestricted

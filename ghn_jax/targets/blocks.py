@@ -3,7 +3,7 @@
 A block is static configuration only, so equal blocks are one compiled program. Every `__call__`
 takes (B, H, W, C) images, or (B, C) vectors in the head, and returns the same kind. Blocks are as
 small as they are because few signatures decide how long a short run compiles: a convolution apart
-from its norm is shared by all ops that use either (spec section 1 lists the ops).
+from its norm is shared by all ops that use either (docs/method.md, 'Operations', lists the ops).
 """
 
 import dataclasses

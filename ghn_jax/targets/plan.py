@@ -3,7 +3,7 @@
 In: an architecture of the space or a ResNet, the image size and the number of classes. Out: a
 `Plan`, which every reader shares: `network.TargetNetwork` composes the blocks, `ghn_jax.graphs`
 reads the graph off the nodes, the training engine calls the blocks. What a `none` cuts off is not
-in the plan, and so neither in the graph nor in the parameters (spec sections 1 and 2).
+in the plan, and so neither in the graph nor in the parameters (docs/method.md, 'Graph').
 """
 
 import dataclasses

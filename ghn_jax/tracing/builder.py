@@ -81,7 +81,7 @@ class GraphBuilder:
         return self._pool_sources.get(node) == nodes
 
     def gate(self, nodes: tuple[int, int]) -> int:
-        """The product of an image and its gate; the gate's own pool is no node (spec section 2)."""
+        """The product of an image and its gate; the gate's own pool is no node (docs/method.md)."""
         image, top = min(nodes), max(nodes)
         stack, seen = [top], set()
         while stack:

@@ -2,7 +2,7 @@
 
 In: a nested mapping (what a config file returns, or the JSON in a checkpoint). Out: an
 `ExperimentConfig`, validated. It travels with the parameters in every checkpoint, so that a
-checkpoint alone rebuilds its GHN. The published values are those of spec section 4.
+checkpoint alone rebuilds its GHN. The published values are in docs/method.md, 'Training protocol'.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from ghn_jax.configuration.conversion import build_dataclass, describe_fields, t
 from ghn_jax.configuration.validation import check_choice, check_positive_int, suggest
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.sampling.space import SPLITS, SpaceConfig
+from ghn_jax.tasks import TASKS, TaskConfig
+from ghn_jax.training.update_rules import RULES, SCHEDULES
 
 __all__ = [
     "DataConfig",
@@ -26,9 +28,7 @@ __all__ = [
     "describe_fields",
 ]
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-SCHEDULES = ("constant", "step", "cosine")
 PREDEFINED_SPLIT = "predefined"
 """The split that holds ResNet-50 and the ViT; it is listed, not drawn."""
 
@@ -91,8 +91,8 @@ class OptimizerConfig:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        check_choice("name", self.name, OPTIMIZERS)
-        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("name", self.name, tuple(RULES))
+        check_choice("schedule", self.schedule, tuple(SCHEDULES))
         _check_number("learning_rate", self.learning_rate, above=0)
         _check_count("warmup_steps", self.warmup_steps)
         for index, milestone in enumerate(self.milestones):
@@ -122,6 +122,8 @@ class TrainingConfig:
         meta_batch_size: number of architectures in each step.
         max_nodes: largest number of nodes of a step's architectures together; None is no limit.
         label_smoothing: share of the target probability spread evenly over all classes.
+        norm_penalty: weight, in each architecture's loss, of the sum of the Euclidean norms of its
+            predicted tensors; GHN-3 was trained with 3e-5.
         compute_dtype: what target networks compute in, float32 or bfloat16; parameters, gradients
             and losses are float32 either way.
         target_dropout: whether target networks apply their dropout while the GHN trains.
@@ -145,6 +147,7 @@ class TrainingConfig:
     meta_batch_size: int = 8
     max_nodes: int | None = 2200
     label_smoothing: float = 0.0
+    norm_penalty: float = 0.0
     compute_dtype: str = "float32"
     target_dropout: bool = True
     seed: int = 0
@@ -179,6 +182,7 @@ class TrainingConfig:
         for name in ("seed", "num_workers"):
             _check_count(name, getattr(self, name))
         _check_number("label_smoothing", self.label_smoothing, least=0, below=1)
+        _check_number("norm_penalty", self.norm_penalty, least=0)
         _check_number("max_skipped_share", self.max_skipped_share, least=0, most=1)
 
 
@@ -237,6 +241,7 @@ class ExperimentConfig:
         evaluation: the evaluations during and after training.
         architectures: folder of published or generated files (DeepNets-1M) whose architectures are
             trained on; None draws from the space.
+        task: what target networks are trained for; or its name.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -246,6 +251,7 @@ class ExperimentConfig:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     architectures: str | None = None
+    task: TaskConfig = TASKS.config("classification")
 
     def __post_init__(self) -> None:
         if self.ghn.num_classes != self.space.num_classes:

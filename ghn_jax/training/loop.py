@@ -9,20 +9,19 @@ import contextlib
 import pathlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import numpy as np
 
-from ghn_jax.data import Dataset
-from ghn_jax.hypernetworks import Hypernetwork
 from ghn_jax.parallel.processes import replicate
+from ghn_jax.tasks import Batch
 from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.meta_batches import MetaBatch
 from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
 from ghn_jax.training.skipping import SkipRule
-from ghn_jax.training.trainer import Images, StepResult, Trainer, TrainState
+from ghn_jax.training.trainer import Parts, StepResult, Trainer, TrainState
 
 EvaluateFn = Callable[[Trainer, TrainState], Mapping[str, float]]
 
@@ -43,10 +42,9 @@ def train(
     config: ExperimentConfig,
     workdir: str | pathlib.Path,
     *,
-    dataset: Dataset | None = None,
     evaluate_fn: EvaluateFn | None = None,
     trainer: Trainer | None = None,
-    model: Hypernetwork | None = None,
+    **parts: Unpack[Parts],
 ) -> tuple[Trainer, TrainState]:
     """Train until `config.training.num_steps`, from the folder's latest checkpoint if it has one.
 
@@ -54,11 +52,11 @@ def train(
         config: The run's config; a folder that holds checkpoints must have been written with the
             same one, but for the number of steps, the devices and what is logged.
         workdir: Folder for checkpoints and metrics.
-        dataset: Images; None loads what the config names.
         evaluate_fn: Called every `evaluate_every` steps; what it returns is logged.
-        trainer: Parts to use instead of new ones, with their compiled programs.
-        model: The hypernetwork, where it is composed of modules of one's own; a run goes on, and
-            `ghn_jax.load` reads it, with the same.
+        trainer: A trainer to use instead of a new one, with its compiled programs.
+        **parts: Of a new trainer, instead of what the config describes: `dataset`, `model`,
+            `task`, `optimizer`, `source`, `parameter_terms`, see `Parts`. A run goes on with the
+            same ones; `ghn_jax.load` needs the same `model`.
 
     Returns:
         The parts of the run, and its last state.
@@ -70,7 +68,7 @@ def train(
         TooManySkippedError: If too many losses were not finite.
         WorkerError: If worker processes died again and again.
     """
-    trainer = trainer or Trainer(config, dataset, model=model)
+    trainer = trainer or Trainer(config, **parts)
     settings = trainer.config.training
     schedule = RunSchedule(
         num_steps=settings.num_steps,
@@ -87,7 +85,7 @@ class _Batch(NamedTuple):
     """What a step is made of, and the seconds that it was waited for."""
 
     meta_batch: MetaBatch
-    images: Images
+    images: Batch
     waiting: float
 
 
@@ -186,7 +184,7 @@ class GHNTraining:
         return self._evaluate_fn(self._trainer, state)
 
 
-def _pair(meta_batches: Iterator[MetaBatch], image_batches: Iterator[Images]) -> Iterator[_Batch]:
+def _pair(meta_batches: Iterator[MetaBatch], image_batches: Iterator[Batch]) -> Iterator[_Batch]:
     while True:
         start = time.perf_counter()
         meta_batch, images = next(meta_batches), next(image_batches)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from ghn_jax.training.config import OptimizerConfig
+from ghn_jax.training.update_rules import RULES, SCHEDULES
 
 
 def create_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -25,22 +26,14 @@ def create_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     Returns:
         A function from the number of updates made so far, a scalar int, to the rate of the next.
     """
-    warmup_steps, first_decay_step = config.warmup_steps, 0
-    if config.schedule == "step":
-        factors = dict.fromkeys(config.milestones, config.decay_factor)
-        decayed = optax.piecewise_constant_schedule(config.learning_rate, factors)
-    elif config.schedule == "cosine":
-        first_decay_step = warmup_steps
-        decayed = optax.cosine_decay_schedule(config.learning_rate, num_steps - warmup_steps)
-    else:
-        decayed = optax.constant_schedule(config.learning_rate)
+    decayed = SCHEDULES[config.schedule](config, num_steps)
 
     def rate(num_updates: jax.typing.ArrayLike) -> jax.Array:
         # A float, exact up to 16 million: optax's schedules mix it with floats.
         step = jnp.asarray(num_updates, jnp.float32)
         # The first update already moves: its rate is 1 / warmup_steps of the full one.
-        share = jnp.minimum((step + 1) / max(warmup_steps, 1), 1.0)
-        return share * decayed(jnp.maximum(step - first_decay_step, 0.0))
+        share = jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
+        return share * decayed(step)
 
     return rate
 
@@ -58,19 +51,10 @@ def create_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientT
     References:
         Kingma and Ba, Adam, ICLR 2015; Loshchilov and Hutter, AdamW, ICLR 2019.
     """
-    stages = []
+    stages: list[optax.GradientTransformation] = []
     if config.clip_norm is not None:
         stages.append(optax.clip_by_global_norm(config.clip_norm))
-    decay = optax.add_decayed_weights(config.weight_decay)
-    decoupled = config.name == "adamw"
-    if config.weight_decay and not decoupled:
-        stages.append(decay)
-    if config.name == "sgd":
-        stages.append(optax.trace(decay=config.momentum))
-    else:
-        stages.append(optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1]))
-    if config.weight_decay and decoupled:
-        stages.append(decay)
+    stages.extend(RULES[config.name](config))
     stages.append(optax.scale_by_learning_rate(create_schedule(config, num_steps)))
     return _allow_promotion(optax.chain(*stages))
 

@@ -2,7 +2,8 @@
 
 In: which architectures of a step were finite. Out: their running count, a log line for each that
 was not, and `TooManySkippedError` once too large a share of recent ones was not. A NaN in one
-architecture must not destroy a run (spec section 4), nor may a diverged run go on in silence.
+architecture must not destroy a run (docs/method.md, 'Training protocol'), nor may a diverged run
+go on in silence.
 """
 
 from __future__ import annotations

@@ -1,19 +1,21 @@
 """The parts of a training run, and its step.
 
 In: a state and a meta batch. Out: the state after one update. The loss is the mean over the
-architectures of cross-entropy on the same batch of images (spec section 4); every device works on
-its own architectures (`ghn_jax.parallel`).
+architectures of cross-entropy on the same batch of images (docs/method.md, 'Training protocol');
+every device works on its own architectures (`ghn_jax.parallel`).
 """
 
 import dataclasses
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import numpy as np
+import optax
 
+from ghn_jax.configuration.validation import check_keys
 from ghn_jax.data import Dataset, TrainBatches, load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.hypernetworks import Hypernetwork
@@ -23,14 +25,37 @@ from ghn_jax.parallel.replica import Replica, ReplicaResult, Work
 from ghn_jax.parallel.update import Update
 from ghn_jax.programs.cache import ProgramCache, enable_compilation_cache
 from ghn_jax.programs.relocation import programs_on
-from ghn_jax.training.architecture_sources import create_source
+from ghn_jax.tasks import TASKS, Batch, ParameterTerm, Task, norm_penalty
+from ghn_jax.training.architecture_sources import ArchitectureSource, create_source
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.meta_batches import MetaBatch, MetaBatchRules, iterate_meta_batches
 from ghn_jax.training.optimizers import create_optimizer
 from ghn_jax.training.workers import Workers
 
 PyTree = Any
-Images = tuple[np.ndarray, np.ndarray]
+
+
+class Parts(TypedDict, total=False):
+    """What `Trainer` makes of the config unless it is handed in.
+
+    Attributes:
+        dataset: Images; the config's `data` otherwise.
+        model: The hypernetwork, of the config's `ghn` but for modules of one's own.
+        task: What target networks are trained for.
+        optimizer: The update rule of the hypernetwork's parameters; the config's `optimizer`
+            otherwise.
+        source: Architectures; drawn from the config's `space` or read from files otherwise.
+        parameter_terms: Terms of each network's loss, beside the config's norm penalty.
+        programs: Compiled programs of an earlier trainer of the same model and task.
+    """
+
+    dataset: Dataset | None
+    model: Hypernetwork | None
+    task: Task | None
+    optimizer: optax.GradientTransformation | None
+    source: ArchitectureSource | None
+    parameter_terms: Sequence[ParameterTerm]
+    programs: "Programs | None"
 
 
 @dataclasses.dataclass
@@ -82,47 +107,48 @@ class Trainer:
     """The parts of a training run and its step.
 
     Args:
-        config: Of the run.
-        dataset: Images; None loads what the config names.
-        programs: Of an earlier trainer, to compile less; None starts without any.
-        model: The hypernetwork, where it is composed of modules of one's own; None is what the
-            config describes.
+        config: The run's config.
+        **parts: What the run is made of instead of what the config describes, see `Parts`.
 
     Attributes:
+        task: What target networks are trained for.
         mesh: Of all devices of the run.
         replicas: One for each local device.
 
     Raises:
-        ValueError: If the data set does not fit the space of architectures, or the model not the
-            config.
+        ValueError: If the data set does not fit the space of architectures or the task, or the
+            model not the config.
     """
 
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        dataset: Dataset | None = None,
-        programs: Programs | None = None,
-        model: Hypernetwork | None = None,
-    ) -> None:
+    def __init__(self, config: ExperimentConfig, **parts: Unpack[Parts]) -> None:
+        check_keys("Trainer", parts, (), tuple(Parts.__annotations__))
         training = config.training
-        self.model = model or Hypernetwork(config.ghn)
+        self.model = parts.get("model") or Hypernetwork(config.ghn)
         if self.model.config != config.ghn:
             raise ValueError(f"model is one of {self.model.config}, expected {config.ghn}")
         if training.compilation_cache_dir:
             enable_compilation_cache(training.compilation_cache_dir)
         self.config, data = config, config.data
-        self.dataset = dataset or load_dataset(
+        self.dataset = parts.get("dataset") or load_dataset(
             data.name, data.data_dir, data.image_size, data.num_channels
         )
-        check_dataset(config, self.dataset)
+        self.task = parts.get("task") or create_task(config)
+        check_dataset(config, self.dataset, self.task)
+        self._parameter_terms = [*parts.get("parameter_terms", ())]
+        if training.norm_penalty:
+            self._parameter_terms.append(norm_penalty(training.norm_penalty))
         self.mesh = replica_mesh(training.num_devices)
         threads = training.num_compile_threads
-        self.programs = programs or Programs(ProgramCache(threads), ProgramCache(threads))
+        self.programs = parts.get("programs") or Programs(
+            ProgramCache(threads), ProgramCache(threads)
+        )
         devices = local_devices(self.mesh)
         self.replicas = [self._create_replica(device) for device in devices]
         self._threads = ThreadPoolExecutor(len(devices), thread_name_prefix="replica")
         self.batches = TrainBatches(self.dataset, config.data.batch_size, training.seed)
-        self.source = create_source(config.architectures, config.space, training.seed, config.ghn)
+        self.source = parts.get("source") or create_source(
+            config.architectures, config.space, training.seed, config.ghn
+        )
         self.rules = MetaBatchRules(
             training.meta_batch_size,
             training.max_nodes,
@@ -131,19 +157,21 @@ class Trainer:
             jax.process_count(),
             jax.process_index(),
         )
-        self.optimizer = create_optimizer(config.optimizer, training.num_steps)
+        self.optimizer = parts.get("optimizer") or create_optimizer(
+            config.optimizer, training.num_steps
+        )
         self._update = Update(self.optimizer, self.mesh, training.meta_batch_size)
 
     def _create_replica(self, device: jax.Device) -> Replica:
         training = self.config.training
         predictor = Predictor(self.model, programs=programs_on(self.programs.ghn, device))
         engine = BlockwiseEngine(
-            training.label_smoothing,
+            self.task.loss_fn,
             training.num_threads,
             compute_dtype=training.compute_dtype,
             programs=programs_on(self.programs.targets, device),
         )
-        return Replica(device, predictor, engine)
+        return Replica(device, predictor, engine, self._parameter_terms)
 
     @property
     def predictor(self) -> Predictor:
@@ -186,7 +214,7 @@ class Trainer:
         return Workers(self.batches.batch, state.step, num_workers, 2 * num_workers, "images")
 
     def step(
-        self, state: TrainState, meta_batch: MetaBatch, batch: Images, stop: bool = False
+        self, state: TrainState, meta_batch: MetaBatch, batch: Batch, stop: bool = False
     ) -> tuple[TrainState, StepResult]:
         """Make one update.
 
@@ -196,7 +224,7 @@ class Trainer:
         Args:
             state: Before the step.
             meta_batch: The architectures.
-            batch: Images (B, S, S, 3) and labels (B,).
+            batch: Images (B, S, S, C) and labels (B,).
             stop: Whether this process was asked to stop.
 
         Returns:
@@ -209,7 +237,7 @@ class Trainer:
                 return None
             ghn_params = local_copy(state.ghn_params, replica.device)
             own_keys = None if keys is None else [keys[i] for i in work.positions]
-            return replica.loss_and_grads(ghn_params, work, *batch, own_keys)
+            return replica.loss_and_grads(ghn_params, work, batch, own_keys)
 
         results = list(self._threads.map(compute, self.replicas, meta_batch.work))
         start = time.perf_counter()
@@ -243,11 +271,30 @@ def _summarize(seconds: list[dict[str, float]]) -> tuple[dict[str, float], float
     return longest, sum(totals) / len(totals) / max(totals)
 
 
-def check_dataset(config: ExperimentConfig, dataset: Dataset) -> None:
-    """Raise ValueError unless the space of architectures is for such images and classes."""
+def create_task(config: ExperimentConfig) -> Task:
+    """Make the task that a config names, for the images and outputs of its space."""
+    space = config.space
+    task: Task = TASKS.create(
+        config.task,
+        input_shape=(space.image_size, space.image_size, space.num_channels),
+        num_outputs=space.num_classes,
+        label_smoothing=config.training.label_smoothing,
+    )
+    return task
+
+
+def check_dataset(config: ExperimentConfig, dataset: Dataset, task: Task | None = None) -> None:
+    """Raise ValueError unless space, data set and task are for such images and as many outputs."""
     for name in ("image_size", "num_classes", "num_channels"):
         wanted, found = getattr(config.space, name), getattr(dataset, name)
         if wanted != found:
             raise ValueError(
                 f"space.{name} is {wanted}, expected {found} for the data set {dataset.name!r}"
+            )
+    shape = (dataset.image_size, dataset.image_size, dataset.num_channels)
+    for name, value in (("input_shape", shape), ("num_outputs", dataset.num_classes)):
+        if task is not None and getattr(task, name) != value:
+            raise ValueError(
+                f"task.{name} is {getattr(task, name)}, expected {value} for the data set"
+                f" {dataset.name!r}"
             )

@@ -1,6 +1,6 @@
 """A network trained on CIFAR-10 for 50 epochs with SGD: the baseline GHN-2 is compared with.
 
-Source: Knyazev et al. 2021 (arXiv 2110.13100), section 4; spec section 4.
+Source: Knyazev et al. 2021 (arXiv 2110.13100), section 4.
 Command: python launch/train_network.py --config launch/configs/network_sgd50.py
     --architecture test/0 --deepnets DIR --workdir DIR
 Hardware: not yet run.

@@ -29,7 +29,7 @@ from ghn_jax.cli.config_flags import run
 def main(config, workdir):
     print(workdir, config.training.num_steps, config.space.widths, config.training.max_nodes,
           config.optimizer.learning_rate, config.training.target_dropout, config.data.data_dir,
-          config.evaluation.splits, config.space.max_steps)
+          config.evaluation.splits, config.space.max_steps, config.ghn.message_passing.name)
 
 run(main)
 '''
@@ -138,10 +138,12 @@ def test_overrides_reach_the_program(tmp_path):
         "--noconfig.training.target_dropout",
         "--config.data.data_dir=/data",
         "--config.evaluation.splits=(('test', 5),)",
+        "--config.ghn.message_passing=mlp",
         f"--workdir={tmp_path}",
     )
     assert result.stderr == ""
-    assert result.stdout == f"{tmp_path} 12 (16, 32) 300 0.0001 False /data (('test', 5),) 1\n"
+    values = "12 (16, 32) 300 0.0001 False /data (('test', 5),) 1 mlp"
+    assert result.stdout == f"{tmp_path} {values}\n"
 
 
 @pytest.mark.parametrize(

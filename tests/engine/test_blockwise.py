@@ -11,13 +11,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from plain_composition import jit, one_cell
 
 from ghn_jax.architectures import VIT
-from ghn_jax.engine.blockwise import BlockwiseEngine, cross_entropy
+from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.sampling import ArchitectureStream, SpaceConfig
 from ghn_jax.targets.blocks import Block
 from ghn_jax.targets.initialization import initialize_randomly
 from ghn_jax.targets.network import TargetNetwork
 from ghn_jax.targets.plan import lower
+from ghn_jax.tasks import Batch, Classification
 
 
 def whole_network(plan, values, images, labels, label_smoothing):
@@ -45,11 +46,13 @@ def test_equals_the_whole_network(x64):
     params = [[v.astype(np.float64) for v in initialize_randomly(p, rng)] for p in plans]
     images, labels = rng.standard_normal((6, 8, 8, 3)), rng.integers(0, 10, 6).astype(np.int32)
     programs = ProgramCache()
-    engine = BlockwiseEngine(label_smoothing=0.1, programs=programs)
-    results = engine.loss_and_grads(plans, params, images, labels)
-    threaded = BlockwiseEngine(label_smoothing=0.1, num_threads=2, programs=programs)
+    engine = BlockwiseEngine(Classification(label_smoothing=0.1).loss_fn, programs=programs)
+    results = engine.loss_and_grads(plans, params, Batch(images, labels))
+    threaded = BlockwiseEngine(
+        Classification(label_smoothing=0.1).loss_fn, num_threads=2, programs=programs
+    )
     for one, other in zip(
-        results, threaded.loss_and_grads(plans, params, images, labels), strict=True
+        results, threaded.loss_and_grads(plans, params, Batch(images, labels)), strict=True
     ):
         jax.tree.map(np.testing.assert_array_equal, one, other)
     for plan, values, result in zip(plans, params, results, strict=True):
@@ -63,17 +66,6 @@ def test_equals_the_whole_network(x64):
             assert np.abs(actual - expected).max() <= 1e-9 * scale + 1e-13, tensor.path
 
 
-def test_cross_entropy_by_hand():
-    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]], np.float32))
-    labels = np.array([0, 2], np.int32)
-    expected = -(np.log(0.5) + np.log(0.1)) / 2
-    np.testing.assert_allclose(cross_entropy(logits, labels), expected, rtol=1e-6)
-    # Smoothing 0.3 puts 0.1 on every class and 0.7 more on the label.
-    rows = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
-    smoothed = -(rows * logits).sum() / 2
-    np.testing.assert_allclose(cross_entropy(logits, labels, 0.3), smoothed, rtol=1e-6)
-
-
 def test_nothing_is_compiled_twice():
     names = ("conv_1x1", "avg_pool_3x3")
     plans = [lower(two_cells(name, "skip_connect"), 8, 10) for name in names]
@@ -81,12 +73,12 @@ def test_nothing_is_compiled_twice():
     params = [initialize_randomly(plan, rng) for plan in plans]
     engine = BlockwiseEngine()
     labels = np.zeros(4, np.int32)
-    engine.loss_and_grads(plans, params, np.ones((4, 8, 8, 3), np.float32), labels)
+    engine.loss_and_grads(plans, params, Batch(np.ones((4, 8, 8, 3), np.float32), labels))
     first = engine.num_compilations
     assert first < 2 * sum(len(plan.calls) for plan in plans), "programs are shared"
     for _ in range(2):
         images = rng.standard_normal((4, 8, 8, 3), dtype=np.float32)
-        engine.loss_and_grads(plans, params, images, labels)
+        engine.loss_and_grads(plans, params, Batch(images, labels))
         engine.logits(plans[0], params[0], images)
     assert engine.num_compilations == first
 
@@ -95,12 +87,12 @@ def test_dropout_needs_a_key_and_follows_it():
     plan = one_cell("conv_1x1", "skip_connect", num_fc_layers=2)
     params = initialize_randomly(plan, np.random.default_rng(0))
     images = np.random.default_rng(1).standard_normal((4, 8, 8, 3), dtype=np.float32)
-    labels = np.zeros(4, np.int32)
+    batch = Batch(images, np.zeros(4, np.int32))
     engine = BlockwiseEngine()
 
     def loss(key):
         keys = None if key is None else [jax.random.key(key)]
-        return float(engine.loss_and_grads([plan], [params], images, labels, keys)[0].loss)
+        return float(engine.loss_and_grads([plan], [params], batch, keys)[0].loss)
 
     assert loss(None) == loss(None) and loss(0) == loss(0)
     assert len({loss(None), loss(0), loss(1)}) == 3
@@ -114,7 +106,7 @@ def test_bfloat16_is_close_and_gives_float32():
     labels = rng.integers(0, 10, 32).astype(np.int32)
     for plan, values in zip(plans, params, strict=True):
         images = rng.standard_normal((32, *[plan.image_size] * 2, 3), dtype=np.float32)
-        inputs = ([plan], [values], images, labels)
+        inputs = ([plan], [values], Batch(images, labels))
         (one,) = BlockwiseEngine().loss_and_grads(*inputs)
         (other,) = BlockwiseEngine(compute_dtype="bfloat16").loss_and_grads(*inputs)
         assert other.loss.dtype == np.float32
@@ -143,7 +135,8 @@ def test_warm_up_compiles_what_covers_the_calls():
     num_programs = engine.warm_up(plans, 4, coverage=1.0, progress=progress)
     assert num_programs == len(set(seen)) > 5
     warm = engine.num_compilations
-    engine.loss_and_grads(plans, params, np.ones((4, 8, 8, 3), np.float32), np.zeros(4, np.int32))
+    batch = Batch(np.ones((4, 8, 8, 3), np.float32), np.zeros(4, np.int32))
+    engine.loss_and_grads(plans, params, batch)
     assert engine.num_compilations - warm <= 3
     few = BlockwiseEngine()
     assert few.warm_up(plans, 4, coverage=0.3) < num_programs
@@ -166,22 +159,17 @@ def test_compilations_of_many_architectures_are_bounded():
     engine = BlockwiseEngine()
     labels = np.zeros(2, np.int32)
     images = rng.standard_normal((2, 2, 4, 4, 3), dtype=np.float32)
-    engine.loss_and_grads(plans, params, images[0], labels)
+    engine.loss_and_grads(plans, params, Batch(images[0], labels))
     num_calls = sum(len(plan.calls) for plan in plans)
     first = engine.num_compilations
     assert first < 0.03 * num_calls, (first, num_calls)
-    engine.loss_and_grads(plans, params, images[1], labels)
+    engine.loss_and_grads(plans, params, Batch(images[1], labels))
     assert engine.num_compilations == first
 
 
 def test_bad_compute_dtype():
     with pytest.raises(ValueError, match="compute_dtype is 'half', expected one of float32"):
         BlockwiseEngine(compute_dtype="half")
-
-
-def test_bad_label_smoothing():
-    with pytest.raises(ValueError, match="label_smoothing is 1.5, expected 0 <= value < 1"):
-        BlockwiseEngine(label_smoothing=1.5)
 
 
 def test_a_vit_runs():

@@ -22,9 +22,7 @@ from ghn_jax.evaluation.evaluate import (
     ArchitectureSplit,
     EvaluationImages,
     Evaluator,
-    Summary,
     evaluate_splits,
-    label_ranks,
     mean_and_standard_error,
     summarize,
 )
@@ -78,7 +76,7 @@ def plain_accuracy(plan, arrays, split, num_images):
 def test_accuracy_is_that_of_the_plain_networks(image_split, max_images, num_threads):
     predictor, engine, params = parts()
     images = EvaluationImages(dataset(), image_split, 64, max_images)
-    evaluator = Evaluator(predictor, engine, images, num_threads)
+    evaluator = Evaluator(predictor, engine, images, num_threads=num_threads)
     results = list(evaluator.evaluate(params, [(3, PLANS[0]), (8, PLANS[1])]))
     split = getattr(dataset(), image_split)
     # 360 test images are no multiple of 64: each counts once.
@@ -87,11 +85,11 @@ def test_accuracy_is_that_of_the_plain_networks(image_split, max_images, num_thr
     for plan, result in zip(PLANS, results, strict=True):
         (arrays,) = predictor.predict(params, predictor.prepare([build_graph(plan)]))
         top1, top5 = plain_accuracy(plan, arrays, split, num_images)
-        assert (result.top1, result.top5) == (top1, top5)
-        assert 0 < result.top1 < result.top5 < 1
+        assert result.metrics == {"top1": top1, "top5": top5}
+        assert 0 < top1 < top5 < 1
         assert result.num_nodes == len(plan.nodes)
         assert result.num_parameters == sum(array.size for array in arrays)
-        assert result.top1_random is None and result.top5_random is None
+        assert result.random is None
 
 
 def test_random_parameters_follow_seed_and_index():
@@ -100,7 +98,7 @@ def test_random_parameters_follow_seed_and_index():
 
     def random_accuracies(indices, seed):
         pairs = [(index, PLANS[0]) for index in indices]
-        return [r.top1_random for r in evaluator.evaluate(params, pairs, random_seed=seed)]
+        return [r.random["top1"] for r in evaluator.evaluate(params, pairs, random_seed=seed)]
 
     first = random_accuracies([0, 1, 2], seed=0)
     assert len(set(first)) > 1 and all(0 < accuracy < 0.5 for accuracy in first)
@@ -108,31 +106,15 @@ def test_random_parameters_follow_seed_and_index():
     assert random_accuracies([0, 1, 2], seed=1) != first
 
 
-def test_ranks_by_hand():
-    nan = np.nan
-    logits = [
-        [0.1, 0.7, 0.2],  # the label is first,
-        [0.7, 0.1, 0.2],  # last,
-        [0.7, 0.7, 0.2],  # tied with another for the first place: not right,
-        [nan, 0.7, 0.2],  # behind a class that is not a number,
-        [0.1, nan, 0.2],  # itself not a number, behind all three
-        [nan, nan, nan],
-        [-np.inf, -np.inf, -np.inf],
-        [0.3, np.inf, np.inf],
-    ]
-    labels = np.ones(len(logits), np.int32)
-    ranks = label_ranks(np.array(logits, np.float32), labels)
-    np.testing.assert_array_equal(ranks, [0, 2, 1, 1, 3, 3, 2, 1])
-    # Labels differ by row: the second guess, the fifth, the sixth of six.
-    logits = np.array([[5, 4, 3, 2, 1, 0]] * 3, np.float32)
-    np.testing.assert_array_equal(label_ranks(logits, np.array([1, 4, 5])), [1, 4, 5])
-
-
-def make_results(top1, **columns):
-    fields = {"num_nodes": 10, "num_parameters": 100, "top5": 0.9}
+def make_results(top1, random=None):
+    """Results with these accuracies; top-5 is 0.9, and 0.5 with random parameters."""
     return [
         ArchitectureResult(
-            index, top1=value, **fields, **{name: values[index] for name, values in columns.items()}
+            index,
+            num_nodes=10,
+            num_parameters=100,
+            metrics={"top1": value, "top5": 0.9},
+            random=random and {"top1": random[index], "top5": 0.5},
         )
         for index, value in enumerate(top1)
     ]
@@ -141,18 +123,14 @@ def make_results(top1, **columns):
 def test_summary_by_hand():
     # Deviations -0.2, 0, 0.2: variance 0.08 / (3 - 1), standard error sqrt(0.04 / 3).
     summary = summarize("deep", make_results([0.5, 0.7, 0.9]))
-    assert (summary.split, summary.num_architectures, summary.top1_best) == ("deep", 3, 0.9)
-    assert summary.top1_mean == pytest.approx(0.7)
-    assert summary.top1_standard_error == pytest.approx(math.sqrt(0.04 / 3))
-    assert summary.top5_mean == pytest.approx(0.9)
-    assert summary.top5_standard_error == pytest.approx(0)
-    assert summary.random_top1_mean is None and summary.random_top5_standard_error is None
-    columns = {"top1_random": [0.1, 0.3], "top5_random": [0.5, 0.5]}
-    summary = summarize("deep", make_results([0.5, 0.7], **columns))
-    assert summary.random_top1_mean == pytest.approx(0.2)
-    assert summary.random_top1_standard_error == pytest.approx(0.1)
-    assert summary.random_top5_mean == pytest.approx(0.5)
-    assert summarize("deep", make_results([0.5])).top1_standard_error == 0
+    assert (summary.split, summary.num_architectures, summary.best) == ("deep", 3, 0.9)
+    assert summary.metrics["top1"] == pytest.approx((0.7, math.sqrt(0.04 / 3)))
+    assert summary.metrics["top5"] == pytest.approx((0.9, 0))
+    assert summary.random is None
+    summary = summarize("deep", make_results([0.5, 0.7], [0.1, 0.3]))
+    assert summary.random["top1"] == pytest.approx((0.2, 0.1))
+    assert summary.random["top5"] == pytest.approx((0.5, 0))
+    assert summarize("deep", make_results([0.5])).metrics["top1"].standard_error == 0
     with pytest.raises(ValueError, match="^results is empty, expected at least one architecture"):
         summarize("deep", [])
 
@@ -180,6 +158,12 @@ def test_architectures_of_splits():
         assert (plan.image_size, plan.num_classes) == (8, 10)
     predefined = [plan.architecture for _, plan in splits.split_plans(SPACE, "predefined", 9, 0)]
     assert predefined == [ResNet((3, 4, 6, 3)), VIT]
+
+
+def test_plans_of_a_split_are_for_the_images_of_the_space():
+    grey = dataclasses.replace(SPACE, num_channels=1)
+    ((_, plan),) = splits.split_plans(grey, "test", 1, seed=0)
+    assert plan.input_shape == (SPACE.image_size, SPACE.image_size, 1)
 
 
 def test_opened_splits():
@@ -222,10 +206,13 @@ def test_reports(tmp_path, with_random):
         assert set(written) == fields
         assert written["num_architectures"] == num
         lines = path.with_suffix(".jsonl").read_text().splitlines()
-        results = [ArchitectureResult(**json.loads(line)) for line in lines]
-        assert summarize(summary.split, results) == summary
-        assert Summary(**written) == summary
-        mean = f"{100 * summary.top1_mean:.1f} +- {100 * summary.top1_standard_error:.1f}"
+        results = [json.loads(line) for line in lines]
+        assert summary.metrics["top1"].mean == pytest.approx(np.mean([r["top1"] for r in results]))
+        assert written["top1_mean"] == summary.metrics["top1"].mean
+        assert written["top1_best"] == max(r["top1"] for r in results)
+        assert all((r["top5_random"] is not None) == with_random for r in results)
+        top1 = summary.metrics["top1"]
+        mean = f"{100 * top1.mean:.1f} +- {100 * top1.standard_error:.1f}"
         assert f"{summary.split} " in output.getvalue() and mean in output.getvalue()
     assert "digits, test images, seed 5" in output.getvalue()
     png = (tmp_path / "evaluation" / "accuracy.png").read_bytes()
@@ -244,8 +231,8 @@ def test_reports_need_no_network(tmp_path, monkeypatch):
     assert "deep/0: 10 nodes, 100 parameters, top-1 50.00%, top-5 90.00%\n" in text
     assert "62.5 +- 12.5" in text and "stars" in text
     assert not list(tmp_path.iterdir())
-    (result,) = make_results([0.5], top1_random=[0.1], top5_random=[0.2])
-    assert describe_result("deep", result).endswith("; random (He) top-1 10.00%, top-5 20.00%")
+    (result,) = make_results([0.5], [0.1])
+    assert describe_result("deep", result).endswith("; random (He) top-1 10.00%, top-5 50.00%")
 
 
 def test_a_split_of_images_that_is_not_there():
@@ -274,10 +261,9 @@ def test_bars_by_hand(monkeypatch):
     monkeypatch.setattr(
         matplotlib.figure.Figure, "savefig", lambda self, *_, **__: figures.append(self)
     )
-    columns = {"top1_random": [0.1, 0.3], "top5_random": [0.5, 0.5]}
     summaries = [
-        summarize("test", make_results([0.5, 0.7], **columns)),
-        summarize("deep", make_results([0.25, 0.25], **columns)),
+        summarize("test", make_results([0.5, 0.7], [0.1, 0.3])),
+        summarize("deep", make_results([0.25, 0.25], [0.1, 0.3])),
     ]
     plot_summaries(summaries, "unused.png")
     plot_summaries([summarize("test", make_results([0.5]))], "unused.png")
@@ -288,5 +274,5 @@ def test_bars_by_hand(monkeypatch):
         "predicted",
         "random (He)",
     ]
-    assert both.get_ylabel() == "top-1 accuracy, %"
+    assert both.get_ylabel() == "top-1 %"
     assert [bar.get_height() for bar in alone.patches] == [50]

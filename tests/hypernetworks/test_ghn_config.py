@@ -8,7 +8,7 @@ from ghn_jax.hypernetworks import GHNConfig, ghn1, ghn2, mlp
 
 
 def test_variants_are_those_of_the_published_table():
-    # Spec section 3: virtual edges, layer norm, weight norm.
+    # docs/method.md, 'Variants': virtual edges, layer norm, weight norm.
     table = {
         config.message_passing.name + str(config.virtual_edges): (
             config.layer_norm,

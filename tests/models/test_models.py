@@ -24,8 +24,8 @@ PUBLISHED = {
     "wide_resnet101_2": 126_886_696,
     "vit_b16": 86_567_656,
     "vit_l16": 304_326_632,
-    # By hand from spec section 1: patches, positions, ten blocks of two norms, qkv, projection and
-    # MLP, and the head.
+    # By hand from docs/method.md, 'Operations': patches, positions, ten blocks of two norms, qkv,
+    # projection and MLP, and the head.
     "deepnets_vit": 16 * 16 * 3 * 128
     + 14 * 14 * 128
     + 10 * (2 * 2 * 128 + 128 * 384 + 3 * (128 * 128 + 128))

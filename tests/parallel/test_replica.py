@@ -16,6 +16,7 @@ from ghn_jax.programs import relocation
 from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.programs.relocation import programs_on
 from ghn_jax.targets.graph import build_graph
+from ghn_jax.tasks import Batch
 
 CONFIG = GHNConfig(hidden_size=8, max_shape=(8, 8, 7, 7))
 PLANS = tuple(
@@ -39,7 +40,7 @@ def make_replica(device):
 def inputs():
     rng = np.random.default_rng(0)
     images = rng.standard_normal((4, 8, 8, 3), dtype=np.float32)
-    return images, rng.integers(0, 10, 4).astype(np.int32)
+    return Batch(images, rng.integers(0, 10, 4).astype(np.int32))
 
 
 @functools.cache
@@ -49,7 +50,7 @@ def ghn_params():
 
 @functools.cache
 def expected():
-    return make_replica(jax.devices()[0]).loss_and_grads(ghn_params(), WORK, *inputs())
+    return make_replica(jax.devices()[0]).loss_and_grads(ghn_params(), WORK, inputs())
 
 
 def assert_same(result, other, tolerance):
@@ -64,7 +65,7 @@ def test_another_device_computes_the_same_without_compiling():
     before = expected(), sum(cache.num_compilations for cache in caches())
     second = jax.devices()[1]
     params = jax.device_put(ghn_params(), second)
-    result = make_replica(second).loss_and_grads(params, WORK, *inputs())
+    result = make_replica(second).loss_and_grads(params, WORK, inputs())
     assert_same(result, before[0], 0.0)
     assert {d for leaf in jax.tree.leaves(result.grads) for d in leaf.devices()} == {second}
     assert sum(cache.num_compilations for cache in caches()) == before[1]
@@ -78,7 +79,7 @@ def test_where_jax_changed_inside_programs_compile_for_each_device(monkeypatch, 
     try:
         second = jax.devices()[1]
         params = jax.device_put(ghn_params(), second)
-        result = make_replica(second).loss_and_grads(params, WORK, *inputs())
+        result = make_replica(second).loss_and_grads(params, WORK, inputs())
     finally:
         relocation.can_relocate.cache_clear()
     assert_same(result, before[0], 0.0)
@@ -113,7 +114,7 @@ def test_cutting_on_the_device_computes_the_same():
     replica = make_replica(jax.devices()[0])
     replica.predictor = Predictor(CONFIG, programs=caches()[0], cutting="device")
     # The sums over repeats of a tile have another order: float32 rounding, through the decoders.
-    assert_same(replica.loss_and_grads(ghn_params(), WORK, *inputs()), expected(), 1e-5)
+    assert_same(replica.loss_and_grads(ghn_params(), WORK, inputs()), expected(), 1e-5)
     # Copies of the same programs on the other device, where everything then stays.
     second = jax.devices()[1]
     programs = (programs_on(cache, second) for cache in caches())
@@ -122,7 +123,7 @@ def test_cutting_on_the_device_computes_the_same():
         Predictor(CONFIG, programs=next(programs), cutting="device"),
         BlockwiseEngine(programs=next(programs)),
     )
-    result = other.loss_and_grads(jax.device_put(ghn_params(), second), WORK, *inputs())
+    result = other.loss_and_grads(jax.device_put(ghn_params(), second), WORK, inputs())
     assert_same(result, expected(), 1e-5)
     assert {d for leaf in jax.tree.leaves(result.grads) for d in leaf.devices()} == {second}
 
@@ -131,7 +132,7 @@ def test_out_of_memory_goes_on_in_halves(caplog):
     replica = make_replica(jax.devices()[0])
     replica.engine = TooSmall(programs=caches()[1])
     replica.engine.sizes = []
-    result = replica.loss_and_grads(ghn_params(), WORK, *inputs())
+    result = replica.loss_and_grads(ghn_params(), WORK, inputs())
     assert replica.engine.sizes == [3, 1, 2, 1, 1]
     # The sum over architectures has another order: float32 rounding.
     assert_same(result, expected(), 1e-5)
@@ -143,14 +144,14 @@ def test_one_architecture_that_does_not_fit_ends_it():
     replica.engine = TooSmall(programs=caches()[1])
     replica.engine.limit = 0
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        replica.loss_and_grads(ghn_params(), WORK, *inputs())
+        replica.loss_and_grads(ghn_params(), WORK, inputs())
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory():
     replica = make_replica(jax.devices()[0])
     replica.engine = Broken(programs=caches()[1])
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        replica.loss_and_grads(ghn_params(), WORK, *inputs())
+        replica.loss_and_grads(ghn_params(), WORK, inputs())
 
 
 class Broken(BlockwiseEngine):

@@ -1,4 +1,4 @@
-"""Every rule of spec section 1 as a property over draws from each split."""
+"""Every rule of docs/method.md, 'Sampling', as a property over draws from each split."""
 
 import functools
 import itertools

@@ -75,7 +75,7 @@ def shared_target_programs():
 
 def make_trainer(config):
     """A trainer with the programs of earlier ones: most time goes into compiling."""
-    return Trainer(config, dataset(), shared_programs(config.ghn))
+    return Trainer(config, dataset=dataset(), programs=shared_programs(config.ghn))
 
 
 @functools.cache
@@ -350,7 +350,7 @@ def test_a_dataset_that_does_not_fit_is_refused():
     with pytest.raises(
         ValueError, match="^space.image_size is 16, expected 8 for the data set 'di"
     ):
-        Trainer(config, dataset())
+        Trainer(config, dataset=dataset())
 
 
 def test_compilations_level_off(monkeypatch):

@@ -1,4 +1,4 @@
-"""Kernels from a feature map cropped to them: the decoder of GHN-1 and GHN-2 (spec section 3).
+"""Kernels from a feature map cropped to them: the decoder of GHN-1 and GHN-2 (docs/method.md).
 
 Layouts are Flax's, so the last layer is parameterised (features, I, O).
 """

@@ -1,4 +1,4 @@
-"""Kernels from an MLP, cropped: GHN-2's other decoder (spec section 3)."""
+"""Kernels from an MLP, cropped: GHN-2's other decoder (docs/method.md, 'Decoders')."""
 
 import math
 from typing import Any

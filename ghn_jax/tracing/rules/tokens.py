@@ -1,6 +1,6 @@
 """Parameters that are data themselves: positional encodings, class tokens, queries.
 
-They become `pos_enc` nodes without incoming edges (spec section 2).
+They become `pos_enc` nodes without incoming edges (docs/method.md, 'Graph').
 """
 
 import math

@@ -1,0 +1,20 @@
+"""Tasks: what target networks take and give, their loss, and how good they are."""
+
+# Each registers itself.
+from ghn_jax.tasks.classification import CLASSIFICATION, Classification
+from ghn_jax.tasks.parameter_terms import ParameterTerm, norm_penalty, on_each_tensor
+from ghn_jax.tasks.registry import TASKS, TaskConfig, register_task
+from ghn_jax.tasks.task import Batch, Task
+
+__all__ = [
+    "CLASSIFICATION",
+    "TASKS",
+    "Batch",
+    "Classification",
+    "ParameterTerm",
+    "Task",
+    "TaskConfig",
+    "norm_penalty",
+    "on_each_tensor",
+    "register_task",
+]
