@@ -48,8 +48,8 @@ def run(
         main: called with the config and the run's folder.
         argv: the command line, the program's name first; None is the process's.
         errors: what `main` raises, besides ValueError and OSError, with a text for its user.
-        config_type: of the config.
-        kind: of the packaged configs that are for the program, see `packaged_configs`.
+        config_type: the type of the config.
+        kind: which packaged configs are for the program, see `packaged_configs`.
     """
     arguments = resolve_names(sys.argv if argv is None else argv, config_type)
     config_flag = config_flags.DEFINE_config_file(
@@ -91,7 +91,7 @@ def resolve_names(arguments: Sequence[str], config_type: type[Any] = ExperimentC
 
     Args:
         arguments: the command line.
-        config_type: of the config.
+        config_type: the type of the config.
 
     Returns:
         The command line with the path of the file for the name of a packaged config (`--config
@@ -133,8 +133,8 @@ def check_arguments(
 
     Args:
         arguments: the command line without the program's name, names of configs resolved.
-        config_type: of the config.
-        kind: of the packaged configs that errors list.
+        config_type: the type of the config.
+        kind: which packaged configs errors list.
 
     Raises:
         ValueError: if no config file is given, it does not exist or fails, or a field is unknown.

@@ -191,7 +191,9 @@ class Evaluator:
                 evaluate_one = functools.partial(self._evaluate_one, ghn_params, random_seed)
                 yield from pool.map(evaluate_one, chunk)
 
-    def _evaluate_one(self, ghn_params, random_seed, candidate) -> ArchitectureResult:
+    def _evaluate_one(
+        self, ghn_params: PyTree, random_seed: int | None, candidate: Candidate
+    ) -> ArchitectureResult:
         index, plan, *stored = candidate
         graph = stored[0] if stored else build_graph(plan, self._predictor.config.virtual_edges)
         metrics = self.measure(plan, self._predict(ghn_params, graph))

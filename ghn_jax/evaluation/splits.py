@@ -68,7 +68,7 @@ def split_space(space: SpaceConfig, split: str) -> SpaceConfig:
     What makes a split out of distribution is lifted: the restrictions on depth, steps and size.
 
     Args:
-        space: Of training.
+        space: The space of training.
         split: One of `ghn_jax.sampling.SPLITS`.
 
     Returns:

@@ -120,7 +120,7 @@ class Comparison:
         return initializer, NetworkTrainer(module, self._dataset, config)
 
     def _tune(self, start: _Start) -> Iterator[RunResult]:
-        """The result of each learning rate and seed: of the run before, or of one made now."""
+        """The result of each learning rate and seed, from an earlier run or one made now."""
         first_seed = self._config.training.seed
         for rate in self._config.rates:
             for seed in range(first_seed, first_seed + self._config.num_seeds):

@@ -101,7 +101,7 @@ def write_comparison(
     Args:
         workdir: Folder of the comparison, created if missing.
         rows: All of them.
-        config: Of the comparison, as JSON holds it.
+        config: The comparison's config, as JSON holds it.
         ghn_name: What the GHN is called.
     """
     workdir.mkdir(parents=True, exist_ok=True)
@@ -156,8 +156,8 @@ def draw_curves(rows: Sequence[Row], path: pathlib.Path) -> None:
     """Draw validation accuracy by step, one panel per architecture, a band of one standard error.
 
     Args:
-        rows: Of a comparison.
-        path: Of the image, such as `curves.png`.
+        rows: The rows of a comparison.
+        path: The image to write, such as `curves.png`.
     """
     with extra("train", "pictures"):
         from matplotlib.figure import Figure

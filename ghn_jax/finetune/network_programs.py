@@ -74,7 +74,7 @@ class NetworkPrograms:
         module: (B, S, S, 3) images -> (B, K) logits, or while it is trained a pair with the logits
             of an auxiliary head.
         training: How it is trained.
-        optimizer: Of learning rate 1: updates are multiplied by the rate of the step.
+        optimizer: Its learning rate is 1: updates are multiplied by the rate of the step.
 
     Attributes:
         arguments: How the module is called.
@@ -101,7 +101,15 @@ class NetworkPrograms:
         self.count_correct = jax.jit(self._count_correct)
         self.batch_statistics = jax.jit(self._batch_statistics)
 
-    def _update(self, state, images, labels, scalars, key, size):
+    def _update(
+        self,
+        state: NetworkState,
+        images: jax.Array,
+        labels: jax.Array,
+        scalars: jax.Array,
+        key: jax.Array,
+        size: int | None,
+    ) -> tuple[NetworkState, jax.Array]:
         training = self._training
         rate, drop_path = scalars
         if size is not None and images.shape[1:3] != (size, size):
@@ -112,7 +120,7 @@ class NetworkPrograms:
             arguments["drop_path_rate"] = drop_path
         keys = dict(zip(("dropout", "drop_path"), jax.random.split(key), strict=True))
 
-        def loss_fn(params):
+        def loss_fn(params: PyTree) -> tuple[jax.Array, PyTree]:
             outputs, new = self.module.apply(
                 {"params": params, **state.collections},
                 images,
@@ -132,12 +140,14 @@ class NetworkPrograms:
         params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
         return NetworkState(params, {**state.collections, **new}, opt_state), loss
 
-    def _count_correct(self, variables, images, labels, mask):
+    def _count_correct(
+        self, variables: PyTree, images: jax.Array, labels: jax.Array, mask: jax.Array
+    ) -> jax.Array:
         logits = self.module.apply(variables, images, **self.arguments.evaluate)
         logits = logits[0] if isinstance(logits, tuple) else logits
         return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & mask)
 
-    def _batch_statistics(self, variables, images, fill):
+    def _batch_statistics(self, variables: PyTree, images: jax.Array, fill: float) -> PyTree:
         stats = jax.tree.map(lambda x: jnp.full_like(x, fill), variables["batch_stats"])
         keys = {name: jax.random.key(0) for name in ("dropout", "drop_path")}
         _, new = self.module.apply(
@@ -155,7 +165,7 @@ def check_image_sizes(module: nn.Module, sizes: Sequence[int]) -> None:
 
     Args:
         module: The network.
-        sizes: Of the data set's images first, pixels; then `training.image_sizes`.
+        sizes: The size of the data set's images, pixels, then `training.image_sizes`.
 
     Raises:
         ValueError: If the network fails on a size, or has other parameters.

@@ -81,7 +81,7 @@ class NetworkTrainer:
     Args:
         module: (B, S, S, 3) images -> (B, K) logits, or while it is trained a pair with the logits
             of an auxiliary head.
-        dataset: Of K classes.
+        dataset: Images of K classes.
         config: The config of the runs.
 
     Raises:
@@ -170,7 +170,7 @@ class NetworkTrainer:
 
         Args:
             variables: The network's, such as those predicted.
-            seed: Of the order of the images; None is the config's.
+            seed: Decides the order of the images; None is the config's.
 
         Returns:
             New variables.
@@ -209,7 +209,7 @@ class NetworkTraining:
 
     Args:
         trainer: Makes the steps.
-        config: Of this run, with its seed and learning rate.
+        config: The run's config, with its seed and learning rate.
         variables: The network's before the first step.
 
     Attributes:

@@ -89,7 +89,7 @@ class CheckpointStore:
         Args:
             workdir: folder of the run, created if missing.
             keep: number of most recent checkpoints kept.
-            config_type: of the runs' configs.
+            config_type: the type of the run's config.
         """
         self._config_type = config_type
         self.folder = pathlib.Path(workdir).absolute() / FOLDER

@@ -83,9 +83,9 @@ class MetricWriter:
         """Note that an architecture was skipped.
 
         Args:
-            step: of the update that it took no part in.
-            index: of the architecture in its stream.
-            seed: of the stream.
+            step: the update that it took no part in.
+            index: its index in its stream.
+            seed: the stream's seed.
         """
         record = {"step": step, "index": index, "seed": seed}
         with self._skipped_path.open("a", encoding="utf-8") as file:
@@ -137,7 +137,7 @@ class TrainingProgress:
             console: where to write; the standard output by default.
             seconds_between_lines: least time between plain lines.
             clock: seconds from any origin.
-            quiet: whether nothing is shown: of several processes one reports.
+            quiet: whether nothing is shown; one of several processes reports.
         """
         self._num_steps = num_steps
         self._first_step = first_step
