@@ -16,7 +16,8 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
-PyTree = Any
+from ghn_jax.arrays import PyTree
+
 Path = tuple[str, ...]
 
 
