@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import with_operations
 
-PyTree = Any
 Path = tuple[str, ...]
 
 
