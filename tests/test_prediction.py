@@ -27,7 +27,9 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(4, (3, 3))(x)))
-        x = jnp.maximum(x, self.param("floor", nn.initializers.zeros_init(), (4,))[None, None, None])
+        x = jnp.maximum(
+            x, self.param("floor", nn.initializers.zeros_init(), (4,))[None, None, None]
+        )
         return nn.Dense(10)(x.mean((1, 2)))
 
 

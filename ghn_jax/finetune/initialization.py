@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.configuration.validation import (
     check_choice,
     check_instance,
@@ -28,7 +29,6 @@ from ghn_jax.tracing import TracedNetwork, fill_variables, trace
 if TYPE_CHECKING:
     from ghn_jax.pretrained import GHN
 
-PyTree = Any
 NUM_CHANNELS = 3
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.configuration.validation import check_instance
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.tracing.views import View
 
-PyTree = Any
 Path = tuple[str, ...]
 KERNEL_ROLES = ("kernel", "depthwise", "classifier_kernel")
 

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.configuration.validation import check_flag, check_number, check_random_key
 from ghn_jax.finetune.layers import Kernels, Layer, Path
 from ghn_jax.finetune.orthogonalization import as_tall_matrix
 from ghn_jax.finetune.orthogonalization import orthogonalize as orthogonalize_kernel
 
-PyTree = Any
 AUTO = "auto"
 
 

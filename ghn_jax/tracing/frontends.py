@@ -16,9 +16,11 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.configuration.validation import describe_value
+from ghn_jax.targets.operations import NATIVE
+from ghn_jax.targets.spelling import with_operations
 
-PyTree = Any
 Path = tuple[str, ...]
 
 
@@ -92,8 +94,10 @@ def describe(
 
 
 def _describe_linen(module, images, key, arguments) -> NetworkDescription:
+    read = with_operations(module, NATIVE)
+
     def init(key, images):
-        return module.init_with_output(key, images, **arguments)
+        return read.init_with_output(key, images, **arguments)
 
     jaxpr, (outputs, variables) = jax.make_jaxpr(init, return_shape=True)(key, images)
     num_outputs = len(jax.tree.leaves(outputs))
@@ -101,7 +105,7 @@ def _describe_linen(module, images, key, arguments) -> NetworkDescription:
 
     def apply_fn(variables, images):
         rngs = {"params": key, "dropout": key}
-        outputs = module.apply(
+        outputs = read.apply(
             variables, images, rngs=rngs, mutable=collections or False, **arguments
         )
         return outputs[0] if collections else outputs

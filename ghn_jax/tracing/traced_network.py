@@ -81,7 +81,7 @@ def trace(
     shapes = jax.tree.map(_as_batch, images)
     if not jax.tree.leaves(shapes):
         raise ValueError(f"images is {images!r}, expected arrays or their shapes")
-    with nn.intercept_methods(_natively), _batch_in_errors(), _without_collector():
+    with _natively(network), _batch_in_errors(), _without_collector():
         description = describe(network, shapes, key, call_arguments)
         traced = _read_initialiser(description, num_classes, max_distance)
         if traced is None:
@@ -129,8 +129,14 @@ def _as_batch(x):
     return jax.ShapeDtypeStruct((_BATCH_SIZE, *x.shape[1:]), x.dtype)
 
 
-def _natively(next_method, args, kwargs, context):
-    """Read a module of ours, however deep within another, as the operations that its graph has."""
+def _natively(network):
+    """Read modules of ours as the operations that their graph has, however deep they lie."""
+    # One that is the network itself is described so: calls cost less that are not intercepted.
+    is_ours = isinstance(network, nn.Module) and has_operations(network)
+    return contextlib.nullcontext() if is_ours else nn.intercept_methods(_call_natively)
+
+
+def _call_natively(next_method, args, kwargs, context):
     module = context.module
     if not has_operations(module):
         return next_method(*args, **kwargs)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-PyTree = Any
+from ghn_jax.arrays import PyTree
+
 BLOCK = 32  # nodes
 _CHUNK = 128  # nodes, a multiple of the block
 _ZERO: Any = np.int32(0)
