@@ -27,7 +27,7 @@ from ghn_jax.data import load_dataset
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.config import NetworkConfig
 from ghn_jax.finetune.initialization import NetworkInitializer
-from ghn_jax.finetune.iterations import describe, draw_iterations
+from ghn_jax.finetune.iterations import describe_iterations, draw_iterations
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 from ghn_jax.finetune.regularized_network import RegularizedNetwork
 from ghn_jax.targets.network import TargetNetwork
@@ -77,7 +77,7 @@ def main(config: NetworkConfig, workdir: str) -> None:
         plain_trainer = trainer if module is plain else NetworkTrainer(plain, dataset, config)
         predicted = plain_trainer.calibrate(initializer.make("ghn", key))
         accuracy = plain_trainer.evaluate(predicted, "validation")
-        print(describe(result.curve, accuracy, trainer.steps_per_epoch))
+        print(describe_iterations(result.curve, accuracy, trainer.steps_per_epoch))
         path = Path(workdir) / "iterations.png"
         draw_iterations(result.curve, accuracy, path, FLAGS.architecture)
         print(f"wrote {path}")

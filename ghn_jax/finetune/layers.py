@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ghn_jax.arrays import PyTree
+from ghn_jax.arrays import PyTree, TreePath
 from ghn_jax.configuration.validation import check_instance
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.tracing.views import View
 
-Path = tuple[str, ...]
 KERNEL_ROLES = ("kernel", "depthwise", "classifier_kernel")
 
 
@@ -32,7 +31,7 @@ class Layer(NamedTuple):
         is_classifier: Whether the graph marks it as the classifier.
     """
 
-    path: Path
+    path: TreePath
     shape: tuple[int, ...]
     view: View | None = None
     is_classifier: bool = False
@@ -87,7 +86,7 @@ class Kernels:
         ValueError: If a path is that of no array, or of several, or the array has not two axes.
     """
 
-    def __init__(self, variables: PyTree, layers: Iterable[Layer | Path | str]) -> None:
+    def __init__(self, variables: PyTree, layers: Iterable[Layer | TreePath | str]) -> None:
         paths, self._structure = jax.tree_util.tree_flatten_with_path(variables)
         self._leaves = [leaf for _, leaf in paths]
         names = [_names(path) for path, _ in paths]
@@ -118,7 +117,7 @@ class Kernels:
         """The variables with all that was written."""
         return jax.tree.unflatten(self._structure, self._leaves)
 
-    def _plain(self, index: int, path: Path) -> Layer:
+    def _plain(self, index: int, path: TreePath) -> Layer:
         shape = tuple(np.shape(self._leaves[index]))
         if len(shape) < 2:
             raise ValueError(
@@ -128,19 +127,19 @@ class Kernels:
         return Layer(path, shape)
 
 
-def _path_of(layer: Layer | Path | str) -> Path:
+def _path_of(layer: Layer | TreePath | str) -> TreePath:
     if isinstance(layer, Layer):
         return layer.path
     return tuple(layer.split("/")) if isinstance(layer, str) else tuple(layer)
 
 
-def _names(path: tuple[Any, ...]) -> Path:
+def _names(path: tuple[Any, ...]) -> TreePath:
     """A path in a tree as strings; the `value` of an NNX variable is the variable."""
     names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
     return names[:-1] if names and names[-1] in ("value", "") else names
 
 
-def _find(names: Sequence[Path], path: Path) -> int:
+def _find(names: Sequence[TreePath], path: TreePath) -> int:
     """The leaf at a path, which may leave out what comes before, such as the collection."""
     exact = [index for index, name in enumerate(names) if name in (path, ("params", *path))]
     ends = [index for index, name in enumerate(names) if name[-len(path) :] == path]

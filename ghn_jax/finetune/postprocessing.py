@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.arrays import PyTree
+from ghn_jax.arrays import PyTree, TreePath
 from ghn_jax.configuration.validation import check_flag, check_number, check_random_key
-from ghn_jax.finetune.layers import Kernels, Layer, Path
+from ghn_jax.finetune.layers import Kernels, Layer
 from ghn_jax.finetune.orthogonalization import as_tall_matrix
 from ghn_jax.finetune.orthogonalization import orthogonalize as orthogonalize_kernel
 
@@ -74,7 +74,7 @@ class Postprocessed(NamedTuple):
 
 def postprocess(
     variables: PyTree,
-    order: Iterable[Layer | Path | str],
+    order: Iterable[Layer | TreePath | str],
     *,
     orthogonalize: bool = True,
     noise_beta: float = 0.0,

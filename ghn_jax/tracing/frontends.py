@@ -16,12 +16,10 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
-from ghn_jax.arrays import PyTree
+from ghn_jax.arrays import PyTree, TreePath
 from ghn_jax.configuration.validation import describe_value
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import with_operations
-
-Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +39,7 @@ class NetworkDescription:
 
     apply_fn: Callable[[PyTree, PyTree], PyTree]
     variables: PyTree
-    paths: tuple[Path, ...]
+    paths: tuple[TreePath, ...]
     is_parameter: tuple[bool, ...]
     initialize: Callable[[Sequence[int]], list[Any]]
     finish: Callable[[PyTree], tuple[Any, PyTree]]
@@ -236,7 +234,7 @@ def _split_collections(variables):
     return paths, is_parameter
 
 
-def _paths(tree, skip: int) -> tuple[Path, ...]:
+def _paths(tree, skip: int) -> tuple[TreePath, ...]:
     paths = []
     for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
         names = [jax.tree_util.keystr((key,), simple=True) for key in path]

@@ -19,10 +19,11 @@ from ghn_jax.configuration.validation import (
     check_positive_int,
     suggest,
 )
+from ghn_jax.engine.blockwise import COMPUTE_DTYPES
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.sampling.space import SPLITS, SpaceConfig
 from ghn_jax.tasks import TASKS, TaskConfig
-from ghn_jax.training.update_rules import RULES, SCHEDULES
+from ghn_jax.training.update_rules import SCHEDULES, UPDATE_RULES
 
 __all__ = [
     "DataConfig",
@@ -33,7 +34,6 @@ __all__ = [
     "describe_fields",
 ]
 
-COMPUTE_DTYPES = ("float32", "bfloat16")
 PREDEFINED_SPLIT = "predefined"
 """The split that holds ResNet-50 and the ViT; it is listed, not drawn."""
 
@@ -96,7 +96,7 @@ class OptimizerConfig:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        check_choice("name", self.name, tuple(RULES))
+        check_choice("name", self.name, tuple(UPDATE_RULES))
         check_choice("schedule", self.schedule, tuple(SCHEDULES))
         _check_number("learning_rate", self.learning_rate, above=0)
         check_count("warmup_steps", self.warmup_steps)
