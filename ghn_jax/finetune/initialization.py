@@ -67,8 +67,8 @@ class NetworkInitializer:
         check_positive_int("num_classes", num_classes)
         check_choice("classifier", classifier, CLASSIFIERS)
         check_number("noise_beta", noise_beta)
-        if first_layer != AUTO:
-            check_positive_int("first_layer", first_layer)
+        if first_layer != AUTO and (type(first_layer) is not int or first_layer < 1):
+            raise ValueError(f"first_layer is {first_layer!r}, expected 'auto' or a positive int")
         arguments = call_arguments or {}
         self._noise_beta, self._first_layer = noise_beta, first_layer
         images = jax.ShapeDtypeStruct((1, image_size, image_size, NUM_CHANNELS), np.float32)

@@ -114,6 +114,10 @@ def test_errors(dataset, ghn, tmp_path):
         ValueError, match="ghn is missing, expected a GHN for inits = random, ghn-o"
     ):
         Comparison(config_of(), dataset, None, tmp_path)
+    with pytest.raises(ValueError, match="^config is {}, expected a FinetuneConfig"):
+        Comparison({}, dataset, ghn, tmp_path)
+    with pytest.raises(ValueError, match="^dataset is 'digits', expected a ghn_jax.data.Dataset"):
+        Comparison(config_of(), "digits", ghn, tmp_path)
     with pytest.raises(ValueError, match=r"num_shots is 500, expected at most \d+: class 0 of"):
         Comparison(config_of(num_shots=500), dataset, ghn, tmp_path)
     with pytest.raises(ValueError, match=r"first_layer is 2, expected 'auto' or an int in 1..1"):
