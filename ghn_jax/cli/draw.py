@@ -58,6 +58,8 @@ def main() -> None:
 def make_graph(spec: str) -> tuple[ArchGraph, str]:
     """The graph of a network, and for traced ones what of it a GHN can predict."""
     size, num_classes = FLAGS.image_size, FLAGS.num_classes
+    if FLAGS.small_images and (is_stored(spec) or is_factory(spec) or spec == "vit"):
+        raise ValueError(f"--small_images is given for {spec!r}, expected a name of ghn_jax.models")
     if is_stored(spec):
         parse_arguments(FLAGS.arguments, is_traced=False)
         network = resolve_architecture(
