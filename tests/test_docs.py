@@ -125,6 +125,7 @@ def test_code_of_the_fine_tuning_page_runs(as_users_have_it):
 def as_readers_extend_it(as_users_have_it, tmp_path, monkeypatch):
     """An empty folder, from which modules are imported and forgotten, with what they register."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "160")  # tables in which no label is broken
     modules = set(sys.modules)
     for registry in (MESSAGE_PASSING, DECODERS, TASKS):
         monkeypatch.setattr(registry, "_modules", dict(registry._modules))
