@@ -3,22 +3,54 @@
 Each program calls these functions where it defines its other flags, and lists them as its own.
 """
 
+import importlib
 import json
+import os
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+
+from ghn_jax.cli.command_line import last_line
 
 flags.disclaim_key_flags()  # they are those of the module that calls
 
 
 def define_ghn_flag(more: str = "") -> None:
-    """Define `--ghn`; `more` ends its help text."""
+    """Define `--ghn`, whose help text `more` ends, and `--import` for what such a GHN needs."""
     flags.DEFINE_string(
         "ghn",
         None,
         "Work directory of training, the name of a packaged GHN (digits), or an official .pt file"
         f"{more}.",
     )
+    define_import_flag()
+
+
+def define_import_flag(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define `--import`: modules are imported as the flags are parsed."""
+    flags.DEFINE_list(
+        "import",
+        [],
+        "Modules that register message passing, a decoder, a task or a data set of one's own, which"
+        " the GHN was trained with; also from the current folder.",
+        flag_values=flag_values,
+    )
+    flags.register_validator("import", _import_modules, flag_values=flag_values)
+
+
+def _import_modules(names: Sequence[str]) -> bool:
+    """Import what the flag names."""
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the module is the user's program
+            reason = f"{type(error).__name__}: {last_line(error)}"
+            raise flags.ValidationError(f"cannot import {name!r}: {reason}") from error
+    return True
 
 
 def define_arguments_flag() -> None:

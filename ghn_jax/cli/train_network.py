@@ -23,7 +23,7 @@ import ghn_jax
 from ghn_jax.cli import config_flags
 from ghn_jax.cli.command_line import fail
 from ghn_jax.cli.network_flags import define_deepnets_flag, define_ghn_flag
-from ghn_jax.data import load_dataset
+from ghn_jax.data import check_classes, load_dataset
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.config import NetworkConfig
 from ghn_jax.finetune.initialization import NetworkInitializer
@@ -50,7 +50,7 @@ def main(config: NetworkConfig, workdir: str) -> None:
         fail("--architecture is missing, expected the network to train")
     data, training = config.data, config.training
     dataset = load_dataset(data.name, data.data_dir, data.image_size, data.num_channels)
-    size, num_classes = dataset.image_size, dataset.num_classes
+    size, num_classes = dataset.image_size, check_classes(dataset)
     plain = resolve_module(FLAGS.architecture, size, num_classes, FLAGS.deepnets)
     module = plain
     if training.drop_path or training.auxiliary_weight:

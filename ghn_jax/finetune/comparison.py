@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from ghn_jax.configuration.validation import check_instance
-from ghn_jax.data import Dataset, take_shots
+from ghn_jax.data import Dataset, check_classes, take_shots
 from ghn_jax.evaluation.report import write_whole
 from ghn_jax.finetune.comparison_report import (
     ComparisonProgress,
@@ -115,7 +115,7 @@ class Comparison:
             module,
             self._ghn,
             self._dataset.image_size,
-            self._dataset.num_classes,
+            check_classes(self._dataset),
             classifier=config.classifier,
             noise_beta=config.noise_beta,
             first_layer=AUTO if config.first_layer is None else config.first_layer,
