@@ -1,15 +1,15 @@
-"""Flags that several programs have: which GHN, and where a network of a file lies.
+"""Flags that several programs share: the GHN, and the folder of a stored network.
 
-Each program calls these functions where it defines its other flags, and lists them as its own.
+Each program calls these functions where it defines its other flags, and lists these as its own.
 """
 
 from absl import flags
 
-flags.disclaim_key_flags()  # they are those of the module that calls
+flags.disclaim_key_flags()  # the flags belong to the calling module
 
 
 def define_ghn_flag(more: str = "") -> None:
-    """Define `--ghn`; `more` ends its help text."""
+    """Define `--ghn`; `more` is appended to its help text."""
     flags.DEFINE_string(
         "ghn",
         None,
@@ -19,5 +19,5 @@ def define_ghn_flag(more: str = "") -> None:
 
 
 def define_deepnets_flag() -> None:
-    """Define `--deepnets`, the folder that an architecture SPLIT/INDEX is read from."""
-    flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+    """Define `--deepnets`, the folder from which an architecture SPLIT/INDEX is read."""
+    flags.DEFINE_string("deepnets", None, "Folder with the DeepNets-1M file for SPLIT/INDEX.")
