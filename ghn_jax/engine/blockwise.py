@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from ghn_jax.arrays import Array
 from ghn_jax.engine.signature import BlockSignature, sign_call
 from ghn_jax.programs.cache import ProgramCache, keep_freed_memory
 from ghn_jax.programs.relocation import ProgramsOnDevice
@@ -27,7 +28,6 @@ from ghn_jax.targets import blocks
 from ghn_jax.targets.plan import Plan
 from ghn_jax.tasks import CLASSIFICATION, Batch
 
-Array = Any  # a numpy or JAX array
 LossFn = Callable[[jax.Array, Batch], jax.Array]
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.data import Dataset, EvaluationBatches
 from ghn_jax.data.loader import EvaluationBatch
 from ghn_jax.engine.blockwise import BlockwiseEngine
@@ -25,7 +26,6 @@ from ghn_jax.targets.initialization import initialize_randomly
 from ghn_jax.targets.plan import Plan
 from ghn_jax.tasks import CLASSIFICATION, Batch
 
-PyTree = Any
 Candidate = tuple[int, Plan] | tuple[int, Plan, ArchGraph]
 """Index and plan of an architecture, and its graph where that is a file's, not the plan's own."""
 MetricsFn = Callable[[Any, Batch], Mapping[str, Any]]

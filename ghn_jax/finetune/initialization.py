@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.configuration.validation import check_choice
 from ghn_jax.finetune.config import CLASSIFIERS, INITS
 from ghn_jax.finetune.layers import Kernels, Layer, layer_order
@@ -23,7 +24,6 @@ from ghn_jax.tracing.prediction import fill_variables
 if TYPE_CHECKING:
     from ghn_jax.pretrained import GHN
 
-PyTree = Any
 NUM_CHANNELS = 3
 
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.tracing.views import View
 
-PyTree = Any
 Path = tuple[str, ...]
 KERNEL_ROLES = ("kernel", "depthwise", "classifier_kernel")
 

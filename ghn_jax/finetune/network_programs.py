@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.finetune.config import NetworkTrainingConfig
 from ghn_jax.targets.spelling import operations_with_adjoints, with_operations
 from ghn_jax.tasks.classification import cross_entropy
-
-PyTree = Any
 
 
 class NetworkState(NamedTuple):

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.data import Dataset, Prefetcher, TrainBatches
 from ghn_jax.finetune.config import NetworkConfig
 from ghn_jax.finetune.network_evaluation import NetworkEvaluator
@@ -43,7 +44,6 @@ from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.optimizers import create_optimizer
 from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
 
-PyTree = Any
 _SIZE_STREAM = 4  # the random stream of image sizes; 0 to 3 are the loader's
 
 

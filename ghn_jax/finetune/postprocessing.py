@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.finetune.layers import Kernels, Layer, Path
 from ghn_jax.finetune.orthogonalization import as_tall_matrix
 from ghn_jax.finetune.orthogonalization import orthogonalize as orthogonalize_kernel
 
-PyTree = Any
 AUTO = "auto"
 
 

@@ -8,17 +8,17 @@ that neither parameters nor gradients leave the device.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.arrays import Array
 from ghn_jax.hypernetworks.preparation import TensorGroup
 from ghn_jax.hypernetworks.tiling import TileIndex, tile_parameters, untile_gradients
 from ghn_jax.programs.table import Compilation, ProgramTable
 
-Array = Any  # numpy or JAX
 Grads = Sequence[Sequence[Array] | None]
 """For each graph its tensors' gradients, or None to leave the graph out."""
 CUTTINGS = ("host", "device")

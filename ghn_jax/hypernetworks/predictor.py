@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.arrays import Array, PyTree
 from ghn_jax.graphs import ArchGraph, GraphBatch
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.hypernetworks.cutting import Grads, create_cutting
@@ -28,8 +29,6 @@ from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.programs.relocation import ProgramsOnDevice
 from ghn_jax.programs.table import Compilation, ProgramTable, Selection
 
-PyTree = Any
-Array = Any  # numpy or JAX
 # Embeddings are padded to this many nodes per graph, so that decoders see one size for most
 # batches.
 _NUM_DECODED_NODES = 512

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.arrays import Array
 from ghn_jax.graphs.schema import ROLES
 
-Array = Any  # numpy or JAX
 TileIndex = tuple[int | slice, ...]
 
 _SMALLEST_BOUNDED = 32  # channels

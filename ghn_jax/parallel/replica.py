@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.engine.blockwise import BlockwiseEngine, LossAndGrads
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks.predictor import Predictor
@@ -21,7 +22,6 @@ from ghn_jax.targets.plan import Plan
 from ghn_jax.tasks import Batch, ParameterTerm
 
 _LOGGER = logging.getLogger(__name__)
-PyTree = Any
 
 
 class Work(NamedTuple):

@@ -5,7 +5,7 @@ replica brings the sum of the gradients of its own architectures, and all make t
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.parallel.processes import REPLICA_AXIS, local_devices, stack_replicas
 from ghn_jax.parallel.replica import ReplicaResult
 from ghn_jax.programs.cache import compile_lowered
-
-PyTree = Any
 
 
 class Totals(NamedTuple):

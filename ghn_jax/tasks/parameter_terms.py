@@ -7,11 +7,11 @@ which goes the way of the other gradients back into the hypernetwork.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
-Array = Any  # numpy or JAX
+from ghn_jax.arrays import Array
 
 
 class ParameterTerm(Protocol):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 
-Array = Any  # numpy or JAX
+from ghn_jax.arrays import Array
 
 
 class Batch(NamedTuple):

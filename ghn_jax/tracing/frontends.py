@@ -16,7 +16,10 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
-PyTree = Any
+from ghn_jax.arrays import PyTree
+from ghn_jax.targets.operations import NATIVE
+from ghn_jax.targets.spelling import with_operations
+
 Path = tuple[str, ...]
 
 
@@ -85,8 +88,10 @@ def describe(model: Any, images: PyTree, key: jax.Array, arguments: Mapping[str,
 
 
 def _describe_linen(module, images, key, arguments) -> Network:
+    read = with_operations(module, NATIVE)
+
     def init(key, images):
-        return module.init_with_output(key, images, **arguments)
+        return read.init_with_output(key, images, **arguments)
 
     jaxpr, (outputs, variables) = jax.make_jaxpr(init, return_shape=True)(key, images)
     num_outputs = len(jax.tree.leaves(outputs))
@@ -94,7 +99,7 @@ def _describe_linen(module, images, key, arguments) -> Network:
 
     def apply_fn(variables, images):
         rngs = {"params": key, "dropout": key}
-        outputs = module.apply(
+        outputs = read.apply(
             variables, images, rngs=rngs, mutable=collections or False, **arguments
         )
         return outputs[0] if collections else outputs

@@ -69,7 +69,7 @@ def trace(
     """
     key = jax.random.key(0) if key is None else key
     shapes = jax.tree.map(_as_batch, images)
-    with nn.intercept_methods(_natively), _batch_in_errors(), _without_collector():
+    with _natively(model), _batch_in_errors(), _without_collector():
         network = describe(model, shapes, key, call_arguments)
         traced = _read_initialiser(network, num_classes, max_distance)
         if traced is None:
@@ -88,8 +88,14 @@ def _as_batch(x):
     return jax.ShapeDtypeStruct((_BATCH_SIZE, *x.shape[1:]), x.dtype)
 
 
-def _natively(next_method, args, kwargs, context):
-    """Read a module of ours, however deep within another, as the operations that its graph has."""
+def _natively(model):
+    """Read modules of ours as the operations that their graph has, however deep they lie."""
+    # One that is the model itself is described so: calls cost less that are not intercepted.
+    is_ours = isinstance(model, nn.Module) and has_operations(model)
+    return contextlib.nullcontext() if is_ours else nn.intercept_methods(_call_natively)
+
+
+def _call_natively(next_method, args, kwargs, context):
     module = context.module
     if not has_operations(module):
         return next_method(*args, **kwargs)

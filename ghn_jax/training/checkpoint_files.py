@@ -17,7 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-PyTree = Any
+from ghn_jax.arrays import PyTree
+
 """A nested structure of arrays."""
 
 FOLDER = "checkpoints"

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import jax
 import orbax.checkpoint as ocp
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.training.checkpoint_files import (
     FOLDER,
     KEY,
@@ -35,7 +36,6 @@ from ghn_jax.training.checkpoint_files import (
 )
 from ghn_jax.training.config import ExperimentConfig
 
-PyTree = Any
 """A nested structure of arrays."""
 
 

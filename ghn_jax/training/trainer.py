@@ -9,12 +9,13 @@ import dataclasses
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 import jax
 import numpy as np
 import optax
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.configuration.validation import check_keys
 from ghn_jax.data import Dataset, TrainBatches, load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
@@ -31,8 +32,6 @@ from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.meta_batches import MetaBatch, MetaBatchRules, iterate_meta_batches
 from ghn_jax.training.optimizers import create_optimizer
 from ghn_jax.training.workers import Workers
-
-PyTree = Any
 
 
 class Parts(TypedDict, total=False):

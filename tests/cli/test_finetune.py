@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from programs import run
+from program_runs import run
 
 STUDY = (
     "--config=launch/configs/finetune_study.py",

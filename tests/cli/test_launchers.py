@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from programs import ROOT, run
+from program_runs import ROOT, run
 
 SMOKE = "--config=launch/configs/smoke.py"
 

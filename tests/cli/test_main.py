@@ -1,7 +1,7 @@
 """`ghn-jax`: one command for every program of `launch/`."""
 
 import pytest
-from programs import ROOT
+from program_runs import ROOT
 
 import ghn_jax
 from ghn_jax.cli.main import PROGRAMS, main

@@ -10,7 +10,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from programs import ROOT, run
+from program_runs import ROOT, run
 from reference_predictions import LOCAL
 from safetensors.numpy import load_file
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-PyTree = Any
+from ghn_jax.arrays import PyTree
+
 BLOCK = 32  # nodes
 _CHUNK = 128  # nodes, a multiple of the block
 _ZERO: Any = np.int32(0)
@@ -46,7 +47,7 @@ class Edges(NamedTuple):
     dtype: Any
 
     def weights(self, row: jax.Array, column: jax.Array, num_columns: int) -> list[jax.Array]:
-        """Return (B, block, columns) weights for each MLP, for a block and the nodes it hears."""
+        """Return (B, block, columns) weights for each MLP, for a block and its senders."""
         cuts = ((row, BLOCK), (column, num_columns))
         (first, num_first), (second, num_second) = cuts[::-1] if self.is_transposed else cuts
         distance = read_rows(read_rows(self.distance, first, num_first), second, num_second, axis=2)
