@@ -61,8 +61,8 @@ def recover_node_order(stored: StoredArchitecture, plan: Plan) -> NodeOrder:
     search = _Search(stored, plan, file_parents, plan_parents)
     if not search.run():
         raise ValueError(
-            f"adj is the graph of another network: no node of the plan fits beyond"
-            f" {search.furthest} of its {len(file_parents)} nodes"
+            f"adj is the graph of another network: after {search.furthest} of its"
+            f" {len(file_parents)} nodes, no node of the plan fits the next"
         )
     return NodeOrder(np.array(search.rows), np.array(search.plan_nodes))
 
