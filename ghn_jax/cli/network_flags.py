@@ -1,6 +1,6 @@
-"""Flags that several programs have: which GHN, where a network of a file lies, how one is called.
+"""Flags that several programs share: the GHN, a stored network's folder, a network's arguments.
 
-Each program calls these functions where it defines its other flags, and lists them as its own.
+Each program calls these functions where it defines its other flags, and lists these as its own.
 """
 
 import importlib
@@ -14,11 +14,11 @@ from absl import flags
 
 from ghn_jax.cli.command_line import last_line
 
-flags.disclaim_key_flags()  # they are those of the module that calls
+flags.disclaim_key_flags()  # the flags belong to the calling module
 
 
 def define_ghn_flag(more: str = "") -> None:
-    """Define `--ghn`, whose help text `more` ends, and `--import` for what such a GHN needs."""
+    """Define `--ghn`, with `more` appended to its help text, and `--import` for what it needs."""
     flags.DEFINE_string(
         "ghn",
         None,
@@ -89,5 +89,5 @@ def parse_arguments(text: str, is_traced: bool) -> dict[str, Any]:
 
 
 def define_deepnets_flag() -> None:
-    """Define `--deepnets`, the folder that an architecture SPLIT/INDEX is read from."""
-    flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+    """Define `--deepnets`, the folder from which an architecture SPLIT/INDEX is read."""
+    flags.DEFINE_string("deepnets", None, "Folder with the DeepNets-1M file for SPLIT/INDEX.")

@@ -1,8 +1,8 @@
 """The order in which a sweep visits nodes, and the weights of the messages between them.
 
-Nodes are visited in blocks: what a block gets from outside is a few matrix products when it is
-entered, and node by node only the messages within it are gathered. A sweep and its adjoint differ
-in the direction.
+Nodes are visited in blocks. The messages that a block receives from outside are computed by a few
+matrix products when it is entered; then, node by node, only the messages within it are gathered. A
+sweep and its adjoint differ in direction.
 """
 
 import math
@@ -22,11 +22,11 @@ _ZERO: Any = np.int32(0)
 
 
 def read_rows(array: jax.Array, start: Any, size: int, axis: int = 1) -> jax.Array:
-    """`size` rows of an array from `start` on, which is within it."""
+    """Read `size` rows of an array from row `start` on, all of which it has."""
     return lax.dynamic_slice_in_dim(array, start, size, axis, allow_negative_indices=False)
 
 
-def _write_rows(array, rows, start):
+def _write_rows(array: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
     indices = (_ZERO, start, _ZERO)
     return lax.dynamic_update_slice(array, rows, indices, allow_negative_indices=False)
 
@@ -36,9 +36,9 @@ class Edges(NamedTuple):
 
     Attributes:
         distance: (B, N, N) uint8.
-        virtual_edges: Longest distance.
-        is_transposed: Whether rows are the second axis of `distance`.
-        dtype: Of weights.
+        virtual_edges: Longest distance over which an edge passes messages.
+        is_transposed: Whether rows are the last axis of `distance`, not the one before it.
+        dtype: The weights' dtype.
     """
 
     distance: jax.Array
@@ -47,7 +47,7 @@ class Edges(NamedTuple):
     dtype: Any
 
     def weights(self, row: jax.Array, column: jax.Array, num_columns: int) -> list[jax.Array]:
-        """For each MLP, (B, block, columns): of a block of nodes and the nodes it gets from."""
+        """Return (B, block, columns) weights for each MLP, for a block and its senders."""
         cuts = ((row, BLOCK), (column, num_columns))
         (first, num_first), (second, num_second) = cuts[::-1] if self.is_transposed else cuts
         distance = read_rows(read_rows(self.distance, first, num_first), second, num_second, axis=2)
@@ -62,13 +62,13 @@ class Edges(NamedTuple):
 
 
 class Visits(NamedTuple):
-    """The order of visits: block by block, within a block node by node or a few at a time.
+    """The order of visits: block by block, and within a block one node or a few at a time.
 
     Attributes:
-        num_nodes: N, a multiple of the block.
-        num_visited: () int32.
-        nodes_at_once: How many are visited together.
-        is_descending: Whether from the last node to the first.
+        num_nodes: Number of nodes N, a multiple of the block.
+        num_visited: () int32, number of nodes visited.
+        nodes_at_once: Number of nodes visited together.
+        is_descending: Whether visits go from the last node to the first.
     """
 
     num_nodes: int
@@ -80,25 +80,25 @@ class Visits(NamedTuple):
         """Visit all nodes.
 
         Args:
-            enter: From the start of a block and the carry to a tree of (B, block, ...): what its
+            enter: Maps a block's start and the carry to a tree of (B, block, ...), what the block's
                 nodes know beforehand.
-            visit: From the block's part of the carry, and the nodes' rows of what `enter` gave and
-                of the inputs, to their rows of the carry.
-            carry: Tree of (B, N, F), written.
-            inputs: Tree of (B, N, F).
+            visit: Maps the block's part of the carry, and the visited nodes' rows of `enter`'s
+                result and of the inputs, to those nodes' new rows of the carry.
+            carry: Tree of (B, N, F) that the visits update.
+            inputs: Tree of (B, N, F) that they only read.
 
         Returns:
-            The carry.
+            The carry after the last visit.
         """
         num_blocks = -(-self.num_visited // BLOCK)
 
-        def visit_block(step, carry):
+        def visit_block(step: jax.Array, carry: PyTree) -> PyTree:
             start = self._position(step, num_blocks) * BLOCK
             of_block = jax.tree.map(lambda a: read_rows(a, start, BLOCK), inputs)
             of_block = (enter(start, carry), of_block)
             num_steps = jnp.minimum(self.num_visited - start, BLOCK) // self.nodes_at_once
 
-            def visit_nodes(step, own):
+            def visit_nodes(step: jax.Array, own: PyTree) -> PyTree:
                 index = self._position(step, num_steps) * self.nodes_at_once
                 known = jax.tree.map(lambda a: read_rows(a, index, self.nodes_at_once), of_block)
                 written = visit(own, *known)
@@ -111,13 +111,13 @@ class Visits(NamedTuple):
         return lax.fori_loop(_ZERO, num_blocks, visit_block, carry)
 
     def sum_over_visited(self, start: jax.Array, add: Callable, total: PyTree) -> PyTree:
-        """Sum over the nodes visited before a block: `add(first, size, total)` for each chunk."""
+        """Sum over the nodes visited before a block, by `add(first, size, total)` on each chunk."""
         size = math.gcd(self.num_nodes, _CHUNK)
         first, end = _ZERO, -(-start // size)
         if self.is_descending:
             first, end = start // size, -(-self.num_visited // size)
-        # What nodes of a chunk that are not visited yet would give is still zero.
+        # A chunk may hold nodes that are not visited yet; they still contribute zero.
         return lax.fori_loop(first, end, lambda i, total: add(i * size, size, total), total)
 
-    def _position(self, step, num):
+    def _position(self, step: jax.Array, num: jax.Array) -> jax.Array:
         return num - 1 - step if self.is_descending else step
