@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ghn_jax.arrays import PyTree
+from ghn_jax.arrays import PyTree, TreePath
+from ghn_jax.configuration.validation import check_instance
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.tracing.views import View
 
-Path = tuple[str, ...]
 KERNEL_ROLES = ("kernel", "depthwise", "classifier_kernel")
 
 
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
         is_classifier: Whether the graph marks the layer as the classifier.
     """
 
-    path: Path
+    path: TreePath
     shape: tuple[int, ...]
     view: View | None = None
     is_classifier: bool = False
@@ -47,15 +47,24 @@ def layer_order(graph: ArchGraph, views: Sequence[View | None] | None = None) ->
 
     Args:
         graph: The network's graph, with nodes in topological order.
-        views: For each tensor of a traced graph, where it lies (`TracedNetwork.views` or
-            `NetworkPrediction.views`). None if every tensor is an array of its own, as in networks
-            of the architecture space.
+        views: For each tensor of a traced graph, where it lies (`Prediction.views` or
+            `TracedNetwork.views`). None if every tensor is an array of its own, as in networks of
+            the architecture space.
 
     Returns:
         The layers whose kernels have two or more axes; norms, biases and positional encodings do
         not count as layers.
+
+    Raises:
+        ValueError: If `views` does not have one view for each tensor.
     """
+    check_instance("graph", graph, ArchGraph, "the graph of a network, such as prediction.graph")
     views = [None] * len(graph.tensors) if views is None else views
+    if len(views) != len(graph.tensors):
+        raise ValueError(
+            f"views has {len(views)} views, expected one for each of the graph's"
+            f" {len(graph.tensors)} tensors"
+        )
     layers = [
         (
             tensor.node,
@@ -78,7 +87,7 @@ class Kernels:
         ValueError: If a path matches no array or several, or its array has fewer than two axes.
     """
 
-    def __init__(self, variables: PyTree, layers: Iterable[Layer | Path | str]) -> None:
+    def __init__(self, variables: PyTree, layers: Iterable[Layer | TreePath | str]) -> None:
         paths, self._structure = jax.tree_util.tree_flatten_with_path(variables)
         self._leaves = [leaf for _, leaf in paths]
         names = [_names(path) for path, _ in paths]
@@ -109,7 +118,7 @@ class Kernels:
         """Return the variables with everything that was written."""
         return jax.tree.unflatten(self._structure, self._leaves)
 
-    def _plain(self, index: int, path: Path) -> Layer:
+    def _plain(self, index: int, path: TreePath) -> Layer:
         shape = tuple(np.shape(self._leaves[index]))
         if len(shape) < 2:
             raise ValueError(
@@ -119,19 +128,19 @@ class Kernels:
         return Layer(path, shape)
 
 
-def _path_of(layer: Layer | Path | str) -> Path:
+def _path_of(layer: Layer | TreePath | str) -> TreePath:
     if isinstance(layer, Layer):
         return layer.path
     return tuple(layer.split("/")) if isinstance(layer, str) else tuple(layer)
 
 
-def _names(path: tuple[Any, ...]) -> Path:
+def _names(path: tuple[Any, ...]) -> TreePath:
     """Convert a tree path to strings, without the `value` of an NNX variable."""
     names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
     return names[:-1] if names and names[-1] in ("value", "") else names
 
 
-def _find(names: Sequence[Path], path: Path) -> int:
+def _find(names: Sequence[TreePath], path: TreePath) -> int:
     """Find the leaf at a path, which may lack leading parts such as the collection."""
     exact = [index for index, name in enumerate(names) if name in (path, ("params", *path))]
     ends = [index for index, name in enumerate(names) if name[-len(path) :] == path]

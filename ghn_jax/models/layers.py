@@ -13,10 +13,10 @@ from jax import lax
 
 from ghn_jax.targets.operations import NATIVE, Operations, moments
 
-Activation = Callable[[jax.Array], jax.Array]
+ActivationFn = Callable[[jax.Array], jax.Array]
 
 
-class Layer(nn.Module, kw_only=True):
+class ModuleWithOperations(nn.Module, kw_only=True):
     """Base of the modules that compute with chosen operations, or have parts that do.
 
     Attributes:
@@ -71,7 +71,7 @@ def convolve_groups(operations: Operations, x, kernel, strides, padding, **argum
     return lax.conv_general_dilated(x, kernel, strides, padding, **arguments)
 
 
-class BatchNorm(Layer):
+class BatchNorm(ModuleWithOperations):
     """Batch norm as PyTorch's: two passes over the batch, an unbiased running variance.
 
     Tracing a network of many norms takes half as long as with Flax's own.
@@ -120,7 +120,7 @@ def layer_norm() -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False)
 
 
-class ConvNorm(Layer):
+class ConvNorm(ModuleWithOperations):
     """Convolution without bias, batch norm, [activation].
 
     Attributes:
@@ -135,7 +135,7 @@ class ConvNorm(Layer):
     kernel: int
     stride: int = 1
     groups: int = 1
-    activation: Activation | None = relu
+    activation: ActivationFn | None = relu
 
     @nn.compact
     def __call__(self, x, train: bool = False):

@@ -4,7 +4,7 @@ import functools
 
 import flax.linen as nn
 
-from ghn_jax.models.layers import ConvNorm, Layer, global_mean
+from ghn_jax.models.layers import ConvNorm, ModuleWithOperations, global_mean
 
 # Expansion, channels, blocks, stride of the first block (table 2 of the paper).
 _STAGES = (
@@ -18,7 +18,7 @@ _STAGES = (
 )
 
 
-class InvertedResidual(Layer):
+class InvertedResidual(ModuleWithOperations):
     """Expand by 1x1, depthwise 3x3, project by 1x1; a sum where the shape stays."""
 
     features: int
@@ -35,7 +35,7 @@ class InvertedResidual(Layer):
         return x + y if x.shape == y.shape else y
 
 
-class MobileNetV2(Layer):
+class MobileNetV2(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:

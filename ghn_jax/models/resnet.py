@@ -7,10 +7,10 @@ import functools
 
 import flax.linen as nn
 
-from ghn_jax.models.layers import ConvNorm, Layer, global_mean, max_pool, relu
+from ghn_jax.models.layers import ConvNorm, ModuleWithOperations, global_mean, max_pool, relu
 
 
-class Block(Layer):
+class ResNetBlock(ModuleWithOperations):
     """relu(x + branch(x)): two 3x3 convolutions, or 1x1, 3x3, 1x1 with a narrow middle.
 
     Attributes:
@@ -41,7 +41,7 @@ class Block(Layer):
         return relu(x + y)
 
 
-class ResNet(Layer):
+class ResNetModule(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
@@ -70,7 +70,7 @@ class ResNet(Layer):
         for stage, num_blocks in enumerate(self.stage_sizes):
             width = self.width * 2**stage
             for index in range(num_blocks):
-                x = Block(
+                x = ResNetBlock(
                     width * self.width_factor,
                     width * (4 if self.is_bottleneck else 1),
                     stride=2 if stage > 0 and index == 0 else 1,
@@ -82,7 +82,7 @@ class ResNet(Layer):
 
 
 def _make(name, *stage_sizes, **fields):
-    make = functools.partial(ResNet, stage_sizes, **fields)
+    make = functools.partial(ResNetModule, stage_sizes, **fields)
     make.__name__ = name  # type: ignore[attr-defined]
     return make
 

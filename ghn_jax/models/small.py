@@ -7,7 +7,7 @@ of 50 to 110.
 import functools
 
 from ghn_jax.models.convnext import ConvNeXt
-from ghn_jax.models.resnet import ResNet
+from ghn_jax.models.resnet import ResNetModule
 from ghn_jax.models.vit import VisionTransformer
 
 
@@ -18,7 +18,7 @@ def _name(name, make):
 
 # As ResNet-50: bottlenecks of 1x1, 3x3, 1x1, four times as wide outside, in three stages.
 small_resnet = _name(
-    "small_resnet", functools.partial(ResNet, (2, 2, 2), width=16, small_images=True)
+    "small_resnet", functools.partial(ResNetModule, (2, 2, 2), width=16, small_images=True)
 )
 # As ConvNeXt: depthwise 7x7, layer norm, MLPs of four times the width, layer scale.
 small_convnext = _name(
