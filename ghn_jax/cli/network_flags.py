@@ -29,25 +29,25 @@ def define_ghn_flag(more: str = "") -> None:
 
 
 def define_import_flag(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define `--import`: modules are imported as the flags are parsed."""
+    """Define `--import`, whose modules are imported when the flags are parsed."""
     flags.DEFINE_list(
         "import",
         [],
-        "Modules that register message passing, a decoder, a task or a data set of one's own, which"
-        " the GHN was trained with; also from the current folder.",
+        "Modules, possibly in the current folder, that register your own message passing, decoder,"
+        " task or data set with which the GHN was trained.",
         flag_values=flag_values,
     )
     flags.register_validator("import", _import_modules, flag_values=flag_values)
 
 
 def _import_modules(names: Sequence[str]) -> bool:
-    """Import what the flag names."""
+    """Import the modules that the flag names."""
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # the module is the user's program
+        except Exception as error:  # the module is the user's code
             reason = f"{type(error).__name__}: {last_line(error)}"
             raise flags.ValidationError(f"cannot import {name!r}: {reason}") from error
     return True
@@ -58,7 +58,7 @@ def define_arguments_flag() -> None:
     flags.DEFINE_string(
         "arguments",
         "{}",
-        "Keyword arguments, as JSON, of the call of a network that a factory or a name makes.",
+        "Keyword arguments, as JSON, for the call of a network made by a factory or a name.",
     )
 
 
@@ -66,14 +66,14 @@ def parse_arguments(text: str, is_traced: bool) -> dict[str, Any]:
     """Read `--arguments`.
 
     Args:
-        text: The flag.
-        is_traced: Whether the network has a call of its own, which architectures have not.
+        text: The flag's value.
+        is_traced: Whether the network has a call of its own, which architectures do not.
 
     Returns:
         Keyword arguments by name.
 
     Raises:
-        ValueError: If the text is not a JSON object, or there is nothing to call with it.
+        ValueError: If the text is not a JSON object, or the network cannot be called with it.
     """
     try:
         arguments = json.loads(text)
