@@ -1,4 +1,4 @@
-"""Names for types that Python's checkers cannot tell apart."""
+"""Names for types that type checkers cannot tell apart."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""Networks people use, in Flax linen, with torchvision's architectures and parameter counts.
+"""Well-known networks in Flax linen, with torchvision's architectures and parameter counts.
 
-In: `build("resnet50", num_classes=1000)`. Out: a module of NHWC images and `train`, whose variables
-a GHN predicts. Where an architecture has a stem for 224 px, `small_images` replaces it by one for
-32 px: stride 1, no pool.
+`build("resnet50", num_classes=1000)` returns a module that takes NHWC images and the flag `train`,
+and whose variables a GHN can predict. If an architecture has a stem for 224 px, `small_images`
+replaces it by one for 32 px, with stride 1 and no pool.
 """
 
 import difflib
@@ -65,21 +65,21 @@ __all__ = ["MODELS", "SMALL_MODELS", "build", *MODELS, *SMALL_MODELS]
 def build(
     name: str, num_classes: int = 1000, *, operations: Operations | None = None, **fields: Any
 ) -> nn.Module:
-    """Make a network.
+    """Build a network by name.
 
     Args:
-        name: One of `MODELS`, or of `SMALL_MODELS`, which are none of torchvision's.
-        num_classes: Width of the output.
-        operations: What it computes with, see `ghn_jax.targets.spelling`; None is what the backend
-            is fast at, through which every transformation of JAX passes. Networks without batch
-            norms and depthwise convolutions have nothing to choose.
-        **fields: Of the network, such as `small_images=True`.
+        name: A name in `MODELS`, or in `SMALL_MODELS`, which torchvision does not have.
+        num_classes: Number of logits.
+        operations: The operations the network computes with, see `ghn_jax.targets.spelling`. None
+            means those that are fast on the backend and support every JAX transformation. Networks
+            without batch norms and depthwise convolutions have no such choice.
+        **fields: Further fields of the network, such as `small_images=True`.
 
     Returns:
         The module: (B, S, S, 3) images -> (B, num_classes) logits.
 
     Raises:
-        ValueError: If there is no such network; names the nearest.
+        ValueError: If `name` is not a known network; the message suggests the closest name.
     """
     models = {**MODELS, **SMALL_MODELS}
     if name not in models:
