@@ -91,9 +91,9 @@ class Visits(NamedTuple):
         Args:
             enter: Called as `enter(start, carry)` at the start of a block; returns a tree of
                 (B, block, ...), which is what is known of the block's nodes.
-            visit: Called as `visit(own, entered, inputs)`, with the block's part of the carry and the
-                visited nodes' rows of what `enter` returned and of `inputs`; returns these nodes'
-                rows of the carry.
+            visit: Called as `visit(own, entered, inputs)`, with the block's part of the carry and
+                the visited nodes' rows of what `enter` returned and of `inputs`; returns these
+                nodes' rows of the carry.
             carry: Tree of (B, N, F) arrays, which the visits overwrite.
             inputs: Tree of (B, N, F) arrays.
 
