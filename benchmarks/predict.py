@@ -29,8 +29,7 @@ from ghn_jax.arrays import PyTree
 from ghn_jax.hypernetworks import ghn2
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.models import MODELS, build
-from ghn_jax.tracing import make_report, trace
-from ghn_jax.tracing.prediction import fill_variables
+from ghn_jax.tracing import fill_variables, make_report, trace
 
 IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 CONFIG = ghn2(num_classes=1000, max_shape=(64, 64, 16, 16))
@@ -43,7 +42,7 @@ from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.hypernetworks import ghn2
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.models import build
-from ghn_jax.tracing import predict_network
+from ghn_jax.prediction import predict_network
 enable_compilation_cache({cache!r})
 predictor = Predictor(ghn2(num_classes=1000, max_shape=(64, 64, 16, 16)))
 ghn_params = predictor.init(jax.random.key(0))

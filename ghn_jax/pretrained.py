@@ -1,63 +1,49 @@
 """Load a trained GHN and use it: `ghn_jax.load(path).predict(architecture)`."""
 
-import dataclasses
-from pathlib import Path
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import numpy as np
 
 from ghn_jax.architectures import Architecture, ResNet
+from ghn_jax.configuration.validation import (
+    check_flag,
+    check_instance,
+    check_positive_int,
+    describe_value,
+)
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks import GHNConfig, Hypernetwork
 from ghn_jax.hypernetworks.model import as_model
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.interop.locations import resolve
 from ghn_jax.interop.torch_checkpoints import load_torch_checkpoint, official_experiment
+from ghn_jax.prediction import Prediction, predict_network, predict_plan
 from ghn_jax.sampling import SpaceConfig
 from ghn_jax.targets.graph import build_graph
-from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import Plan, lower
-from ghn_jax.targets.spelling import default_operations
-from ghn_jax.tracing import NetworkPrediction, predict_network
 from ghn_jax.training.checkpoints import load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
     from ghn_jax.training.trainer import TrainState
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
-    """A network with predicted parameters.
-
-    Attributes:
-        network: The Flax module; every transformation of JAX passes through it.
-        variables: `{"params": ...}` for `network.apply`; batch norm then uses batch statistics.
-        graph: What the GHN read.
-    """
-
-    network: TargetNetwork
-    variables: dict[str, Any]
-    graph: ArchGraph
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of predicted parameters."""
-        return self.network.plan.num_parameters
+_PATH = "a path, as a str or a pathlib.Path"
 
 
 class GHN:
     """A hypernetwork with its parameters.
 
     Args:
-        model: The hypernetwork, or the configuration of one.
+        model: The hypernetwork, or its config.
         ghn_params: Its parameters: `variables["params"]`.
-        experiment: Of the run that trained it; None is one with the model's configuration and
-            classes, and defaults otherwise.
+        experiment: The config of the run that trained it; None is one with the model's config and
+            number of classes, and defaults otherwise.
 
     Raises:
-        ValueError: If these are not parameters of the model, or the experiment has another.
+        ValueError: If `ghn_params` are not parameters of the model, or `experiment` is of another.
     """
 
     def __init__(
@@ -66,26 +52,28 @@ class GHN:
         ghn_params: Any,
         experiment: ExperimentConfig | None = None,
     ) -> None:
+        check_instance("model", model, (Hypernetwork, GHNConfig), "a Hypernetwork or a GHNConfig")
         self.model = as_model(model)
-        config = self.model.config
-        found, expected = set(ghn_params), self.model.parameter_names()
-        if found != expected:
+        config, expected = self.model.config, sorted(self.model.parameter_names())
+        check_instance("ghn_params", ghn_params, Mapping, f"a mapping with keys {expected}")
+        if sorted(ghn_params) != expected:
             raise ValueError(
-                f"ghn_params has {sorted(found)}, expected {sorted(expected)}; a GHN trained with"
+                f"ghn_params has {sorted(ghn_params)}, expected {expected}; a GHN trained with"
                 " modules of one's own is loaded with them: ghn_jax.load(path, model=model)"
             )
         if experiment is None:
             space = SpaceConfig(num_classes=config.num_classes)
             experiment = ExperimentConfig(space=space, ghn=config)
-        elif experiment.ghn != config:
-            raise ValueError(f"experiment has {experiment.ghn}, expected {config}")
+        check_instance("experiment", experiment, ExperimentConfig, "an ExperimentConfig")
+        if experiment.ghn != config:
+            raise ValueError(f"experiment has {experiment.ghn}, expected the model's {config}")
         self.experiment = experiment
         self.ghn_params = ghn_params
         self.predictor = Predictor(self.model)
 
     @property
     def config(self) -> GHNConfig:
-        """Configuration of the hypernetwork."""
+        """The config of the hypernetwork."""
         return self.experiment.ghn
 
     @overload
@@ -107,7 +95,7 @@ class GHN:
         strict: bool = False,
         key: jax.Array | None = None,
         **call_arguments: Any,
-    ) -> NetworkPrediction: ...
+    ) -> Prediction: ...
 
     def predict(
         self,
@@ -118,40 +106,43 @@ class GHN:
         strict: bool = False,
         key: jax.Array | None = None,
         **call_arguments: Any,
-    ) -> Prediction | NetworkPrediction:
-        """Predict all parameters of a network in one forward pass.
+    ) -> Prediction:
+        """Predict the parameters of a network in one forward pass.
 
         Args:
             network: An architecture of the space or a ResNet, like those of training or not; or any
                 network of Flax, Haiku, Equinox or plain JAX, see `ghn_jax.tracing.describe`.
-            images: A batch of any other network's images, or their shape. Of an architecture, in
-                this place, `image_size`.
+            images: Of any other network, a batch of images, or its shape as a
+                `jax.ShapeDtypeStruct`. Of an architecture, in this place, `image_size`.
             image_size: Height and width of an architecture's images, pixels; None is that of
                 training.
-            strict: Raise an error if a parameter cannot be predicted. Those of architectures always
-                can.
-            key: For any other network's initialiser, which fills what cannot be predicted.
+            strict: Whether a parameter that cannot be predicted is an error. Those of architectures
+                always can.
+            key: For any other network's initialiser, which fills what cannot be predicted; None is
+                `jax.random.key(0)`.
             **call_arguments: Keyword arguments of any other network's call, such as `train=False`.
 
         Returns:
-            The network, its parameters and the graph; for any other network also a report.
+            The network, its variables, the graph, and a report of what was predicted.
 
         Raises:
-            ValueError: If an argument is missing, or is one that this kind of network does not
-                take; with `strict`, if a parameter cannot be predicted.
+            ValueError: If an argument is missing, is not as described, or is one that this kind of
+                network does not take; with `strict`, if a parameter cannot be predicted.
         """
+        check_flag("strict", strict)
         if isinstance(network, Architecture | ResNet):
-            if call_arguments:
+            given = [*(["key"] if key is not None else []), *call_arguments]
+            if given:
                 raise ValueError(
-                    f"{', '.join(call_arguments)} given for an architecture, expected image_size"
-                    " only"
+                    f"{', '.join(given)} given for an architecture, expected image_size only"
                 )
-            return self._predict_architecture(network, images if image_size is None else image_size)
+            return self._predict_architecture(network, images, image_size)
         if image_size is not None:
             call_arguments["image_size"] = image_size  # of the network's own call
         if images is None:
             raise ValueError(
-                f"images is missing, expected a batch of images or its shape for {network!r}"
+                "images is missing, expected a batch of images or its shape for"
+                f" {describe_value(network)}"
             )
         return predict_network(
             self.predictor,
@@ -163,6 +154,22 @@ class GHN:
             **call_arguments,
         )
 
+    def predict_plan(self, plan: Plan, graph: ArchGraph) -> Prediction:
+        """Predict all parameters of a plan, reading a graph that may come from a file.
+
+        Args:
+            plan: The lowered architecture, with as many classes as the GHN.
+            graph: Its graph, with the tensors of `plan.tensors`.
+
+        Returns:
+            The network, its variables, the graph, and a report of what was predicted: all.
+
+        Raises:
+            ValueError: If the plan has another number of classes, or the graph is of another
+                network.
+        """
+        return predict_plan(self.predictor, self.ghn_params, plan, graph)
+
     @classmethod
     def from_state(
         cls, state: "TrainState", experiment: ExperimentConfig, model: Hypernetwork | None = None
@@ -170,51 +177,62 @@ class GHN:
         """Take a GHN out of a training run.
 
         Args:
-            state: Of the run, such as `ghn_jax.train` returns; on this process's devices.
+            state: The run's state, such as `ghn_jax.train` returns; on this process's devices.
             experiment: The run's config.
-            model: The hypernetwork, where it is composed of modules of one's own.
-        """
-        ghn_params = jax.tree.map(np.asarray, state.ghn_params)
-        return cls(model or experiment.ghn, ghn_params, experiment)
+            model: The hypernetwork, where it is composed of modules of one's own; None is what the
+                config describes.
 
-    def save(self, path: str | Path) -> None:
+        Raises:
+            ValueError: If the state is not of such a run, or an argument is not as described.
+        """
+        # No isinstance: training is not imported where only predictions are made.
+        if not hasattr(state, "ghn_params"):
+            raise ValueError(
+                f"state is {describe_value(state)}, expected the state of a run, the second of what"
+                " ghn_jax.train returns"
+            )
+        check_instance("experiment", experiment, ExperimentConfig, "an ExperimentConfig")
+        model = _own_or_described(model, experiment.ghn)
+        return cls(model, jax.tree.map(np.asarray, state.ghn_params), experiment)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the GHN as the folder of a run at step 0, which `ghn_jax.load` reads.
 
         Args:
-            path: Of a new or empty folder.
+            path: A new or empty folder.
 
         Raises:
             ValueError: If the folder has something in it.
         """
+        check_instance("path", path, (str, os.PathLike), _PATH)
         # Imported here, since it needs what training needs and loading does not.
         from ghn_jax.interop.checkpoint_conversion import write_run
 
         write_run(path, self.experiment, self.ghn_params)
 
     def _predict_architecture(
-        self, architecture: Architecture | ResNet, image_size: int | None
+        self, architecture: Architecture | ResNet, images: Any, image_size: int | None
     ) -> Prediction:
+        if images is not None and image_size is not None:
+            raise ValueError(
+                f"images is {describe_value(images)} and image_size is {image_size!r}, expected one"
+                " of them for an architecture"
+            )
         space = self.experiment.space
-        size = image_size or space.image_size
+        size = images if image_size is None else image_size
+        if size is None:
+            size = space.image_size
+        elif hasattr(size, "shape"):
+            raise ValueError(
+                f"images is {describe_value(size)}, expected for an architecture their height and"
+                " width, a positive int"
+            )
+        check_positive_int("image_size", size)
         plan = lower(architecture, size, self.config.num_classes, space.num_channels)
         return self.predict_plan(plan, build_graph(plan, self.config.virtual_edges))
 
-    def predict_plan(self, plan: Plan, graph: ArchGraph) -> Prediction:
-        """Predict all parameters of a plan, reading a graph that may come from a file.
 
-        Args:
-            plan: Of the network.
-            graph: Its tensors in the order of `plan.tensors`.
-
-        Returns:
-            The network and its parameters, float32.
-        """
-        (arrays,) = self.predictor.predict(self.ghn_params, self.predictor.prepare([graph]))
-        network = TargetNetwork(plan, default_operations())
-        return Prediction(network, {"params": params_tree(plan, arrays)}, graph)
-
-
-def load(path: str | Path, model: Hypernetwork | None = None) -> GHN:
+def load(path: str | os.PathLike[str], model: Hypernetwork | None = None) -> GHN:
     """Load a GHN from nothing but a path.
 
     Args:
@@ -229,13 +247,26 @@ def load(path: str | Path, model: Hypernetwork | None = None) -> GHN:
         The GHN.
 
     Raises:
-        ValueError: If there is no readable checkpoint, or a `.pt` file holds anything but the
-            tensors of a GHN; says what was found.
+        ValueError: If there is no readable checkpoint, it is of another model, or a `.pt` file
+            holds anything but the tensors of a GHN; says what was found.
     """
+    check_instance("path", path, (str, os.PathLike), _PATH)
+    if model is not None:  # before what may take long
+        check_instance("model", model, Hypernetwork, "a Hypernetwork")
     path = resolve(path)
     if path.is_file() or path.suffix == ".pt":
         checkpoint = load_torch_checkpoint(path)
         config, ghn_params = official_experiment(checkpoint.config), checkpoint.variables["params"]
     else:
         config, ghn_params = load_checkpoint(path)
-    return GHN(model or config.ghn, ghn_params, config)
+    return GHN(_own_or_described(model, config.ghn), ghn_params, config)
+
+
+def _own_or_described(model: Hypernetwork | None, config: GHNConfig) -> Hypernetwork:
+    """The caller's model, if it is one and of the run's config; that of the config for None."""
+    if model is None:
+        return Hypernetwork(config)
+    check_instance("model", model, Hypernetwork, "a Hypernetwork")
+    if model.config != config:
+        raise ValueError(f"model has {model.config}, expected the run's {config}")
+    return model

@@ -19,18 +19,18 @@ import ghn_jax
 from ghn_jax.configuration.conversion import iterate_fields
 from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
 from ghn_jax.graphs import GraphBatch
-from ghn_jax.tracing import NetworkPrediction
 from ghn_jax.training.config import ExperimentConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+FILE = re.compile(r"# (\w+\.py)\n")  # the first line of a block to be saved
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")  # also finds images
 SOURCE = "https://github.com/ghn-jax/ghn_jax/blob/main/"
 # What a page calls the objects whose attributes it mentions.
 OBJECTS = {
     "ghn_jax": ghn_jax,
     "ghn": ghn_jax.GHN,
-    "prediction": NetworkPrediction,
+    "prediction": ghn_jax.Prediction,
     "batch": GraphBatch,
 }
 TOP_LEVEL = {path.name for path in REPOSITORY.iterdir()}
@@ -81,11 +81,13 @@ def missing_paths(text: str) -> list[str]:
     every `ghn_jax/...py` wherever it stands but in a link.
     """
     missing = [path for path in PACKAGE_FILE.findall(text) if not _exists(path)]
+    blocks = code_blocks(text, "python")
+    saved = {match[1] for block in blocks if (match := FILE.match(block))}  # by the reader
     for code in inline_code(text):
         is_path = re.fullmatch(r"[\w.\-/]+", code) and code.split("/")[0] in TOP_LEVEL
         if is_path and "/" in code and not _exists(code):
             missing.append(code)
-        if re.fullmatch(r"\w+\.py", code) and code not in FILE_NAMES:
+        if re.fullmatch(r"\w+\.py", code) and code not in FILE_NAMES | saved:
             missing.append(code)
     return missing
 

@@ -37,7 +37,9 @@ def compose(config, params, graph):
     for tensor in graph.tensors:
         factor = 1.0
         if config.normalize_parameters and len(tensor.shape) > 1 and tensor.role != "position":
-            no_relu = tensor.role == "depthwise" or tensor.shape[:2] == (1, 7)
+            # The original goes by the shape: the stem of grey images is taken for depthwise, too.
+            is_depthwise = len(tensor.shape) == 4 and tensor.shape[2] == 1
+            no_relu = is_depthwise or tensor.shape[:2] == (1, 7)
             factor = math.sqrt((1 if no_relu else 2) / math.prod(tensor.shape[:-1]))
         tile = tiles[request_key(tensor.shape, tensor.role)][tensor.node]
         index = tile_slices(tile.shape, tensor.shape, tensor.role)

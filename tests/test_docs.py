@@ -1,17 +1,23 @@
 """The documentation as a site: it builds, its code runs as it stands, what it names is there."""
 
 import contextlib
+import importlib
 import io
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from documentation import (
+    FILE,
     REPOSITORY,
     code_blocks,
     commands,
@@ -23,9 +29,18 @@ from documentation import (
     unknown_flags,
     wrong_names,
 )
+from plain_composition import one_cell
 
 import ghn_jax
+from ghn_jax.cli.config_dict import build_config
+from ghn_jax.data.registry import DATASETS
+from ghn_jax.graphs import GraphBatch
+from ghn_jax.hypernetworks.decoders import DECODERS
+from ghn_jax.hypernetworks.message_passing import MESSAGE_PASSING
+from ghn_jax.hypernetworks.model import make_batch
 from ghn_jax.interop.locations import CHECKPOINTS
+from ghn_jax.targets.graph import build_graph
+from ghn_jax.tasks import TASKS
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
@@ -40,12 +55,18 @@ def read(page: str) -> str:
 
 
 def run_blocks(page: str, names: dict[str, object]) -> str:
-    """Run the Python blocks of a page one after the other; what they print."""
+    """Run the Python blocks of a page one after the other; what they print.
+
+    A block that begins with the name of a file is written to it, in the current folder.
+    """
     names["__name__"] = page
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         for block in code_blocks(read(page), "python"):
-            exec(compile(block, page, "exec"), names)
+            if file := FILE.match(block):
+                Path(file[1]).write_text(block, encoding="utf-8")
+            else:
+                exec(compile(block, page, "exec"), names)
     return printed.getvalue()
 
 
@@ -98,6 +119,99 @@ def test_code_of_the_fine_tuning_page_runs(as_users_have_it):
     changes = names["result"].changes
     assert [change.is_changed for change in changes] == [False] * 3 + [True] * 4
     np.testing.assert_allclose(changes[5].after.largest_eigenvalue, 1, rtol=1e-5)
+
+
+@pytest.fixture
+def as_readers_extend_it(as_users_have_it, tmp_path, monkeypatch):
+    """An empty folder, from which modules are imported and forgotten, with what they register."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "160")  # tables in which no label is broken
+    modules = set(sys.modules)
+    for registry in (MESSAGE_PASSING, DECODERS, TASKS):
+        monkeypatch.setattr(registry, "_modules", dict(registry._modules))
+    monkeypatch.setattr(DATASETS, "_loaders", dict(DATASETS._loaders))
+    yield
+    for name in set(sys.modules) - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def test_code_of_add_a_message_passing_runs(as_readers_extend_it):
+    printed = run_blocks("add_message_passing.md", {})
+    num_parameters = (3 * 3 * 3 + 1) * 16 + (16 + 1) * 10
+    expected = f"{num_parameters} GIN.Config(name='gin', num_layers=3)"
+    assert printed.splitlines()[-1] == expected
+    config = build_config(importlib.import_module("gin_digits").get_config())
+    assert config.ghn.message_passing == MESSAGE_PASSING.config("gin", num_layers=3)
+
+
+def test_padding_changes_nothing_for_the_message_passing_of_the_page(as_readers_extend_it):
+    (block,) = code_blocks(read("add_message_passing.md"), "python")[:1]
+    names: dict[str, Any] = {"__name__": "gin"}
+    exec(block, names)
+    graph = build_graph(one_cell("conv_1x1", "skip_connect"), 50)
+    model = ghn_jax.Hypernetwork(ghn_jax.ghn2(hidden_size=8), message_passing=names["GIN"]())
+    alone = make_batch(model.config, [graph])
+    larger = [np.pad(field, [(0, 1), *[(0, 3)] * (field.ndim - 1)]) for field in alone[:4]]
+    larger[1] = larger[1][..., :4]  # shapes stay four numbers
+    variables = model.init(jax.random.key(0), graph)
+    nodes, padded = (
+        model.apply(variables, batch, method="embed_nodes")
+        for batch in (alone, GraphBatch(*larger))
+    )
+    np.testing.assert_allclose(padded[:1, : graph.num_nodes], nodes, rtol=1e-5, atol=1e-6)
+
+
+def test_code_of_add_a_decoder_runs(as_readers_extend_it):
+    lines = run_blocks("add_decoder.md", {}).splitlines()
+    assert lines[0] == "(3, 3, 3, 16) 2"  # a kernel of rank 2
+    assert lines[-1].endswith(" LowRank.Config(name='low_rank', rank=2)")
+    config = build_config(importlib.import_module("low_rank_digits").get_config())
+    assert config.ghn.decoder == DECODERS.config("low_rank", rank=2)
+
+
+SMALL_FLAGS = (
+    *("num_devices=1", "num_steps=2", "meta_batch_size=1", "compilation_cache_dir=cache"),
+    *("widths=(8,)", "fc_sizes=(16,)", "num_cells=(4,4)", "max_steps=1"),
+    *("hidden_size=8", "max_shape=(8,8,7,7)"),
+)
+SECTIONS = {"widths": "space", "fc_sizes": "space", "num_cells": "space", "max_steps": "space"}
+SECTIONS |= {"hidden_size": "ghn", "max_shape": "ghn"}
+
+
+def test_code_of_add_a_task_runs(as_readers_extend_it, tmp_path):
+    printed = run_blocks("add_task.md", {})
+    assert "distance, px" in printed and "px %" in printed
+    lines = printed.splitlines()
+    *_, summary, shape = (line for line in lines if re.match(r"[\d.(]", line))
+    mean, best = map(float, summary.split())
+    assert best < mean and shape == "(4, 2)"
+    # The commands, on less.
+    train, evaluate = (
+        [*shlex.split(command)[1:]]
+        for block in code_blocks(read("add_task.md"), "bash")
+        for command in block.splitlines()
+    )
+    train += [f"--config.{SECTIONS.get(f.split('=')[0], 'training')}.{f}" for f in SMALL_FLAGS]
+    train += ["--config.evaluation.splits=(('test', 1),)", "--config.evaluation.max_images=64"]
+    evaluate += ["--split=test", "--num_architectures=1", "--workdir=again"]
+    for arguments in (train, evaluate):
+        arguments = [word.replace("/tmp", str(tmp_path)) for word in arguments]
+        result = subprocess.run(
+            [sys.executable, "-m", "ghn_jax.cli.main", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "distance, px" in result.stdout
+    trained, again = (
+        json.loads((tmp_path / folder / "evaluation" / "test.json").read_text())
+        for folder in ("centre", "again")
+    )
+    np.testing.assert_allclose(again["distance_mean"], trained["distance_mean"], rtol=1e-4)
+    assert (tmp_path / "centre" / "evaluation" / "splits.png").exists()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -23,6 +23,7 @@ ORDER = (
     "hypernetworks",
     "models",
     "tracing",
+    "prediction",
     "tasks",
     "data",
     "engine",
@@ -99,6 +100,31 @@ def test_the_ground_floor_imports_nothing_and_hypernetworks_little():
         if room(name) in found:
             found[room(name)] |= {room(other) for other in others}
     assert {name for name, rooms in found.items() if not rooms <= allowed[name]} == set()
+
+
+def defined_names(path: Path) -> set[str]:
+    """Public classes, functions, constants and types that a file defines at its top."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+# What several files may define: programs; one operation in several spellings; batch norm as a block
+# and as Flax has it, whose name is in the paths of parameters; one value where files are apart.
+SHARED = {"FLAGS", "main", "run"}
+SHARED |= {"batch_norm", "convolve", "convolve_depthwise", "max_pool"}
+SHARED |= {"BatchNorm", "NUM_CHANNELS", "T"}
+
+
+def test_one_name_for_one_thing():
+    files = [path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts]
+    names = [name for path in files for name in defined_names(path)]
+    assert {name for name in names if names.count(name) > 1} == SHARED
 
 
 def test_no_module_imports_itself_by_a_detour():

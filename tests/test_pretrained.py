@@ -1,5 +1,10 @@
 """The public call: what it takes of each kind of network."""
 
+import dataclasses
+import re
+import types
+
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -22,8 +27,95 @@ def test_an_architecture_takes_an_image_size_in_either_way():
 
 
 def test_an_architecture_takes_nothing_else():
+    ghn = ghn_jax.load("digits")
     with pytest.raises(ValueError, match=r"^nonsense, train given for an architecture, expected"):
-        ghn_jax.load("digits").predict(ARCHITECTURE, nonsense=3, train=False)
+        ghn.predict(ARCHITECTURE, nonsense=3, train=False)
+    with pytest.raises(ValueError, match="^key given for an architecture, expected image_size"):
+        ghn.predict(ARCHITECTURE, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="^images is 8 and image_size is 12, expected one of them"):
+        ghn.predict(ARCHITECTURE, 8, image_size=12)
+    with pytest.raises(ValueError, match=r"^images is an array of shape \(2, 8, 8, 3\) and dtype"):
+        ghn.predict(ARCHITECTURE, np.zeros((2, 8, 8, 3), np.float32))
+    for size in (0, -8, 8.0, True, "8"):
+        with pytest.raises(ValueError, match=f"^image_size is {size!r}, expected a positive int"):
+            ghn.predict(ARCHITECTURE, image_size=size)
+    with pytest.raises(ValueError, match="^strict is 1, expected True or False"):
+        ghn.predict(ARCHITECTURE, strict=1)
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def test_any_other_network_needs_a_module_and_images():
+    ghn = ghn_jax.load("digits")
+    images = np.zeros((2, 8, 8, 3), np.float32)
+    for network, text in (
+        ("resnet50", "network is 'resnet50', expected a Flax, NNX or Equinox module"),
+        (Network, r"network is <class '.*Network'>, expected an instance, not the class"),
+        (lambda params, x: x, "params is missing: <function .* is a function, which"),
+    ):
+        with pytest.raises(ValueError, match=f"^{text}"):
+            ghn.predict(network, images)
+    for given, text in (
+        (None, "images is missing, expected a batch of images or its shape for Network"),
+        ((2, 8, 8, 3), "images has a leaf 2, expected arrays with a batch axis"),
+        (np.zeros(()), "images has a leaf array(0.), expected arrays with a batch axis"),
+        ({}, "images is {}, expected arrays or their shapes"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
+            ghn.predict(Network(), given)
+    with pytest.raises(ValueError, match="^key is 3, expected a key of jax.random.key"):
+        ghn.predict(Network(), images, key=3)
+    with pytest.raises(ValueError, match="^strict is 'no', expected True or False"):
+        ghn.predict(Network(), images, strict="no")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'trian'"):
+        ghn.predict(Network(), images, trian=False)
+
+
+def test_tracing_takes_positive_numbers():
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.float32)
+    for name in ("num_classes", "max_distance"):
+        with pytest.raises(ValueError, match=f"^{name} is 0, expected a positive int"):
+            ghn_jax.trace(Network(), images, **{name: 0})
+
+
+def test_what_a_ghn_is_made_of():
+    ghn = ghn_jax.load("digits")
+    with pytest.raises(ValueError, match="^model is 'ghn2', expected a Hypernetwork or a GHNConf"):
+        ghn_jax.GHN("ghn2", ghn.ghn_params)
+    with pytest.raises(ValueError, match=r"^ghn_params is 3, expected a mapping with keys \['emb"):
+        ghn_jax.GHN(ghn.config, 3)
+    with pytest.raises(ValueError, match=r"^ghn_params has \['params'\], expected \['embedding'"):
+        ghn_jax.GHN(ghn.config, {"params": ghn.ghn_params})
+    with pytest.raises(ValueError, match="^experiment is {}, expected an ExperimentConfig"):
+        ghn_jax.GHN(ghn.config, ghn.ghn_params, {})
+    other = dataclasses.replace(ghn.experiment, ghn=ghn_jax.ghn2(num_classes=10))
+    with pytest.raises(ValueError, match="^experiment has GHNConfig.*, expected the model's GHNC"):
+        ghn_jax.GHN(ghn.config, ghn.ghn_params, other)
+
+
+def test_what_is_loaded_and_taken_out_of_a_run():
+    ghn, other = ghn_jax.load("digits"), ghn_jax.Hypernetwork(ghn_jax.ghn2())
+    for path in (3, None):
+        for call in (ghn_jax.load, ghn.save):
+            with pytest.raises(ValueError, match=f"^path is {path}, expected a path, as a str"):
+                call(path)
+    with pytest.raises(ValueError, match="^model is GHNConfig.*, expected a Hypernetwork$"):
+        ghn_jax.load("digits", model=ghn.config)
+    with pytest.raises(ValueError, match="^model has GHNConfig.*, expected the run's GHNConfig"):
+        ghn_jax.load("digits", model=other)
+    state = types.SimpleNamespace(ghn_params=ghn.ghn_params)
+    again = ghn_jax.GHN.from_state(state, ghn.experiment)
+    jax.tree.map(np.testing.assert_array_equal, again.ghn_params, ghn.ghn_params)
+    with pytest.raises(ValueError, match="^state is None, expected the state of a run"):
+        ghn_jax.GHN.from_state(None, ghn.experiment)
+    with pytest.raises(ValueError, match="^experiment is GHNConfig.*, expected an ExperimentConf"):
+        ghn_jax.GHN.from_state(state, ghn.config)
+    with pytest.raises(ValueError, match="^model has GHNConfig.*, expected the run's GHNConfig"):
+        ghn_jax.GHN.from_state(state, ghn.experiment, other)
 
 
 def test_saves_what_it_loads_again(tmp_path):

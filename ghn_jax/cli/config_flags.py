@@ -164,7 +164,12 @@ def check_arguments(
 def _load_config_file(location: str) -> None:
     """Raise ValueError naming the file unless its `get_config` returns a ConfigDict."""
     path, *argument = location.split(":", 1)
-    specification = importlib.util.spec_from_file_location("config_file", path)
+    # What lies beside the file can be imported, as from a script: modules that register parts.
+    folder = str(pathlib.Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    # ml_collections' name: a class of the file that registers itself is the same when it runs again
+    specification = importlib.util.spec_from_file_location("config_config", path)
     if specification is None or specification.loader is None:
         raise ValueError(f"--config is {path!r}, expected a Python file (.py)")
     module = importlib.util.module_from_spec(specification)

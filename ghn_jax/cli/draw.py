@@ -9,7 +9,6 @@ PACKAGE.MODULE:FACTORY, a function without arguments that returns an architectur
 or Equinox network. Nothing is allocated.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -19,7 +18,8 @@ from absl import flags
 
 from ghn_jax.architectures import VIT, Architecture, ResNet
 from ghn_jax.cli.command_line import run_program
-from ghn_jax.cli.network_flags import define_deepnets_flag
+from ghn_jax.cli.network_flags import define_arguments_flag, define_deepnets_flag, parse_arguments
+from ghn_jax.configuration.validation import check_choice
 from ghn_jax.drawing import draw
 from ghn_jax.evaluation.architecture_specs import (
     is_factory,
@@ -30,7 +30,7 @@ from ghn_jax.evaluation.architecture_specs import (
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.graphs.arch_graph import MAX_VIRTUAL_DISTANCE
 from ghn_jax.graphs.properties import graph_properties
-from ghn_jax.models import build
+from ghn_jax.models import MODELS, SMALL_MODELS, build
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import lower
 from ghn_jax.tracing import make_report, trace
@@ -42,7 +42,7 @@ flags.DEFINE_string("out", None, "File to draw to: .svg, .pdf or .png.")
 flags.DEFINE_integer("image_size", 224, "Height and width of the images, pixels.", lower_bound=1)
 flags.DEFINE_integer("num_classes", 1000, "Width of the output of named networks.", lower_bound=1)
 flags.DEFINE_bool("small_images", False, "The variant of a named network for 32 px.")
-flags.DEFINE_string("arguments", "{}", "Keyword arguments of the network's call, JSON.")
+define_arguments_flag()
 flags.mark_flags_as_required(["architecture", "out"])
 
 
@@ -59,15 +59,18 @@ def make_graph(spec: str) -> tuple[ArchGraph, str]:
     """The graph of a network, and for traced ones what of it a GHN can predict."""
     size, num_classes = FLAGS.image_size, FLAGS.num_classes
     if is_stored(spec):
+        parse_arguments(FLAGS.arguments, is_traced=False)
         network = resolve_architecture(
             spec, size, num_classes, MAX_VIRTUAL_DISTANCE, FLAGS.deepnets
         )
         return network.graph, ""
     made = load_network(spec)
-    if isinstance(made, Architecture | ResNet):
+    is_architecture = isinstance(made, Architecture | ResNet)
+    arguments = parse_arguments(FLAGS.arguments, is_traced=not is_architecture)
+    if is_architecture:
         return build_graph(lower(made, size, num_classes)), ""
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-    traced = trace(made, images, num_classes=num_classes, **json.loads(FLAGS.arguments))
+    traced = trace(made, images, num_classes=num_classes, **arguments)
     return traced.graph, str(make_report(traced))
 
 
@@ -77,6 +80,7 @@ def load_network(spec: str) -> Any:
         return VIT
     if is_factory(spec):
         return make_network(spec)
+    check_choice("architecture", spec, ("vit", *MODELS, *SMALL_MODELS))
     fields: dict[str, Any] = {"small_images": True} if FLAGS.small_images else {}
     return build(spec, FLAGS.num_classes, **fields)
 

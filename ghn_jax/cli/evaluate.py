@@ -117,7 +117,7 @@ def main() -> None:
         f"{dataset.name}, {image_split} images, seed {seed}",
         workdir / "evaluation",
         lists_architectures=True,
-        labels=task.metric_labels,
+        task=task,
     )
 
 

@@ -21,7 +21,7 @@ import ghn_jax
 from ghn_jax.cli import config_flags
 from ghn_jax.cli.command_line import fail
 from ghn_jax.cli.network_flags import define_deepnets_flag, define_ghn_flag
-from ghn_jax.data import load_dataset
+from ghn_jax.data import check_classes, load_dataset
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.comparison import Comparison
 from ghn_jax.finetune.comparison_report import rich_table
@@ -56,8 +56,9 @@ def main(config: FinetuneConfig, workdir: str) -> None:
     dataset = load_dataset(data.name, data.data_dir, data.image_size, data.num_channels)
     ghn = None if FLAGS.ghn is None else ghn_jax.load(FLAGS.ghn)
     comparison = Comparison(config, dataset, ghn, workdir, FLAGS.ghn or "")
+    num_classes = check_classes(dataset)
     modules = {
-        spec: resolve_module(spec, dataset.image_size, dataset.num_classes, FLAGS.deepnets)
+        spec: resolve_module(spec, dataset.image_size, num_classes, FLAGS.deepnets)
         for spec in FLAGS.architecture
     }
     rows = comparison.run(modules)

@@ -1,21 +1,91 @@
-"""Flags that several programs have: which GHN, and where a network of a file lies.
+"""Flags that several programs have: which GHN, where a network of a file lies, how one is called.
 
 Each program calls these functions where it defines its other flags, and lists them as its own.
 """
 
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
 from absl import flags
+
+from ghn_jax.cli.command_line import last_line
 
 flags.disclaim_key_flags()  # they are those of the module that calls
 
 
 def define_ghn_flag(more: str = "") -> None:
-    """Define `--ghn`; `more` ends its help text."""
+    """Define `--ghn`, whose help text `more` ends, and `--import` for what such a GHN needs."""
     flags.DEFINE_string(
         "ghn",
         None,
         "Work directory of training, the name of a packaged GHN (digits), or an official .pt file"
         f"{more}.",
     )
+    define_import_flag()
+
+
+def define_import_flag(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define `--import`: modules are imported as the flags are parsed."""
+    flags.DEFINE_list(
+        "import",
+        [],
+        "Modules that register message passing, a decoder, a task or a data set of one's own, which"
+        " the GHN was trained with; also from the current folder.",
+        flag_values=flag_values,
+    )
+    flags.register_validator("import", _import_modules, flag_values=flag_values)
+
+
+def _import_modules(names: Sequence[str]) -> bool:
+    """Import what the flag names."""
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the module is the user's program
+            reason = f"{type(error).__name__}: {last_line(error)}"
+            raise flags.ValidationError(f"cannot import {name!r}: {reason}") from error
+    return True
+
+
+def define_arguments_flag() -> None:
+    """Define `--arguments`, which `parse_arguments` reads."""
+    flags.DEFINE_string(
+        "arguments",
+        "{}",
+        "Keyword arguments, as JSON, of the call of a network that a factory or a name makes.",
+    )
+
+
+def parse_arguments(text: str, is_traced: bool) -> dict[str, Any]:
+    """Read `--arguments`.
+
+    Args:
+        text: The flag.
+        is_traced: Whether the network has a call of its own, which architectures have not.
+
+    Returns:
+        Keyword arguments by name.
+
+    Raises:
+        ValueError: If the text is not a JSON object, or there is nothing to call with it.
+    """
+    try:
+        arguments = json.loads(text)
+    except json.JSONDecodeError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(
+            f"--arguments is {text!r}, expected a JSON object such as '{{\"train\": true}}'"
+        )
+    if arguments and not is_traced:
+        raise ValueError(f"--arguments is {text!r}, expected none for an architecture")
+    return arguments
 
 
 def define_deepnets_flag() -> None:

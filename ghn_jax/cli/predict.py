@@ -10,7 +10,6 @@ a PACKAGE.MODULE:FACTORY that makes a Flax, Haiku or Equinox network, the graph 
 cannot be predicted is listed with the reason.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,12 @@ from flax.traverse_util import flatten_dict
 import ghn_jax
 from ghn_jax.architectures import Architecture, ResNet
 from ghn_jax.cli.command_line import run_program
-from ghn_jax.cli.network_flags import define_deepnets_flag, define_ghn_flag
+from ghn_jax.cli.network_flags import (
+    define_arguments_flag,
+    define_deepnets_flag,
+    define_ghn_flag,
+    parse_arguments,
+)
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.evaluation.architecture_specs import (
     is_factory,
@@ -60,11 +64,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("logits", None, "File .npy for the logits of the images.")
 flags.DEFINE_string("out", None, "File .npz or .safetensors for the predicted parameters.")
-flags.DEFINE_string(
-    "arguments",
-    "{}",
-    "Keyword arguments, as JSON, of the call of a Flax module that a factory makes.",
-)
+define_arguments_flag()
 flags.mark_flags_as_required(["ghn", "architecture"])
 
 
@@ -86,12 +86,13 @@ def main() -> None:
         if not isinstance(made, Architecture | ResNet):
             predict_traced(ghn, made, images, image_size)
             return
+    parse_arguments(FLAGS.arguments, is_traced=False)
     start = time.perf_counter()
     plan, graph = resolve_architecture(
         FLAGS.architecture, image_size, config.num_classes, config.virtual_edges, FLAGS.deepnets
     )
     seconds = time.perf_counter() - start
-    _report_graph(graph, len(plan.tensors), plan.num_parameters)
+    _report_graph(graph, plan.num_parameters)
     _report("graph", f"{seconds:.3f} s")
 
     start = time.perf_counter()
@@ -113,7 +114,7 @@ def main() -> None:
 
 def predict_traced(ghn: GHN, network: Any, images: np.ndarray | None, image_size: int) -> None:
     """Predict a network that is not of the space: what `ghn_jax.tracing` can describe."""
-    arguments = json.loads(FLAGS.arguments)
+    arguments = parse_arguments(FLAGS.arguments, is_traced=True)
     if images is not None and not isinstance(network, nn.Module):
         raise ValueError(
             f"architecture {FLAGS.architecture!r} makes a {type(network).__name__}, expected a Flax"
@@ -128,7 +129,7 @@ def predict_traced(ghn: GHN, network: Any, images: np.ndarray | None, image_size
     prediction = ghn.predict(network, inputs if images is None else images, **arguments)
     seconds = time.perf_counter() - start
     graph, leaves = prediction.graph, flatten_dict(prediction.variables, sep="/")
-    _report_graph(graph, len(graph.tensors), prediction.num_parameters)
+    _report_graph(graph, prediction.num_parameters)
     _report("prediction", f"{seconds:.3f} s with graph and compilation")
     print(prediction.report, flush=True)
     if images is None:
@@ -148,11 +149,11 @@ def predict_traced(ghn: GHN, network: Any, images: np.ndarray | None, image_size
         _report("wrote", FLAGS.out)
 
 
-def _report_graph(graph: ArchGraph, num_tensors: int, num_parameters: int) -> None:
+def _report_graph(graph: ArchGraph, num_parameters: int) -> None:
     num_own = int((graph.distance == 1).sum())
     _report("nodes", graph.num_nodes)
     _report("edges", f"{len(graph.distance)} ({num_own} of the network, the others virtual)")
-    _report("tensors", num_tensors)
+    _report("tensors", len(graph.tensors))
     _report("parameters", num_parameters)
 
 

@@ -23,11 +23,11 @@ import ghn_jax
 from ghn_jax.cli import config_flags
 from ghn_jax.cli.command_line import fail
 from ghn_jax.cli.network_flags import define_deepnets_flag, define_ghn_flag
-from ghn_jax.data import load_dataset
+from ghn_jax.data import check_classes, load_dataset
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.config import NetworkConfig
 from ghn_jax.finetune.initialization import NetworkInitializer
-from ghn_jax.finetune.iterations import describe, draw_iterations
+from ghn_jax.finetune.iterations import describe_iterations, draw_iterations
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 from ghn_jax.finetune.regularized_network import RegularizedNetwork
 from ghn_jax.targets.network import TargetNetwork
@@ -50,7 +50,7 @@ def main(config: NetworkConfig, workdir: str) -> None:
         fail("--architecture is missing, expected the network to train")
     data, training = config.data, config.training
     dataset = load_dataset(data.name, data.data_dir, data.image_size, data.num_channels)
-    size, num_classes = dataset.image_size, dataset.num_classes
+    size, num_classes = dataset.image_size, check_classes(dataset)
     plain = resolve_module(FLAGS.architecture, size, num_classes, FLAGS.deepnets)
     module = plain
     if training.drop_path or training.auxiliary_weight:
@@ -77,7 +77,7 @@ def main(config: NetworkConfig, workdir: str) -> None:
         plain_trainer = trainer if module is plain else NetworkTrainer(plain, dataset, config)
         predicted = plain_trainer.calibrate(initializer.make("ghn", key))
         accuracy = plain_trainer.evaluate(predicted, "validation")
-        print(describe(result.curve, accuracy, trainer.steps_per_epoch))
+        print(describe_iterations(result.curve, accuracy, trainer.steps_per_epoch))
         path = Path(workdir) / "iterations.png"
         draw_iterations(result.curve, accuracy, path, FLAGS.architecture)
         print(f"wrote {path}")

@@ -7,8 +7,12 @@ value and what was expected, with a near match where a name was misspelt.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
+
+_LONGEST_TEXT = 100  # characters of a value in an error
 
 
 def suggest(value: object, options: Iterable[object]) -> str:
@@ -48,6 +52,58 @@ def check_positive_int(name: str, value: object) -> None:
     """Raise ValueError unless the value is an int of at least 1."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} is {value!r}, expected a positive int")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError unless the value is an int of at least 0."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} is {value!r}, expected an int of at least 0")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise ValueError unless the value is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+
+
+def check_share(name: str, value: object) -> None:
+    """Raise ValueError unless the value is a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
+        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1)")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ValueError unless the value is True or False."""
+    if type(value) is not bool:
+        raise ValueError(f"{name} is {describe_value(value)}, expected True or False")
+
+
+def check_instance(name: str, value: object, kinds: Any, expected: str) -> None:
+    """Raise ValueError unless the value is of one of the kinds, as `isinstance` takes them."""
+    if not isinstance(value, kinds):
+        raise ValueError(f"{name} is {describe_value(value)}, expected {expected}")
+
+
+def check_random_key(name: str, value: object) -> None:
+    """Raise ValueError unless the value is one key of `jax.random`, typed or as uint32."""
+    # Imported here: processes that read images check values too, and do without JAX.
+    import jax
+    import numpy as np
+
+    is_key = False
+    if isinstance(value, jax.Array | np.ndarray):
+        is_typed = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+        is_key = value.ndim == 0 if is_typed else value.dtype == np.uint32 and value.ndim == 1
+    if not is_key:
+        raise ValueError(f"{name} is {describe_value(value)}, expected a key of jax.random.key")
+
+
+def describe_value(value: Any) -> str:
+    """A value as an error shows it: arrays by their shape, anything else in one short line."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 def as_tuple(name: str, values: Any) -> tuple[Any, ...]:

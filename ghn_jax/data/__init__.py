@@ -11,8 +11,9 @@ from ghn_jax.data.augmentation import (
     to_unit_range,
 )
 from ghn_jax.data.loader import EvaluationBatch, EvaluationBatches, Prefetcher, TrainBatches
-from ghn_jax.data.sources import load_dataset
-from ghn_jax.data.splits import ArraySplit, Dataset, RecordSplit, Split, take_shots
+from ghn_jax.data.registry import register_dataset
+from ghn_jax.data.sources import dataset_from_arrays, load_dataset
+from ghn_jax.data.splits import ArraySplit, Dataset, RecordSplit, Split, check_classes, take_shots
 
 __all__ = [
     "ArraySplit",
@@ -28,9 +29,12 @@ __all__ = [
     "Split",
     "TrainBatches",
     "add_gaussian_noise",
+    "check_classes",
     "cut_out",
+    "dataset_from_arrays",
     "load_dataset",
     "normalize",
+    "register_dataset",
     "take_shots",
     "to_unit_range",
 ]

@@ -1,9 +1,10 @@
 """Batches of images and labels.
 
-In: a `Dataset`, a seed and a step. Out: normalised images (B, H, W, C) float32, labels (B,) int32.
-Every batch is a function of (seed, step) alone, so training that stops and resumes at a step sees
-bit-identical batches, and several threads may prepare them in any order. All batches are full:
-batch norm runs on batch statistics, where a smaller or padded batch changes every prediction.
+In: a `Dataset`, a seed and a step. Out: normalised images (B, H, W, C) float32, and labels as the
+data set has them: (B,) int32 classes, or (B, ...) of another task. Every batch is a function of
+(seed, step) alone, so training that stops and resumes at a step sees bit-identical batches, and
+several threads may prepare them in any order. All batches are full: batch norm runs on batch
+statistics, where a smaller or padded batch changes every prediction.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class TrainBatches:
           step: at least 0, counted from the first batch of the first epoch.
 
         Returns:
-          Images (B, H, W, C) float32, normalised, and labels (B,) int32.
+          Images (B, H, W, C) float32, normalised, and labels (B, ...).
 
         Raises:
           ValueError: if the step is negative or no integer.
@@ -98,7 +99,7 @@ class EvaluationBatch(NamedTuple):
 
     Attributes:
       images: (B, H, W, C) float32, normalised.
-      labels: (B,) int32.
+      labels: (B, ...), as the data set has them.
       counted_mask: (B,) bool; False where the image fills up the last batch and was counted before.
     """
 

@@ -1,4 +1,4 @@
-"""Data sets by name.
+"""The data sets that come with the package; each registers itself.
 
 In: a name, and where prepared files lie. Out: a `Dataset`.
 
@@ -19,18 +19,20 @@ out 50 images of each class.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ghn_jax.configuration.validation import check_choice, check_positive_int
+from ghn_jax.configuration.validation import check_positive_int
 from ghn_jax.data.augmentation import CenterCrop, CropAndFlip, RandomResizedCrop, Resize
 from ghn_jax.data.idx import read_idx_folder
 from ghn_jax.data.npz import read_npz
+from ghn_jax.data.registry import DATASETS, Folder, register_dataset
 from ghn_jax.data.splits import (
     ArraySplit,
     Dataset,
@@ -41,7 +43,6 @@ from ghn_jax.data.splits import (
 )
 from ghn_jax.extras import extra
 
-NPZ_PREFIX, IDX_PREFIX = "npz:", "idx:"
 NUM_RECORDS_PER_READ = 1000
 
 # Published ImageNet: 50 of about 1281 training images per class are held out.
@@ -92,7 +93,7 @@ PUBLISHED_SETS = {
 
 def load_dataset(
     name: str,
-    data_dir: str | os.PathLike[str] | None = None,
+    data_dir: Folder = None,
     image_size: int | None = None,
     num_channels: int = 3,
 ) -> Dataset:
@@ -102,8 +103,8 @@ def load_dataset(
     through tfds are never downloaded from here: an error names the command that prepares them.
 
     Args:
-      name: 'digits', 'cifar10', 'cifar100', 'fashion_mnist', 'imagenet2012', 'npz:<path>' or
-        'idx:<folder>'.
+      name: 'digits', 'cifar10', 'cifar100', 'fashion_mnist', 'imagenet2012', 'npz:<path>',
+        'idx:<folder>', or one registered by `ghn_jax.register_dataset`.
       data_dir: the folder of tfds's prepared sets (None: $TFDS_DATA_DIR or ~/tensorflow_datasets),
         or what the path of an npz file or idx folder is relative to (None: the current folder).
       image_size: height and width of the images a network reads, in pixels; images of another size
@@ -120,27 +121,13 @@ def load_dataset(
     if image_size is not None:
         check_positive_int("image_size", image_size)
     check_positive_int("num_channels", num_channels)
-    return repeat_channel(_load(name, data_dir, image_size), num_channels)
+    return repeat_channel(DATASETS.load(name, data_dir, image_size), num_channels)
 
 
-def _load(name: str, data_dir: str | os.PathLike[str] | None, image_size: int | None) -> Dataset:
-    """Return a data set with the channels that its images have."""
-    if isinstance(name, str) and name.startswith(NPZ_PREFIX):
-        path = Path(data_dir or ".") / Path(name.removeprefix(NPZ_PREFIX)).expanduser()
-        return _load_npz(name, path, image_size)
-    if isinstance(name, str) and name.startswith(IDX_PREFIX):
-        folder = Path(data_dir or ".") / Path(name.removeprefix(IDX_PREFIX)).expanduser()
-        return _load_idx(name, folder, image_size)
-    check_choice("name", name, ("digits", *PUBLISHED_SETS, "npz:<path>", "idx:<folder>"))
-    if name == "digits":
-        return _load_digits(image_size)
-    if name == "imagenet2012":
-        return _load_imagenet(data_dir, image_size)
-    return _load_in_memory(name, data_dir, image_size)
-
-
-def _load_digits(image_size: int | None) -> Dataset:
+@register_dataset("digits")
+def _load_digits(data_dir: Folder, image_size: int | None) -> Dataset:
     """Return scikit-learn's 8x8 digits: 1797 grey images whose pixels 0..16 become 0..1."""
+    del data_dir  # they come with scikit-learn
     # Imported here since it takes a second that the other data sets need not wait for.
     with extra("train", "scikit-learn's digits"):
         from sklearn.datasets import load_digits
@@ -149,33 +136,51 @@ def _load_digits(image_size: int | None) -> Dataset:
     images = (digits.images / 16).astype(np.float32)[..., None]  # (N, 8, 8, 1)
     labels = digits.target.astype(np.int32)
     splits = split_at_random(ArraySplit(images, labels), num_validation=180, num_test=360)
-    return _dataset_from_arrays("digits", 10, splits, image_size)
+    return dataset_from_arrays("digits", splits, 10, image_size)
 
 
-def _load_npz(name: str, path: Path, image_size: int | None) -> Dataset:
+@register_dataset("npz:")
+def _load_npz(location: str, data_dir: Folder, image_size: int | None) -> Dataset:
     """Return the data set of one's own arrays; not augmented."""
-    parts = read_npz(path)
-    return _dataset_from_arrays(
-        name, parts.num_classes, parts.splits, image_size, parts.mean, parts.std
+    parts = read_npz(_own_path(location, data_dir))
+    return dataset_from_arrays(
+        f"npz:{location}", parts.splits, parts.num_classes, image_size, parts.mean, parts.std
     )
 
 
-def _load_idx(name: str, folder: Path, image_size: int | None) -> Dataset:
+@register_dataset("idx:")
+def _load_idx(location: str, data_dir: Folder, image_size: int | None) -> Dataset:
     """Return the data set of a folder of IDX files; not augmented."""
-    splits = read_idx_folder(folder)
+    splits = read_idx_folder(_own_path(location, data_dir))
     num_classes = 1 + max(int(split.labels.max()) for split in splits.values())
-    return _dataset_from_arrays(name, num_classes, splits, image_size)
+    return dataset_from_arrays(f"idx:{location}", splits, num_classes, image_size)
 
 
-def _dataset_from_arrays(
+def _own_path(location: str, data_dir: Folder) -> Path:
+    return Path(data_dir or ".") / Path(location).expanduser()
+
+
+def dataset_from_arrays(
     name: str,
-    num_classes: int,
-    splits: dict[str, ArraySplit],
-    image_size: int | None,
+    splits: Mapping[str, ArraySplit],
+    num_classes: int | None = None,
+    image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Dataset:
-    """Return a data set without augmentation, with statistics of its training images if None."""
+    """Make a data set of images in memory, without augmentation.
+
+    Args:
+      name: what it is called.
+      splits: 'train', 'validation' and 'test', of square images of one size.
+      num_classes: labels are 0 .. num_classes - 1; None where they are no classes.
+      image_size: height and width to which images are resized as they are read; None keeps theirs.
+      mean: channel means of images in [0, 1]; None takes those of the training images.
+      std: channel standard deviations, likewise.
+
+    Returns:
+      The data set.
+    """
     train_mean, train_std = channel_statistics(splits["train"].images)
     return Dataset(
         name=name,
@@ -207,9 +212,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     return mean, std
 
 
-def _load_in_memory(
-    name: str, data_dir: str | os.PathLike[str] | None, image_size: int | None
-) -> Dataset:
+def _load_in_memory(name: str, data_dir: Folder, image_size: int | None) -> Dataset:
     """Return CIFAR or Fashion-MNIST, decoded once into memory (150 MB as uint8)."""
     published = PUBLISHED_SETS[name]
     train, validation = hold_out_last(_read_all(_open_records(name, "train", data_dir)))
@@ -225,6 +228,13 @@ def _load_in_memory(
         test=_read_all(_open_records(name, "test", data_dir)),
         train_transform=CropAndFlip(padding=4, image_size=image_size),
         eval_transform=Resize(image_size),
+    )
+
+
+# Named in errors as the function that they are.
+for _name in ("cifar10", "cifar100", "fashion_mnist"):
+    register_dataset(_name)(
+        functools.update_wrapper(functools.partial(_load_in_memory, _name), _load_in_memory)
     )
 
 
@@ -247,7 +257,8 @@ def _read_all(records: Any) -> ArraySplit:
     return ArraySplit(images, labels)
 
 
-def _load_imagenet(data_dir: str | os.PathLike[str] | None, image_size: int | None) -> Dataset:
+@register_dataset("imagenet2012")
+def _load_imagenet(data_dir: Folder, image_size: int | None) -> Dataset:
     """Return ImageNet, decoded image by image as it is read."""
     published = PUBLISHED_SETS["imagenet2012"]
     size = image_size or published.image_size
@@ -284,7 +295,7 @@ def _num_held_out(num_records: int) -> int:
 def _open_records(
     name: str,
     tfds_split: str,
-    data_dir: str | os.PathLike[str] | None,
+    data_dir: Folder,
     decode_images: bool = True,
 ) -> Any:
     """Open one tfds split for random access, or say how to prepare it."""

@@ -26,10 +26,10 @@ class Split(Protocol):
         """Return the number of images."""
 
     def read(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
-        """Return the images and the int32 labels (B,) at the positions (B,), in that order."""
+        """Return the images and the labels (B, ...) at the positions (B,), in that order."""
 
     def labels_at(self, indices: np.ndarray) -> np.ndarray:
-        """Return the labels (B,) int32 at the positions (B,) without decoding images."""
+        """Return the labels (B, ...) at the positions (B,) without decoding images."""
 
     def subset(self, indices: np.ndarray) -> Split:
         """Return the split of the given positions (B,), in that order."""
@@ -41,22 +41,28 @@ class ArraySplit:
 
     Attributes:
       images: (N, H, W, C), uint8 in [0, 255] or float32 in [0, 1].
-      labels: (N,) int32.
+      labels: (N,) int32 classes; or (N, ...) whatever the task's loss reads, int32 or float32.
     """
 
     images: np.ndarray
     labels: np.ndarray
 
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(
+                f"labels has {len(self.labels)} rows, expected the {len(self.images)} of images"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return images (B, H, W, C) and labels (B,) int32 at the positions (B,)."""
+        """Return images (B, H, W, C) and labels (B, ...) at the positions (B,)."""
         # Replicated grey images are views with a zero stride, so a contiguous copy is asked for.
         return np.ascontiguousarray(self.images[indices]), self.labels[indices]
 
     def labels_at(self, indices: np.ndarray) -> np.ndarray:
-        """Return the labels (B,) int32 at the positions (B,)."""
+        """Return the labels (B, ...) at the positions (B,)."""
         return self.labels[indices]
 
     def subset(self, indices: np.ndarray) -> ArraySplit:
@@ -138,12 +144,12 @@ def take_shots(dataset: Dataset, num_shots: int) -> Dataset:
       The data set with `num_shots * num_classes` training images, in their order.
 
     Raises:
-      ValueError: if a class has fewer training images.
+      ValueError: if a class has fewer training images, or labels are no classes.
     """
     check_positive_int("num_shots", num_shots)
     labels = dataset.train.labels_at(np.arange(len(dataset.train)))
     chosen = []
-    for label in range(dataset.num_classes):
+    for label in range(check_classes(dataset)):
         positions = np.flatnonzero(labels == label)
         if len(positions) < num_shots:
             raise ValueError(
@@ -152,6 +158,13 @@ def take_shots(dataset: Dataset, num_shots: int) -> Dataset:
             )
         chosen.append(positions[:num_shots])
     return replace(dataset, train=dataset.train.subset(np.sort(np.concatenate(chosen))))
+
+
+def check_classes(dataset: Dataset) -> int:
+    """Return the number of classes; ValueError if the labels are none."""
+    if dataset.num_classes is None:
+        raise ValueError(f"num_classes of the data set {dataset.name!r} is None, expected classes")
+    return dataset.num_classes
 
 
 def _labels_of(examples: Sequence[Any]) -> np.ndarray:
@@ -170,7 +183,7 @@ def repeat_channel(dataset: Dataset, num_channels: int) -> Dataset:
       The data set, its images views of what they were.
 
     Raises:
-      ValueError: if the images have another number of channels.
+      ValueError: if the images have another number of channels, or are grey but not in memory.
     """
     if dataset.num_channels == num_channels:
         return dataset
@@ -181,7 +194,11 @@ def repeat_channel(dataset: Dataset, num_channels: int) -> Dataset:
         )
 
     def repeat(split: Split) -> Split:
-        assert isinstance(split, ArraySplit)
+        if not isinstance(split, ArraySplit):
+            raise ValueError(
+                f"num_channels is {num_channels}, expected 1 for the data set {dataset.name!r}:"
+                " its images do not lie in memory"
+            )
         shape = (*split.images.shape[:-1], num_channels)
         return ArraySplit(np.broadcast_to(split.images, shape), split.labels)
 
@@ -202,7 +219,7 @@ class Dataset:
 
     Attributes:
       name: as given to `load_dataset`.
-      num_classes: labels are 0 .. num_classes - 1.
+      num_classes: labels are 0 .. num_classes - 1; None where they are no classes.
       image_size: height and width of the images a network reads, in pixels.
       num_channels: C, of the images a network reads.
       mean: channel means of images in [0, 1].
@@ -215,7 +232,7 @@ class Dataset:
     """
 
     name: str
-    num_classes: int
+    num_classes: int | None
     image_size: int
     num_channels: int
     mean: tuple[float, ...]

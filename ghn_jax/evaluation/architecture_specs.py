@@ -6,7 +6,6 @@ Out: a plan and its graph, at an image size and with a number of classes.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import re
@@ -18,7 +17,7 @@ import flax.linen as nn
 from ghn_jax.architectures import PREDEFINED, Architecture, ResNet
 from ghn_jax.configuration.validation import check_choice, suggest
 from ghn_jax.graphs import ArchGraph
-from ghn_jax.models import MODELS, SMALL_MODELS, build
+from ghn_jax.models import MODELS, SMALL_MODELS, build, field_defaults
 from ghn_jax.sampling import SPLITS
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork
@@ -121,8 +120,7 @@ def resolve_module(
     models = {**MODELS, **SMALL_MODELS}
     if spec in models and spec not in PREDEFINED:
         is_small = image_size <= SMALL_IMAGE_LIMIT and spec in MODELS
-        names = {field.name for field in dataclasses.fields(models[spec]())}
-        has_small = is_small and "small_images" in names
+        has_small = is_small and "small_images" in field_defaults(spec)
         fields: dict[str, Any] = {"small_images": True} if has_small else {}
         return build(spec, num_classes, **fields)
     if is_factory(spec):

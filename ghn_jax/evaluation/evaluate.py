@@ -88,7 +88,7 @@ class Summary:
         split: Its name.
         num_architectures: How many were evaluated.
         metrics: Mean and standard error over the architectures of each metric.
-        best: Largest value of the metric that counts.
+        best: The best architecture's value of the metric that counts.
         random: As `metrics`, with random parameters; None if not evaluated.
     """
 
@@ -243,12 +243,15 @@ def evaluate_splits(
         yield split, evaluator.evaluate(ghn_params, split.architectures, random_seed)
 
 
-def summarize(split: str, results: Sequence[ArchitectureResult]) -> Summary:
+def summarize(
+    split: str, results: Sequence[ArchitectureResult], lower_is_better: bool = False
+) -> Summary:
     """Mean and standard error of a split; the error is 0 for a single architecture.
 
     Args:
         split: Its name.
         results: At least one.
+        lower_is_better: Whether the metric that counts is an error, see `Task`.
 
     Returns:
         The summary.
@@ -257,11 +260,12 @@ def summarize(split: str, results: Sequence[ArchitectureResult]) -> Summary:
         raise ValueError("results is empty, expected at least one architecture")
     first = next(iter(results[0].metrics))
     random = [result.random for result in results if result.random is not None]
+    best = min if lower_is_better else max
     return Summary(
         split,
         len(results),
         _means([result.metrics for result in results]),
-        max(result.metrics[first] for result in results),
+        best(result.metrics[first] for result in results),
         _means(random) if len(random) == len(results) else None,
     )
 

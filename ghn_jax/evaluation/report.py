@@ -16,7 +16,7 @@ from ghn_jax.evaluation.evaluate import (
     Summary,
     summarize,
 )
-from ghn_jax.tasks import CLASSIFICATION
+from ghn_jax.tasks import CLASSIFICATION, Task
 
 Labels = Mapping[str, str]
 
@@ -27,7 +27,7 @@ def report_splits(
     folder: Path | None = None,
     lists_architectures: bool = False,
     console: rich.console.Console | None = None,
-    labels: Labels = CLASSIFICATION.metric_labels,
+    task: Task = CLASSIFICATION,
 ) -> list[Summary]:
     """Show and write results as they come, and a table at the end.
 
@@ -35,15 +35,16 @@ def report_splits(
         measured: Splits and their results, such as `evaluate_splits` yields.
         title: What they were measured on, for the table.
         folder: Where `<split>.jsonl` (one line per architecture), `<split>.json` (the summary) and
-            `accuracy.png` go; None writes nothing.
+            `splits.png` go; None writes nothing.
         lists_architectures: Whether to print a line per architecture, too.
         console: Where to print; the standard output by default.
-        labels: What the metrics are called, see `Task.metric_labels`.
+        task: Says what the metrics are called, and whether less is better.
 
     Returns:
         A summary per split.
     """
     console = console or rich.console.Console()
+    labels = task.metric_labels
     summaries = []
     for split, split_results in measured:
         results = []
@@ -58,13 +59,13 @@ def report_splits(
             if lists_architectures:
                 line = describe_result(split.name, result, labels)
                 console.print(line, highlight=False, soft_wrap=True)
-        summaries.append(summarize(split.name, results))
+        summaries.append(summarize(split.name, results, task.lower_is_better))
         if folder is not None:
             write_results(folder, summaries[-1], results)
     if folder is not None:
         from ghn_jax.evaluation.plots import plot_summaries  # matplotlib takes a second to import
 
-        plot_summaries(summaries, folder / "accuracy.png", labels)
+        plot_summaries(summaries, folder / "splits.png", labels)
     console.print(summary_table(summaries, title, labels))
     return summaries
 
@@ -129,7 +130,9 @@ def summary_table(
 
 
 def _format(mean: Mean, label: str) -> str:
-    return " +- ".join(_format_number(number, label) for number in mean)
+    if label.endswith(" %"):
+        return " +- ".join(_format_number(number, label) for number in mean)
+    return f"{mean.mean:.4g} +- {mean.standard_error:.2g}"
 
 
 def _format_number(number: float, label: str) -> str:

@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
-from ghn_jax.architectures import VIT, Architecture, ResNet
+from ghn_jax.architectures import PREDEFINED, Architecture, ResNet
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.evaluation.architecture_specs import stored_network
 from ghn_jax.evaluation.evaluate import ArchitectureSplit, Candidate
@@ -19,7 +19,6 @@ from ghn_jax.training.config import PREDEFINED_SPLIT, ExperimentConfig
 # Published numbers of architectures; of the training and search splits a sample.
 NUM_ARCHITECTURES = {"test": 500, "val": 500, "wide": 100, "deep": 100, "dense": 100, "bnfree": 100}
 NUM_ARCHITECTURES |= {PREDEFINED_SPLIT: 2, "train": 500, "search": 500}
-PREDEFINED: tuple[Architecture | ResNet, ...] = (ResNet(), VIT)
 
 
 def open_splits(
@@ -92,7 +91,7 @@ def split_plans(space: SpaceConfig, split: str, num: int, seed: int) -> Iterator
         if split == PREDEFINED_SPLIT:
             if index == len(PREDEFINED):
                 return
-            architecture: Architecture | ResNet = PREDEFINED[index]
+            architecture: Architecture | ResNet = [*PREDEFINED.values()][index]
         else:
             architecture = sample_architecture(split_space(space, split), seed, index)
         yield index, lower(architecture, *space.input_sizes)

@@ -35,4 +35,4 @@ def evaluate_run(
     random_seed = seed if evaluation.with_random else None
     measured = evaluate_splits(evaluator, trainer.local_params(state), splits, random_seed)
     title = f"{trainer.dataset.name}, {image_split} images, seed {seed}"
-    return report_splits(measured, title, folder, labels=trainer.task.metric_labels)
+    return report_splits(measured, title, folder, task=trainer.task)

@@ -19,7 +19,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ghn_jax.data import Dataset, take_shots
+from ghn_jax.configuration.validation import check_instance
+from ghn_jax.data import Dataset, check_classes, take_shots
 from ghn_jax.evaluation.report import write_whole
 from ghn_jax.finetune.comparison_report import (
     ComparisonProgress,
@@ -73,6 +74,8 @@ class Comparison:
         workdir: str | pathlib.Path,
         ghn_name: str = "",
     ) -> None:
+        check_instance("config", config, FinetuneConfig, "a FinetuneConfig")
+        check_instance("dataset", dataset, Dataset, "a ghn_jax.data.Dataset")
         if ghn is None and set(config.inits) != {"random"}:
             raise ValueError(
                 f"ghn is missing, expected a GHN for inits = {', '.join(config.inits)}"
@@ -112,7 +115,7 @@ class Comparison:
             module,
             self._ghn,
             self._dataset.image_size,
-            self._dataset.num_classes,
+            check_classes(self._dataset),
             classifier=config.classifier,
             noise_beta=config.noise_beta,
             first_layer=AUTO if config.first_layer is None else config.first_layer,

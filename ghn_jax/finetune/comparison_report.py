@@ -115,7 +115,7 @@ def write_comparison(
     draw_curves(rows, workdir / "curves.png")
 
 
-def read_rows(workdir: str | pathlib.Path) -> list[Row]:
+def read_comparison(workdir: str | pathlib.Path) -> list[Row]:
     """Read the rows that `Comparison.run` wrote into its folder."""
     summary = json.loads((pathlib.Path(workdir) / RESULTS).read_text(encoding="utf-8"))
     rows = []

@@ -8,21 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from ghn_jax.configuration.conversion import build_dataclass, to_dictionary
-from ghn_jax.configuration.validation import check_choice, check_positive_int
+from ghn_jax.configuration.validation import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_positive_int,
+    check_share,
+)
 from ghn_jax.training.config import DataConfig, OptimizerConfig
 
 INITS = ("random", "ghn", "ghn-noise", "ghn-orth")
 CLASSIFIERS = ("auto", "predicted", "random")
 
 
-def _check_share(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1)")
-
-
-def _check_count(name: str, value: object) -> None:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{name} is {value!r}, expected an int of at least 0")
+def _check_distinct(name: str, values: tuple[Any, ...]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} is {values!r}, expected each once")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +79,11 @@ class NetworkTrainingConfig:
         for index, size in enumerate(self.image_sizes):
             check_positive_int(f"image_sizes[{index}]", size)
         for name in ("seed", "cutout"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         for name in ("label_smoothing", "drop_path"):
-            _check_share(name, getattr(self, name))
-        weight = self.auxiliary_weight
-        if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-            raise ValueError(f"auxiliary_weight is {weight!r}, expected a number of at least 0")
-        check_choice("calibrate", self.calibrate, (False, True))
+            check_share(name, getattr(self, name))
+        check_number("auxiliary_weight", self.auxiliary_weight)
+        check_flag("calibrate", self.calibrate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,14 +146,14 @@ class FinetuneConfig(NetworkConfig):
         for index, rate in enumerate(self.learning_rates):
             if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
                 raise ValueError(f"learning_rates[{index}] is {rate!r}, expected a number > 0")
+        _check_distinct("learning_rates", self.learning_rates)
         check_positive_int("num_seeds", self.num_seeds)
         for index, init in enumerate(self.inits):
             check_choice(f"inits[{index}]", init, INITS)
+        _check_distinct("inits", self.inits)
         if not self.inits:
             raise ValueError(f"inits is (), expected some of {', '.join(INITS)}")
-        beta = self.noise_beta
-        if not isinstance(beta, (int, float)) or not 0 <= beta < math.inf:
-            raise ValueError(f"noise_beta is {beta!r}, expected a number of at least 0")
+        check_number("noise_beta", self.noise_beta)
         if self.first_layer is not None:
             check_positive_int("first_layer", self.first_layer)
         check_choice("classifier", self.classifier, CLASSIFIERS)

@@ -14,12 +14,17 @@ import jax
 import numpy as np
 
 from ghn_jax.arrays import PyTree
-from ghn_jax.configuration.validation import check_choice
+from ghn_jax.configuration.validation import (
+    check_choice,
+    check_instance,
+    check_number,
+    check_positive_int,
+    check_random_key,
+)
 from ghn_jax.finetune.config import CLASSIFIERS, INITS
 from ghn_jax.finetune.layers import Kernels, Layer, layer_order
 from ghn_jax.finetune.postprocessing import AUTO, Postprocessed, find_first_layer, postprocess
-from ghn_jax.tracing import TracedNetwork, trace
-from ghn_jax.tracing.prediction import fill_variables
+from ghn_jax.tracing import TracedNetwork, fill_variables, trace
 
 if TYPE_CHECKING:
     from ghn_jax.pretrained import GHN
@@ -57,7 +62,13 @@ class NetworkInitializer:
         first_layer: int | str = AUTO,
         call_arguments: dict[str, Any] | None = None,
     ) -> None:
+        check_instance("module", module, nn.Module, "a Flax linen module")
+        check_positive_int("image_size", image_size)
+        check_positive_int("num_classes", num_classes)
         check_choice("classifier", classifier, CLASSIFIERS)
+        check_number("noise_beta", noise_beta)
+        if first_layer != AUTO and (type(first_layer) is not int or first_layer < 1):
+            raise ValueError(f"first_layer is {first_layer!r}, expected 'auto' or a positive int")
         arguments = call_arguments or {}
         self._noise_beta, self._first_layer = noise_beta, first_layer
         images = jax.ShapeDtypeStruct((1, image_size, image_size, NUM_CHANNELS), np.float32)
@@ -113,6 +124,7 @@ class NetworkInitializer:
             ValueError: If there is no such initialisation, or it needs a GHN and there is none.
         """
         check_choice("init", init, INITS)
+        check_random_key("key", key)
         init_key, noise_key = jax.random.split(key)
         drawn = jax.tree.map(np.asarray, dict(self._init(init_key)))
         if init == "random":
@@ -141,7 +153,7 @@ class NetworkInitializer:
     def _predict(self, ghn: GHN) -> None:
         graph = self._traced.graph
         (arrays,) = ghn.predictor.predict(ghn.ghn_params, ghn.predictor.prepare([graph]))
-        _, self._predicted = self._traced.network.finish(fill_variables(self._traced, arrays))
+        _, self._predicted = self._traced.description.finish(fill_variables(self._traced, arrays))
 
     def _with_drawn(self, drawn: PyTree) -> PyTree:
         """The predicted variables; those that are not predicted are drawn ones."""
@@ -159,6 +171,6 @@ class NetworkInitializer:
     def _kept_indices(self) -> Iterable[int]:
         yield from self._traced.kept
         if self._is_classifier_random:
-            for index, path in enumerate(self._traced.network.paths):
+            for index, path in enumerate(self._traced.description.paths):
                 if path in self._classifier_paths:
                     yield index

@@ -35,7 +35,9 @@ def iterations_to_reach(curve: Sequence[tuple[int, float]], accuracy: float) -> 
     return None
 
 
-def describe(curve: Sequence[tuple[int, float]], accuracy: float, steps_per_epoch: int) -> str:
+def describe_iterations(
+    curve: Sequence[tuple[int, float]], accuracy: float, steps_per_epoch: int
+) -> str:
     """Say it in a line."""
     predicted = f"predicted parameters: top-1 {100 * accuracy:.2f}%"
     reached = iterations_to_reach(curve, accuracy)

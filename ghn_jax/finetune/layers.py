@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ghn_jax.arrays import PyTree
+from ghn_jax.arrays import PyTree, TreePath
+from ghn_jax.configuration.validation import check_instance
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.tracing.views import View
 
-Path = tuple[str, ...]
 KERNEL_ROLES = ("kernel", "depthwise", "classifier_kernel")
 
 
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
         is_classifier: Whether the graph marks it as the classifier.
     """
 
-    path: Path
+    path: TreePath
     shape: tuple[int, ...]
     view: View | None = None
     is_classifier: bool = False
@@ -47,14 +47,23 @@ def layer_order(graph: ArchGraph, views: Sequence[View | None] | None = None) ->
 
     Args:
         graph: Of the network; nodes are in topological order.
-        views: For each tensor of a traced graph, where it lies (`TracedNetwork.views` or
-            `NetworkPrediction.views`). None where every tensor is an array of its own, as in the
+        views: For each tensor of a traced graph, where it lies (`Prediction.views` or
+            `TracedNetwork.views`). None where every tensor is an array of its own, as in the
             networks of the space.
 
     Returns:
         The layers with two or more axes; norms, biases and positional encodings are none.
+
+    Raises:
+        ValueError: If there is not a view for every tensor.
     """
+    check_instance("graph", graph, ArchGraph, "the graph of a network, such as prediction.graph")
     views = [None] * len(graph.tensors) if views is None else views
+    if len(views) != len(graph.tensors):
+        raise ValueError(
+            f"views has {len(views)} views, expected one for each of the graph's"
+            f" {len(graph.tensors)} tensors"
+        )
     layers = [
         (
             tensor.node,
@@ -77,7 +86,7 @@ class Kernels:
         ValueError: If a path is that of no array, or of several, or the array has not two axes.
     """
 
-    def __init__(self, variables: PyTree, layers: Iterable[Layer | Path | str]) -> None:
+    def __init__(self, variables: PyTree, layers: Iterable[Layer | TreePath | str]) -> None:
         paths, self._structure = jax.tree_util.tree_flatten_with_path(variables)
         self._leaves = [leaf for _, leaf in paths]
         names = [_names(path) for path, _ in paths]
@@ -108,7 +117,7 @@ class Kernels:
         """The variables with all that was written."""
         return jax.tree.unflatten(self._structure, self._leaves)
 
-    def _plain(self, index: int, path: Path) -> Layer:
+    def _plain(self, index: int, path: TreePath) -> Layer:
         shape = tuple(np.shape(self._leaves[index]))
         if len(shape) < 2:
             raise ValueError(
@@ -118,19 +127,19 @@ class Kernels:
         return Layer(path, shape)
 
 
-def _path_of(layer: Layer | Path | str) -> Path:
+def _path_of(layer: Layer | TreePath | str) -> TreePath:
     if isinstance(layer, Layer):
         return layer.path
     return tuple(layer.split("/")) if isinstance(layer, str) else tuple(layer)
 
 
-def _names(path: tuple[Any, ...]) -> Path:
+def _names(path: tuple[Any, ...]) -> TreePath:
     """A path in a tree as strings; the `value` of an NNX variable is the variable."""
     names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
     return names[:-1] if names and names[-1] in ("value", "") else names
 
 
-def _find(names: Sequence[Path], path: Path) -> int:
+def _find(names: Sequence[TreePath], path: TreePath) -> int:
     """The leaf at a path, which may leave out what comes before, such as the collection."""
     exact = [index for index, name in enumerate(names) if name in (path, ("params", *path))]
     ends = [index for index, name in enumerate(names) if name[-len(path) :] == path]

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.arrays import PyTree
+from ghn_jax.configuration.validation import check_count, check_instance
 from ghn_jax.data import Dataset, Prefetcher, TrainBatches
 from ghn_jax.finetune.config import NetworkConfig
 from ghn_jax.finetune.network_evaluation import NetworkEvaluator
@@ -89,6 +90,9 @@ class NetworkTrainer:
     """
 
     def __init__(self, module: nn.Module, dataset: Dataset, config: NetworkConfig) -> None:
+        check_instance("module", module, nn.Module, "a Flax linen module")
+        check_instance("dataset", dataset, Dataset, "a ghn_jax.data.Dataset")
+        check_instance("config", config, NetworkConfig, "a NetworkConfig")
         keep_freed_memory()
         self.module, self.dataset, self.config = module, dataset, config
         training = config.training
@@ -175,7 +179,9 @@ class NetworkTrainer:
         Returns:
             New variables.
         """
-        batches = self.train_batches(self.config.training.seed if seed is None else seed, cutout=0)
+        seed = self.config.training.seed if seed is None else seed
+        check_count("seed", seed)
+        batches = self.train_batches(seed, cutout=0)
         return to_variables(self.evaluator.calibrate(as_state(variables), batches))
 
     def train_batches(self, seed: int, cutout: int) -> TrainBatches:

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.arrays import PyTree
-from ghn_jax.finetune.layers import Kernels, Layer, Path
+from ghn_jax.arrays import PyTree, TreePath
+from ghn_jax.configuration.validation import check_flag, check_number, check_random_key
+from ghn_jax.finetune.layers import Kernels, Layer
 from ghn_jax.finetune.orthogonalization import as_tall_matrix
 from ghn_jax.finetune.orthogonalization import orthogonalize as orthogonalize_kernel
 
@@ -73,7 +74,7 @@ class Postprocessed(NamedTuple):
 
 def postprocess(
     variables: PyTree,
-    order: Iterable[Layer | Path | str],
+    order: Iterable[Layer | TreePath | str],
     *,
     orthogonalize: bool = True,
     noise_beta: float = 0.0,
@@ -101,13 +102,15 @@ def postprocess(
 
     Raises:
         ValueError: If `order` has no classifier and another kernel, `first_layer` lies beyond the
-            last kernel, or noise_beta is negative.
+            last kernel, or another argument is not as described.
     """
+    check_flag("orthogonalize", orthogonalize)
+    check_number("noise_beta", noise_beta)
+    key = jax.random.key(0) if key is None else key
+    check_random_key("key", key)
     kernels = Kernels(variables, order)
     first = find_first_layer(first_layer, len(kernels.layers))
-    if not (np.isfinite(noise_beta) and noise_beta >= 0):
-        raise ValueError(f"noise_beta is {noise_beta!r}, expected a finite number of at least 0")
-    keys = jax.random.split(jax.random.key(0) if key is None else key, len(kernels.layers))
+    keys = jax.random.split(key, len(kernels.layers))
     changes = []
     for number, layer in enumerate(kernels.layers[:-1]):
         is_changed = number + 1 >= first and (orthogonalize or noise_beta > 0)

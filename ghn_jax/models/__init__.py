@@ -5,12 +5,20 @@ and whose variables a GHN can predict. If an architecture has a stem for 224 px,
 replaces it by one for 32 px, with stride 1 and no pool.
 """
 
-import difflib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
+from ghn_jax.configuration.validation import (
+    check_choice,
+    check_flag,
+    check_instance,
+    check_positive_int,
+    check_share,
+    suggest,
+)
 from ghn_jax.models.convnext import convnext_b, convnext_l, convnext_s, convnext_t
 from ghn_jax.models.densenet import densenet121
 from ghn_jax.models.efficientnet import efficientnet_b0
@@ -59,7 +67,7 @@ SMALL_MODELS: dict[str, Callable[..., nn.Module]] = {
     make.__name__: make for make in (small_resnet, small_convnext, small_vit)
 }
 
-__all__ = ["MODELS", "SMALL_MODELS", "build", *MODELS, *SMALL_MODELS]
+__all__ = ["MODELS", "SMALL_MODELS", "build", "field_defaults", *MODELS, *SMALL_MODELS]
 
 
 def build(
@@ -73,18 +81,60 @@ def build(
         operations: The operations the network computes with, see `ghn_jax.targets.spelling`. None
             means those that are fast on the backend and support every JAX transformation. Networks
             without batch norms and depthwise convolutions have no such choice.
-        **fields: Further fields of the network, such as `small_images=True`.
+        **fields: Further fields of the network, such as `small_images=True`; `field_defaults`
+            lists them.
 
     Returns:
         The module: (B, S, S, 3) images -> (B, num_classes) logits.
 
     Raises:
-        ValueError: If `name` is not a known network; the message suggests the closest name.
+        ValueError: If `name` is not a known network or it has no such field, in which case the
+            message suggests the closest name, or if a value is invalid.
     """
     models = {**MODELS, **SMALL_MODELS}
-    if name not in models:
-        near = difflib.get_close_matches(name, models, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"model is {name!r}, expected one of {', '.join(models)}{hint}")
+    check_choice("name", name, tuple(models))
+    check_positive_int("num_classes", num_classes)
+    if operations is not None:
+        check_instance("operations", operations, Operations, "Operations")
+    defaults = field_defaults(name)
+    for field, value in fields.items():
+        if field not in defaults:
+            raise ValueError(
+                f"{name} has no field {field!r}{suggest(field, defaults)}, expected some of"
+                f" {', '.join(defaults)}"
+            )
+        _check_field(field, value, defaults[field])
     module = models[name](num_classes=num_classes, **fields)
     return with_operations(module, operations or default_operations())
+
+
+def field_defaults(name: str) -> dict[str, Any]:
+    """Return the fields that `build` accepts for a network, with their defaults.
+
+    Args:
+        name: A name in `MODELS` or `SMALL_MODELS`.
+
+    Returns:
+        The defaults by field, without `num_classes` and `operations`.
+    """
+    make = {**MODELS, **SMALL_MODELS}[name]
+    parameters = inspect.signature(make).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        # The function passes them on to the module that it returns.
+        parameters = inspect.signature(inspect.get_annotations(make)["return"]).parameters
+    chosen_here = ("num_classes", "operations", "parent", "name")
+    return {
+        field: parameter.default
+        for field, parameter in parameters.items()
+        if parameter.default is not parameter.empty and field not in chosen_here
+    }
+
+
+def _check_field(field: str, value: object, default: object) -> None:
+    """Raise ValueError unless a value is of the same kind as the field's default."""
+    if isinstance(default, bool):
+        check_flag(field, value)
+    elif isinstance(default, int):
+        check_positive_int(field, value)
+    else:  # a dropout or stochastic depth rate
+        check_share(field, value)

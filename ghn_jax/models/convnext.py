@@ -6,10 +6,16 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from ghn_jax.models.layers import Layer, StochasticDepth, convolve_groups, global_mean, layer_norm
+from ghn_jax.models.layers import (
+    ModuleWithOperations,
+    StochasticDepth,
+    convolve_groups,
+    global_mean,
+    layer_norm,
+)
 
 
-class Block(Layer):
+class ConvNeXtBlock(ModuleWithOperations):
     """x + scale * MLP(LN(depthwise_7x7(x)))."""
 
     drop_rate: float = 0.0
@@ -30,7 +36,7 @@ class Block(Layer):
         return x + StochasticDepth(self.drop_rate)(y * scale, train)
 
 
-class ConvNeXt(Layer):
+class ConvNeXt(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
@@ -62,7 +68,7 @@ class ConvNeXt(Layer):
                 x = nn.Conv(width, (2, 2), strides=(2, 2), padding="VALID")(layer_norm()(x))
             for _ in range(num_blocks):
                 rate, name = self.drop_rate * index / max(depth - 1, 1), f"block{index}"
-                x = Block(rate, operations=self.operations, name=name)(x, train)
+                x = ConvNeXtBlock(rate, operations=self.operations, name=name)(x, train)
                 index += 1
         return nn.Dense(self.num_classes, name="head")(layer_norm()(global_mean(x)))
 

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ghn_jax.models.layers import Layer, batch_norm, conv, global_mean, max_pool
+from ghn_jax.models.layers import ModuleWithOperations, batch_norm, conv, global_mean, max_pool
 
 
-class DenseLayer(Layer):
+class DenseLayer(ModuleWithOperations):
     """Norm, relu, 1x1 to 4 g channels, norm, relu, 3x3 to g channels, appended to the input.
 
     Attributes:
@@ -27,7 +27,7 @@ class DenseLayer(Layer):
         return jnp.concatenate([x, y], axis=-1)
 
 
-class DenseNet(Layer):
+class DenseNet(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:

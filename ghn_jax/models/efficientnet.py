@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ghn_jax.models.layers import ConvNorm, Layer, StochasticDepth, conv, global_mean
+from ghn_jax.models.layers import ConvNorm, ModuleWithOperations, StochasticDepth, conv, global_mean
 
 # Expansion, kernel, stride, channels, blocks (table 1 of the paper).
 _STAGES = (
@@ -21,7 +21,7 @@ _STAGES = (
 )
 
 
-class MBConv(Layer):
+class MBConv(ModuleWithOperations):
     """Expand, depthwise, squeeze-and-excite, project; residual if the shape is unchanged."""
 
     features: int
@@ -43,7 +43,7 @@ class MBConv(Layer):
         return x + StochasticDepth(self.drop_rate)(y, train) if x.shape == y.shape else y
 
 
-class EfficientNet(Layer):
+class EfficientNet(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:

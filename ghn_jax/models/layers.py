@@ -15,10 +15,10 @@ from jax.typing import DTypeLike
 
 from ghn_jax.targets.operations import NATIVE, Operations, moments
 
-Activation = Callable[[jax.Array], jax.Array]
+ActivationFn = Callable[[jax.Array], jax.Array]
 
 
-class Layer(nn.Module, kw_only=True):
+class ModuleWithOperations(nn.Module, kw_only=True):
     """Base class of modules that use chosen operations, or whose submodules do.
 
     Attributes:
@@ -93,7 +93,7 @@ def convolve_groups(
     return lax.conv_general_dilated(x, kernel, strides, padding, **arguments)
 
 
-class BatchNorm(Layer):
+class BatchNorm(ModuleWithOperations):
     """Batch norm as in PyTorch: two passes over the batch, and an unbiased running variance.
 
     Tracing a network with many norms takes half as long as with Flax's own.
@@ -142,7 +142,7 @@ def layer_norm() -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False)
 
 
-class ConvNorm(Layer):
+class ConvNorm(ModuleWithOperations):
     """A convolution without bias, batch norm, and an optional activation.
 
     Attributes:
@@ -157,7 +157,7 @@ class ConvNorm(Layer):
     kernel: int
     stride: int = 1
     groups: int = 1
-    activation: Activation | None = relu
+    activation: ActivationFn | None = relu
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

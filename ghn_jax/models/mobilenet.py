@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from ghn_jax.models.layers import ConvNorm, Layer, global_mean
+from ghn_jax.models.layers import ConvNorm, ModuleWithOperations, global_mean
 
 # Expansion, channels, blocks, stride of the first block (table 2 of the paper).
 _STAGES = (
@@ -20,7 +20,7 @@ _STAGES = (
 )
 
 
-class InvertedResidual(Layer):
+class InvertedResidual(ModuleWithOperations):
     """Expand by 1x1, depthwise 3x3, project by 1x1; residual if the shape is unchanged."""
 
     features: int
@@ -37,7 +37,7 @@ class InvertedResidual(Layer):
         return x + y if x.shape == y.shape else y
 
 
-class MobileNetV2(Layer):
+class MobileNetV2(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:

@@ -10,10 +10,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from ghn_jax.models.layers import ConvNorm, Layer, global_mean, max_pool, relu
+from ghn_jax.models.layers import ConvNorm, ModuleWithOperations, global_mean, max_pool, relu
 
 
-class Block(Layer):
+class ResNetBlock(ModuleWithOperations):
     """relu(x + branch(x)), where the branch is two 3x3 convolutions or a 1x1, 3x3, 1x1 bottleneck.
 
     Attributes:
@@ -44,7 +44,7 @@ class Block(Layer):
         return relu(x + y)
 
 
-class ResNet(Layer):
+class ResNetModule(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
@@ -73,7 +73,7 @@ class ResNet(Layer):
         for stage, num_blocks in enumerate(self.stage_sizes):
             width = self.width * 2**stage
             for index in range(num_blocks):
-                x = Block(
+                x = ResNetBlock(
                     width * self.width_factor,
                     width * (4 if self.is_bottleneck else 1),
                     stride=2 if stage > 0 and index == 0 else 1,
@@ -84,8 +84,8 @@ class ResNet(Layer):
         return nn.Dense(self.num_classes, name="head")(global_mean(x))
 
 
-def _make(name: str, *stage_sizes: int, **fields: Any) -> Callable[..., ResNet]:
-    make = functools.partial(ResNet, stage_sizes, **fields)
+def _make(name: str, *stage_sizes: int, **fields: Any) -> Callable[..., ResNetModule]:
+    make = functools.partial(ResNetModule, stage_sizes, **fields)
     make.__name__ = name  # type: ignore[attr-defined]
     return make
 

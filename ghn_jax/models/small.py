@@ -11,7 +11,7 @@ from typing import TypeVar
 import flax.linen as nn
 
 from ghn_jax.models.convnext import ConvNeXt
-from ghn_jax.models.resnet import ResNet
+from ghn_jax.models.resnet import ResNetModule
 from ghn_jax.models.vit import VisionTransformer
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -24,7 +24,7 @@ def _name(name: str, make: functools.partial[_Module]) -> Callable[..., _Module]
 
 # Like ResNet-50: 1x1, 3x3, 1x1 bottlenecks, four times as wide outside, in three stages.
 small_resnet = _name(
-    "small_resnet", functools.partial(ResNet, (2, 2, 2), width=16, small_images=True)
+    "small_resnet", functools.partial(ResNetModule, (2, 2, 2), width=16, small_images=True)
 )
 # Like ConvNeXt: depthwise 7x7, layer norm, MLPs of four times the width, layer scale.
 small_convnext = _name(

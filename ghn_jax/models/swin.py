@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
         return y[:, :full_height, :full_width]
 
 
-class Block(nn.Module):
+class SwinBlock(nn.Module):
     """x + attention(LN(x)), then x + MLP(LN(x))."""
 
     num_heads: int
@@ -132,7 +132,7 @@ class SwinTransformer(nn.Module):
             for index in range(num_blocks):
                 rate, name = self.drop_rate * done / max(depth - 1, 1), f"stage{stage}_block{index}"
                 heads = self.num_heads[stage]
-                x = Block(heads, window, index % 2 == 1, rate, name=name)(x, train)
+                x = SwinBlock(heads, window, index % 2 == 1, rate, name=name)(x, train)
                 done += 1
         return nn.Dense(self.num_classes, name="head")(jnp.mean(_norm()(x), axis=(1, 2)))
 

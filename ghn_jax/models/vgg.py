@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ghn_jax.models.layers import Layer, batch_norm, conv, max_pool
+from ghn_jax.models.layers import ModuleWithOperations, batch_norm, conv, max_pool
 
 
-class VGG(Layer):
+class VGG(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, S, S, C), normalised.
-        labels: (B, ...), int32 classes (B,) for classification.
+        labels: (B,) int32 classes; or (B, ...) what else the data set has.
     """
 
     images: Array
@@ -34,11 +34,6 @@ class Task(Protocol):
         ...
 
     @property
-    def input_dtype(self) -> str:
-        """What networks compute in unless training says otherwise: that of the images."""
-        ...
-
-    @property
     def num_outputs(self) -> int:
         """Width K of the output: the last layer of architectures, and of the GHN's class head."""
         ...
@@ -46,6 +41,11 @@ class Task(Protocol):
     @property
     def metric_labels(self) -> Mapping[str, str]:
         """What reports call the metrics, the one that counts first; "... %" is of shares, 0..1."""
+        ...
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the first metric is an error: the best network is that with the smallest."""
         ...
 
     def loss_fn(self, outputs: jax.Array, batch: Batch) -> jax.Array:

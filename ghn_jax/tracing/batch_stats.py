@@ -1,6 +1,6 @@
 """Fill the running statistics of batch norms from data, for a network that was never trained."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.configuration.validation import check_instance, check_random_key
+
 
 def calibrate_batch_stats(
-    model: nn.Module,
+    network: nn.Module,
     variables: Any,
     images: jax.Array | np.ndarray | Iterable[Any],
     *,
@@ -23,11 +25,12 @@ def calibrate_batch_stats(
     ones, the difference of the two is m, and so the batch's statistic is known for any momentum.
 
     Args:
-        model: A Flax linen module with a collection `batch_stats`.
+        network: A Flax linen module with a collection `batch_stats`.
         variables: Its variables, such as those predicted.
         images: A batch, or an iterable of batches, whose statistics are averaged.
-        key: For dropout.
-        **call_arguments: Of the call that updates running statistics, such as `train=True`.
+        key: For dropout; None is `jax.random.key(0)`.
+        **call_arguments: Keyword arguments of the call that updates running statistics, such as
+            `train=True`.
 
     Returns:
         The variables with new `batch_stats`.
@@ -35,15 +38,18 @@ def calibrate_batch_stats(
     Raises:
         ValueError: If there are no running statistics, or the call does not update one of them.
     """
+    check_instance("network", network, nn.Module, "a Flax linen module")
+    check_instance("variables", variables, Mapping, "a mapping with batch_stats")
     if "batch_stats" not in variables:
         raise ValueError(f"variables has the collections {list(variables)}, expected batch_stats")
     batches = [images] if hasattr(images, "ndim") else images
     key = jax.random.key(0) if key is None else key
+    check_random_key("key", key)
 
     @jax.jit
     def update(variables, batch, fill):
         stats = jax.tree.map(lambda x: jnp.full_like(x, fill), variables["batch_stats"])
-        _, new = model.apply(
+        _, new = network.apply(
             {**variables, "batch_stats": stats},
             batch,
             mutable=["batch_stats"],

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ghn_jax.arrays import TreePath
 from ghn_jax.graphs import ArchGraph, ParameterTensor, graph_from_nodes
 from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
 from ghn_jax.tracing.values import Data
 from ghn_jax.tracing.views import View
 
-Path = tuple[str, ...]
 NO_USE = "the output does not depend on it"
 
 
@@ -106,7 +106,7 @@ class GraphBuilder:
     def finish(
         self,
         outputs: Sequence[int],
-        paths: Sequence[Path],
+        paths: Sequence[TreePath],
         shapes: Sequence[tuple[int, ...]],
         num_classes: int | None,
         max_distance: int,

@@ -1,7 +1,7 @@
 """Networks of any library as one thing: a function of variables and images.
 
 In: a Flax module (linen or NNX), a Haiku transform, an Equinox module or a function of parameters.
-Out: a `Network`. Haiku and Equinox are imported only if the network is theirs.
+Out: a `NetworkDescription`. Haiku and Equinox are imported only if the network is theirs.
 """
 
 import dataclasses
@@ -16,16 +16,15 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
-from ghn_jax.arrays import PyTree
+from ghn_jax.arrays import PyTree, TreePath
+from ghn_jax.configuration.validation import describe_value
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import with_operations
 
-Path = tuple[str, ...]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Network:
-    """A network as the tracer sees it.
+class NetworkDescription:
+    """A network as the tracer sees it, whatever its library.
 
     Attributes:
         apply_fn: (variables, images) -> outputs, traceable.
@@ -40,18 +39,20 @@ class Network:
 
     apply_fn: Callable[[PyTree, PyTree], PyTree]
     variables: PyTree
-    paths: tuple[Path, ...]
+    paths: tuple[TreePath, ...]
     is_parameter: tuple[bool, ...]
     initialize: Callable[[Sequence[int]], list[Any]]
     finish: Callable[[PyTree], tuple[Any, PyTree]]
     init_jaxpr: Any = None
 
 
-def describe(model: Any, images: PyTree, key: jax.Array, arguments: Mapping[str, Any]) -> Network:
+def describe(
+    network: Any, images: PyTree, key: jax.Array, arguments: Mapping[str, Any]
+) -> NetworkDescription:
     """Describe a network.
 
     Args:
-        model: A `flax.linen.Module`, `flax.nnx.Module`, `haiku.Transformed` (with or without
+        network: A `flax.linen.Module`, `flax.nnx.Module`, `haiku.Transformed` (with or without
             state), `equinox.Module` of a single image, or a function `apply(params, images)`.
         images: Shapes of a batch.
         key: For the caller's initialiser.
@@ -62,32 +63,35 @@ def describe(model: Any, images: PyTree, key: jax.Array, arguments: Mapping[str,
         The description.
 
     Raises:
-        ValueError: If the model is of another kind, or `params` is missing.
+        ValueError: If `network` is of another kind, or `params` is missing.
     """
-    if isinstance(model, nn.Module):
-        return _describe_linen(model, images, key, arguments)
-    if isinstance(model, nnx.Module):
-        return _describe_nnx(model, arguments)
-    library = type(model).__module__.split(".")[0]
+    if isinstance(network, nn.Module):
+        return _describe_linen(network, images, key, arguments)
+    if isinstance(network, nnx.Module):
+        return _describe_nnx(network, arguments)
+    library = type(network).__module__.split(".")[0]
     if library == "haiku":
-        return _describe_haiku(model, images, key, arguments)
-    equinox = sys.modules.get("equinox")  # loaded if the model is one of its modules
-    if equinox is not None and isinstance(model, equinox.Module):
-        return _describe_equinox(equinox, model, dict(arguments))
-    if callable(model) and "params" in arguments:
-        return _describe_function(model, dict(arguments))
-    if callable(model):
+        return _describe_haiku(network, images, key, arguments)
+    equinox = sys.modules.get("equinox")  # loaded if the network is one of its modules
+    if equinox is not None and isinstance(network, equinox.Module):
+        return _describe_equinox(equinox, network, dict(arguments))
+    shown = describe_value(network)
+    if isinstance(network, type):
+        raise ValueError(f"network is {shown}, expected an instance, not the class")
+    if callable(network) and "params" in arguments:
+        return _describe_function(network, dict(arguments))
+    if callable(network):
         raise ValueError(
-            f"params is missing: {model!r} is a function, which is predicted for a tree of arrays"
-            " or shapes given as params=..."
+            f"params is missing: {shown} is a function, which is predicted for a tree of arrays or"
+            " shapes given as params=..."
         )
     raise ValueError(
-        f"model is {model!r}, expected a Flax, NNX or Equinox module, a Haiku transform or a"
+        f"network is {shown}, expected a Flax, NNX or Equinox module, a Haiku transform or a"
         " function apply(params, images)"
     )
 
 
-def _describe_linen(module, images, key, arguments) -> Network:
+def _describe_linen(module, images, key, arguments) -> NetworkDescription:
     read = with_operations(module, NATIVE)
 
     def init(key, images):
@@ -111,10 +115,10 @@ def _describe_linen(module, images, key, arguments) -> Network:
         return _evaluate(init, jaxpr, shifted, key, images)
 
     finish = lambda variables: (module, variables)  # noqa: E731
-    return Network(apply_fn, variables, paths, is_parameter, initialize, finish, jaxpr)
+    return NetworkDescription(apply_fn, variables, paths, is_parameter, initialize, finish, jaxpr)
 
 
-def _describe_nnx(module, arguments) -> Network:
+def _describe_nnx(module, arguments) -> NetworkDescription:
     graph_definition, params, state = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
     variables = (params, state)
 
@@ -129,7 +133,7 @@ def _describe_nnx(module, arguments) -> Network:
     return _from_values(apply_fn, variables, is_parameter, finish, skip=1)
 
 
-def _describe_haiku(transform, images, key, arguments) -> Network:
+def _describe_haiku(transform, images, key, arguments) -> NetworkDescription:
     def init(key, images):
         return transform.init(key, images, **arguments)
 
@@ -148,10 +152,12 @@ def _describe_haiku(transform, images, key, arguments) -> Network:
     def initialize(indices):
         return _evaluate(init, jaxpr, indices, key, images)
 
-    return Network(apply_fn, variables, paths, is_parameter, initialize, lambda v: (transform, v))
+    return NetworkDescription(
+        apply_fn, variables, paths, is_parameter, initialize, lambda v: (transform, v)
+    )
 
 
-def _describe_equinox(equinox, module, arguments) -> Network:
+def _describe_equinox(equinox, module, arguments) -> NetworkDescription:
     params, static = equinox.partition(module, equinox.is_inexact_array)
     has_state = "state" in arguments
     state = arguments.pop("state", None)
@@ -172,7 +178,7 @@ def _describe_equinox(equinox, module, arguments) -> Network:
     return _from_values(apply_fn, (params, state), is_parameter, finish, skip=1)
 
 
-def _describe_function(function, arguments) -> Network:
+def _describe_function(function, arguments) -> NetworkDescription:
     variables = arguments.pop("params")
 
     def apply_fn(variables, images):
@@ -189,7 +195,7 @@ def _describe_function(function, arguments) -> Network:
     return dataclasses.replace(network, paths=paths) if has_collections else network
 
 
-def _from_values(apply_fn, variables, is_parameter, finish, skip) -> Network:
+def _from_values(apply_fn, variables, is_parameter, finish, skip) -> NetworkDescription:
     """A network whose variables exist already: what is not predicted keeps its value."""
     leaves = jax.tree.leaves(variables)
     paths = _paths(variables, skip)
@@ -207,7 +213,9 @@ def _from_values(apply_fn, variables, is_parameter, finish, skip) -> Network:
         flag and np.issubdtype(getattr(leaf, "dtype", np.dtype(object)), np.inexact)
         for flag, leaf in zip(is_parameter, leaves, strict=True)
     )
-    return Network(apply_fn, _as_shapes(variables), paths, is_parameter, initialize, finish)
+    return NetworkDescription(
+        apply_fn, _as_shapes(variables), paths, is_parameter, initialize, finish
+    )
 
 
 def _as_shapes(tree):
@@ -226,7 +234,7 @@ def _split_collections(variables):
     return paths, is_parameter
 
 
-def _paths(tree, skip: int) -> tuple[Path, ...]:
+def _paths(tree, skip: int) -> tuple[TreePath, ...]:
     paths = []
     for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
         names = [jax.tree_util.keystr((key,), simple=True) for key in path]

@@ -1,4 +1,7 @@
-"""Trace a network to its graph, on shapes only: `jax.make_jaxpr`, then the rules."""
+"""Trace a network to its graph, on shapes only: `jax.make_jaxpr`, then the rules.
+
+And the way back: arrays of the graph's tensors to the network's variables.
+"""
 
 import contextlib
 import dataclasses
@@ -7,14 +10,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.extend import core
 
+from ghn_jax.configuration.validation import check_positive_int, check_random_key
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import has_operations
 from ghn_jax.tracing import rules  # noqa: F401 (fills the table of rules)
 from ghn_jax.tracing.builder import NO_USE, GraphBuilder
-from ghn_jax.tracing.frontends import Network, describe
+from ghn_jax.tracing.frontends import NetworkDescription, describe
 from ghn_jax.tracing.interpreter import EntangledError, interpret
 from ghn_jax.tracing.values import Constant, Data, Value, Weight
 from ghn_jax.tracing.views import View
@@ -30,20 +35,20 @@ class TracedNetwork:
     """A network and the graph of its computation.
 
     Attributes:
-        network: The network.
+        description: The network.
         graph: What a GHN reads.
         views: For every tensor of the graph, which elements of which leaf of the variables.
         kept: For every leaf of the variables that cannot be predicted, the reason.
     """
 
-    network: Network
+    description: NetworkDescription
     graph: ArchGraph
     views: tuple[View, ...]
     kept: dict[int, str]
 
 
 def trace(
-    model: Any,
+    network: Any,
     images: Any,
     *,
     num_classes: int | None = None,
@@ -54,44 +59,80 @@ def trace(
     """Read the graph of a network off its computation. Nothing is allocated.
 
     Args:
-        model: A network of any library, see `describe`.
+        network: A network of any library, see `describe`.
         images: A batch, arrays or shapes; only the shape after the first axis matters.
         num_classes: If the last linear layer is as wide, it is the classifier.
         max_distance: Longest distance with a virtual edge.
-        key: For the network's own initialiser.
+        key: For the network's own initialiser; None is `jax.random.key(0)`.
         **call_arguments: Keyword arguments of the call, such as `train=False`.
 
     Returns:
         The graph and where its tensors lie.
 
     Raises:
-        ValueError: If the model is none, or its output does not depend on the images.
+        ValueError: If `network` is not a supported one, its output does not depend on the images,
+            or another argument is not as described.
     """
+    if num_classes is not None:
+        check_positive_int("num_classes", num_classes)
+    check_positive_int("max_distance", max_distance)
     key = jax.random.key(0) if key is None else key
+    check_random_key("key", key)
     shapes = jax.tree.map(_as_batch, images)
-    with _natively(model), _batch_in_errors(), _without_collector():
-        network = describe(model, shapes, key, call_arguments)
-        traced = _read_initialiser(network, num_classes, max_distance)
+    if not jax.tree.leaves(shapes):
+        raise ValueError(f"images is {images!r}, expected arrays or their shapes")
+    with _natively(network), _batch_in_errors(), _without_collector():
+        description = describe(network, shapes, key, call_arguments)
+        traced = _read_initialiser(description, num_classes, max_distance)
         if traced is None:
-            jaxpr = jax.make_jaxpr(network.apply_fn)(network.variables, shapes)
+            jaxpr = jax.make_jaxpr(description.apply_fn)(description.variables, shapes)
             num_images = len(jax.tree.leaves(shapes))
-            inputs = [*_known_variables(network), *[Data((0,))] * num_images]
+            inputs = [*_known_variables(description), *[Data((0,))] * num_images]
             builder = GraphBuilder(_BATCH_SIZE)
             outputs = interpret(builder, jaxpr, inputs)
-            traced = _finish(network, builder, outputs, num_classes, max_distance)
+            traced = _finish(description, builder, outputs, num_classes, max_distance)
     return traced
 
 
+def fill_variables(traced: TracedNetwork, arrays: list[np.ndarray]) -> Any:
+    """Put predicted arrays where the network looks for them, and initial values elsewhere.
+
+    Args:
+        traced: A traced network.
+        arrays: In the order and shapes of its graph's tensors.
+
+    Returns:
+        The tree of the network's variables.
+    """
+    shapes, structure = jax.tree.flatten(traced.description.variables)
+    leaves: list[Any] = [None] * len(shapes)
+    for view, array in zip(traced.views, arrays, strict=True):
+        index, shape = view.parameter, shapes[view.parameter]
+        if not view.steps:
+            leaves[index] = array.astype(shape.dtype, copy=False)
+            continue
+        if leaves[index] is None:
+            leaves[index] = np.empty(shape.shape, shape.dtype)
+        view.restore(leaves[index], array)
+    kept = list(traced.kept)
+    for index, value in zip(kept, traced.description.initialize(kept), strict=True):
+        leaves[index] = value
+    return jax.tree.unflatten(structure, leaves)
+
+
 def _as_batch(x):
-    if not getattr(x, "shape", ()):
-        raise ValueError(f"images has a leaf {x!r}, expected arrays with a batch axis")
+    if not getattr(x, "shape", ()) or not hasattr(x, "dtype"):
+        raise ValueError(
+            f"images has a leaf {x!r}, expected arrays with a batch axis, or their shapes:"
+            " jax.ShapeDtypeStruct"
+        )
     return jax.ShapeDtypeStruct((_BATCH_SIZE, *x.shape[1:]), x.dtype)
 
 
-def _natively(model):
+def _natively(network):
     """Read modules of ours as the operations that their graph has, however deep they lie."""
-    # One that is the model itself is described so: calls cost less that are not intercepted.
-    is_ours = isinstance(model, nn.Module) and has_operations(model)
+    # One that is the network itself is described so: calls cost less that are not intercepted.
+    is_ours = isinstance(network, nn.Module) and has_operations(network)
     return contextlib.nullcontext() if is_ours else nn.intercept_methods(_call_natively)
 
 
@@ -132,26 +173,28 @@ def _batch_in_errors():
         raise
 
 
-def _known_variables(network) -> list[Value]:
-    leaves = jax.tree.leaves(network.variables)
+def _known_variables(description: NetworkDescription) -> list[Value]:
+    leaves, flags = jax.tree.leaves(description.variables), description.is_parameter
     return [
         Weight(frozenset({index}), (View(index, tuple(leaf.shape)),))
         if is_parameter
         else Constant(is_state=True)
-        for index, (leaf, is_parameter) in enumerate(zip(leaves, network.is_parameter, strict=True))
+        for index, (leaf, is_parameter) in enumerate(zip(leaves, flags, strict=True))
     ]
 
 
-def _read_initialiser(network, num_classes, max_distance) -> TracedNetwork | None:
+def _read_initialiser(
+    description: NetworkDescription, num_classes: int | None, max_distance: int
+) -> TracedNetwork | None:
     """Read the graph off the initialiser, which runs the network on the variables it makes.
 
     That spares to trace the network twice. None where it does not tell: variables are made inside
     of a transformation such as scan, or the network does less while it is initialised.
     """
-    if network.init_jaxpr is None:
+    if description.init_jaxpr is None:
         return None
-    jaxpr = network.init_jaxpr.jaxpr
-    values = _known_variables(network)
+    jaxpr = description.init_jaxpr.jaxpr
+    values = _known_variables(description)
     num_outputs = len(jaxpr.outvars) - len(values)
     variables = jaxpr.outvars[num_outputs:]
     if any(isinstance(var, core.Literal) for var in variables):
@@ -168,23 +211,29 @@ def _read_initialiser(network, num_classes, max_distance) -> TracedNetwork | Non
     outputs = outputs[:num_outputs]
     if not any(isinstance(x, Data) for x in outputs):
         return None
-    traced = _finish(network, builder, outputs, num_classes, max_distance)
+    traced = _finish(description, builder, outputs, num_classes, max_distance)
     return None if NO_USE in traced.kept.values() else traced
 
 
-def _finish(network, builder, outputs, num_classes, max_distance) -> TracedNetwork:
-    outputs = [x for x in outputs if isinstance(x, Data)]
-    if not outputs:
+def _finish(
+    description: NetworkDescription,
+    builder: GraphBuilder,
+    outputs: list[Value],
+    num_classes: int | None,
+    max_distance: int,
+) -> TracedNetwork:
+    ends = [builder.node_of(x) for x in outputs if isinstance(x, Data)]
+    if not ends:
         raise ValueError("the network's output does not depend on images, expected one that does")
     built = builder.finish(
-        [builder.node_of(x) for x in outputs],
-        network.paths,
-        [tuple(leaf.shape) for leaf in jax.tree.leaves(network.variables)],
+        ends,
+        description.paths,
+        [tuple(leaf.shape) for leaf in jax.tree.leaves(description.variables)],
         num_classes,
         max_distance,
     )
     kept = {
-        index: reason if network.is_parameter[index] or reason != NO_USE else STATE
+        index: reason if description.is_parameter[index] or reason != NO_USE else STATE
         for index, reason in built.kept.items()
     }
-    return TracedNetwork(network, built.graph, built.views, kept)
+    return TracedNetwork(description, built.graph, built.views, kept)

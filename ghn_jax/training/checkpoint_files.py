@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -83,23 +83,16 @@ def read_items(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         CheckpointError: if something is missing or damaged; names the other checkpoints there.
     """
-    restore: dict[str, Callable[[], Any]] = dict.fromkeys(arrays, ocp.args.StandardRestore)
-    restore[RUN] = ocp.args.JsonRestore
     try:
-        for item in restore:
-            # Orbax gives None for an item that is not there.
-            if not (path / item).is_dir():
-                raise FileNotFoundError(f"{path / item} is missing")
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            items = checkpointer.restore(
-                path, args=ocp.args.Composite(**{name: arg() for name, arg in restore.items()})
-            )
-        read = {name: items[name] for name in restore}
-        missing = [key for key in _RUN_KEYS if key not in read[RUN]]
+        run = _restore_items(path, {RUN: ocp.args.JsonRestore})[RUN]
+        missing = [key for key in _RUN_KEYS if key not in run]
         if missing:
             raise ValueError(f"{path / RUN} lacks {', '.join(missing)}")
-        for name in arrays:
-            _check_sums(name, read[name], read[RUN]["checksums"][name])
+        stored = [name for name in arrays if run["checksums"][name]]  # others have no arrays
+        found = _restore_items(path, dict.fromkeys(stored, ocp.args.StandardRestore))
+        for name in stored:
+            _check_sums(name, found[name], run["checksums"][name])
+        read = {RUN: run, **{name: found.get(name, {}) for name in arrays}}
     # Orbax and TensorStore raise many types for damaged files; all mean the same to the caller.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -108,6 +101,20 @@ def read_items(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
             f"{_list_others(path.parent, path.name)}; delete the damaged one to go on from another"
         ) from error
     return read
+
+
+def _restore_items(path: pathlib.Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    for name in arguments:
+        # Orbax gives None for an item that is not there.
+        if not (path / name).is_dir():
+            raise FileNotFoundError(f"{path / name} is missing")
+    if not arguments:
+        return {}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        items = checkpointer.restore(
+            path, args=ocp.args.Composite(**{name: arg() for name, arg in arguments.items()})
+        )
+    return {name: items[name] for name in arguments}
 
 
 def pack_items(
@@ -132,7 +139,8 @@ def pack_items(
         "config": config,
         "checksums": {name: _checksums(tree) for name, tree in arrays.items()},
     }
-    items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+    # Orbax refuses what has no arrays, such as the state of plain gradient descent.
+    items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items() if tree}
     items[RUN] = ocp.args.JsonSave(run)
     return items
 

@@ -13,11 +13,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ghn_jax.configuration.conversion import build_dataclass, describe_fields, to_dictionary
-from ghn_jax.configuration.validation import check_choice, check_positive_int, suggest
+from ghn_jax.configuration.validation import (
+    check_choice,
+    check_count,
+    check_positive_int,
+    suggest,
+)
+from ghn_jax.engine.blockwise import COMPUTE_DTYPES
 from ghn_jax.hypernetworks.config import GHNConfig
 from ghn_jax.sampling.space import SPLITS, SpaceConfig
 from ghn_jax.tasks import TASKS, TaskConfig
-from ghn_jax.training.update_rules import RULES, SCHEDULES
+from ghn_jax.training.update_rules import SCHEDULES, UPDATE_RULES
 
 __all__ = [
     "DataConfig",
@@ -28,7 +34,6 @@ __all__ = [
     "describe_fields",
 ]
 
-COMPUTE_DTYPES = ("float32", "bfloat16")
 PREDEFINED_SPLIT = "predefined"
 """The split that holds ResNet-50 and the ViT; it is listed, not drawn."""
 
@@ -91,10 +96,10 @@ class OptimizerConfig:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        check_choice("name", self.name, tuple(RULES))
+        check_choice("name", self.name, tuple(UPDATE_RULES))
         check_choice("schedule", self.schedule, tuple(SCHEDULES))
         _check_number("learning_rate", self.learning_rate, above=0)
-        _check_count("warmup_steps", self.warmup_steps)
+        check_count("warmup_steps", self.warmup_steps)
         for index, milestone in enumerate(self.milestones):
             check_positive_int(f"milestones[{index}]", milestone)
         if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
@@ -180,7 +185,7 @@ class TrainingConfig:
                 check_positive_int(name, getattr(self, name))
         check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         for name in ("seed", "num_workers"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         _check_number("label_smoothing", self.label_smoothing, least=0, below=1)
         _check_number("norm_penalty", self.norm_penalty, least=0)
         _check_number("max_skipped_share", self.max_skipped_share, least=0, most=1)
@@ -225,7 +230,7 @@ class EvaluationConfig:
         check_positive_int("batch_size", self.batch_size)
         if self.max_images is not None:
             check_positive_int("max_images", self.max_images)
-        _check_count("seed", self.seed)
+        check_count("seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,11 +291,6 @@ class ExperimentConfig:
         """Return nested dictionaries and lists that JSON can hold and `from_dict` reads."""
         dictionary: dict[str, Any] = to_dictionary(self)
         return dictionary
-
-
-def _check_count(name: str, value: object) -> None:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{name} is {value!r}, expected an int of at least 0")
 
 
 def _check_number(

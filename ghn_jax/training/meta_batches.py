@@ -82,20 +82,20 @@ class Drawn(NamedTuple):
     graph: ArchGraph | None
 
 
-def draw(source: ArchitectureSource, rules: MetaBatchRules, index: int) -> Drawn:
+def draw_and_lower(source: ArchitectureSource, rules: MetaBatchRules, index: int) -> Drawn:
     """Draw an architecture, lower it and, if it is one's own, make its graph."""
     plan = source.lower(source.draw(index))
     return Drawn(index, plan, source.graph(index, plan) if rules.is_own(index) else None)
 
 
 class _DrawElsewhere:
-    """`draw` for another process: it sends the architecture, which is lowered again in a moment."""
+    """`draw_and_lower` for another process: it sends the architecture, which is lowered again."""
 
     def __init__(self, source: ArchitectureSource, rules: MetaBatchRules) -> None:
         self._source, self._rules = source, rules
 
     def __call__(self, index: int) -> tuple[Architecture, ArchGraph | None]:
-        _, plan, graph = draw(self._source, self._rules, index)
+        _, plan, graph = draw_and_lower(self._source, self._rules, index)
         assert isinstance(plan.architecture, Architecture)
         return plan.architecture, graph
 
@@ -113,7 +113,7 @@ def iterate_drawn(
     """
     indices = itertools.count(first_index)
     if num_workers == 0:
-        yield from (draw(source, rules, index) for index in indices)
+        yield from (draw_and_lower(source, rules, index) for index in indices)
     num_ahead = max(4 * rules.size, 2 * num_workers)
     fn = _DrawElsewhere(source, rules)
     with Workers(fn, first_index, num_workers, num_ahead, "architectures") as workers:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from ghn_jax.training.config import OptimizerConfig
-from ghn_jax.training.update_rules import RULES, SCHEDULES
+from ghn_jax.training.update_rules import SCHEDULES, UPDATE_RULES
 
 
 def create_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -54,7 +54,7 @@ def create_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientT
     stages: list[optax.GradientTransformation] = []
     if config.clip_norm is not None:
         stages.append(optax.clip_by_global_norm(config.clip_norm))
-    stages.extend(RULES[config.name](config))
+    stages.extend(UPDATE_RULES[config.name](config))
     stages.append(optax.scale_by_learning_rate(create_schedule(config, num_steps)))
     return _allow_promotion(optax.chain(*stages))
 

@@ -23,7 +23,7 @@ from ghn_jax.training.metrics import MetricWriter, NoMetrics, TrainingProgress
 
 _LOGGER = logging.getLogger(__name__)
 State = TypeVar("State")
-Batch = TypeVar("Batch")
+StepBatch = TypeVar("StepBatch")
 
 
 class StepOutcome(Protocol):
@@ -83,7 +83,7 @@ class RunSchedule:
         return self.checkpoint_every is not None and step % self.checkpoint_every == 0
 
 
-class Training(Protocol[State, Batch, Outcome]):
+class Training(Protocol[State, StepBatch, Outcome]):
     """What differs between runs."""
 
     @property
@@ -106,15 +106,15 @@ class Training(Protocol[State, Batch, Outcome]):
 
     def batches(
         self, state: State, step: int
-    ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+    ) -> contextlib.AbstractContextManager[Iterator[StepBatch]]:
         """What the steps from one on are made of, without end."""
         ...
 
-    def step(self, state: State, step: int, batch: Batch, stop: bool) -> tuple[State, Outcome]:
+    def step(self, state: State, step: int, batch: StepBatch, stop: bool) -> tuple[State, Outcome]:
         """Make update number `step`, from 0; `stop` is whether this process was asked to stop."""
         ...
 
-    def record(self, step: int, batch: Batch, outcome: Outcome, report: RunReport) -> None:
+    def record(self, step: int, batch: StepBatch, outcome: Outcome, report: RunReport) -> None:
         """Count what the last of so many steps did, and show it."""
         ...
 
@@ -132,7 +132,7 @@ class Training(Protocol[State, Batch, Outcome]):
 
 
 def run_training(
-    training: Training[State, Batch, Outcome],
+    training: Training[State, StepBatch, Outcome],
     schedule: RunSchedule,
     workdir: str | pathlib.Path | None,
     *,

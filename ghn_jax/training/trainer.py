@@ -272,28 +272,39 @@ def _summarize(seconds: list[dict[str, float]]) -> tuple[dict[str, float], float
 
 def create_task(config: ExperimentConfig) -> Task:
     """Make the task that a config names, for the images and outputs of its space."""
-    space = config.space
+    space, smoothing = config.space, config.training.label_smoothing
+    fields = {field.name for field in dataclasses.fields(TASKS[config.task.name])}
+    if smoothing and "label_smoothing" not in fields:
+        raise ValueError(
+            f"training.label_smoothing is {smoothing}, expected 0 for the task"
+            f" {config.task.name!r}, which has none"
+        )
     task: Task = TASKS.create(
         config.task,
         input_shape=(space.image_size, space.image_size, space.num_channels),
         num_outputs=space.num_classes,
-        label_smoothing=config.training.label_smoothing,
+        label_smoothing=smoothing,
     )
     return task
 
 
 def check_dataset(config: ExperimentConfig, dataset: Dataset, task: Task | None = None) -> None:
     """Raise ValueError unless space, data set and task are for such images and as many outputs."""
+    space = config.space
     for name in ("image_size", "num_classes", "num_channels"):
-        wanted, found = getattr(config.space, name), getattr(dataset, name)
-        if wanted != found:
+        wanted, found = getattr(space, name), getattr(dataset, name)
+        if found not in (wanted, None):  # labels that are no classes fit any width of the output
             raise ValueError(
                 f"space.{name} is {wanted}, expected {found} for the data set {dataset.name!r}"
             )
     shape = (dataset.image_size, dataset.image_size, dataset.num_channels)
-    for name, value in (("input_shape", shape), ("num_outputs", dataset.num_classes)):
-        if task is not None and getattr(task, name) != value:
-            raise ValueError(
-                f"task.{name} is {getattr(task, name)}, expected {value} for the data set"
-                f" {dataset.name!r}"
-            )
+    if task is not None and tuple(task.input_shape) != shape:
+        raise ValueError(
+            f"task.input_shape is {task.input_shape}, expected {shape} for the data set"
+            f" {dataset.name!r}"
+        )
+    if task is not None and task.num_outputs != space.num_classes:
+        raise ValueError(
+            f"task.num_outputs is {task.num_outputs}, expected {space.num_classes}, the width of"
+            " the networks' output: space.num_classes"
+        )

@@ -22,7 +22,7 @@ def _adam(config: Any) -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1])
 
 
-RULES: dict[str, Callable[[Any], Transformations]] = {
+UPDATE_RULES: dict[str, Callable[[Any], Transformations]] = {
     # L2 is added to the gradient; decoupled weight decay comes after the rule.
     "adam": lambda config: (*_weight_decay(config), _adam(config)),
     "adamw": lambda config: (_adam(config), *_weight_decay(config)),

@@ -9,11 +9,15 @@ import sys
 
 import ml_collections
 import pytest
+from absl import flags
 from flax.traverse_util import flatten_dict
+from ml_collections import config_flags
 
 from ghn_jax.cli.config_dict import build_config, default_config, packaged_configs
 from ghn_jax.cli.config_flags import check_arguments, resolve_names
+from ghn_jax.cli.network_flags import define_import_flag
 from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
+from ghn_jax.hypernetworks.message_passing import MESSAGE_PASSING
 from ghn_jax.training.config import ExperimentConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -241,3 +245,60 @@ def test_paths_and_fields_are_checked_with_near_matches():
     with pytest.raises(ValueError, match=r"^config\.training \(value '3'\) is not a field"):
         check_arguments([f"--config={ROOT / SMOKE}", "--config.training=3"])
     check_arguments([f"--config={ROOT / SMOKE}", "--noconfig.training.target_dropout"])
+
+
+OWN_PART = """
+import flax.linen as nn
+import ghn_jax
+import number_of_rounds
+from ghn_jax.configs import smoke
+
+@ghn_jax.register_message_passing("in_the_file")
+class InTheFile(nn.Module):
+    size: int = 3
+
+    def __call__(self, nodes, batch):
+        return nodes
+
+def get_config():
+    config = smoke.get_config()
+    config.ghn.message_passing.name = "in_the_file"
+    config.ghn.message_passing.size = number_of_rounds.NUMBER
+    return config
+"""
+
+
+def test_a_config_file_may_register_parts_and_import_what_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(MESSAGE_PASSING, "_modules", dict(MESSAGE_PASSING._modules))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own.py").write_text(OWN_PART)
+    (tmp_path / "number_of_rounds.py").write_text("NUMBER = 5")
+    arguments = [f"--config={tmp_path}/own.py", "--config.ghn.message_passing.size=7"]
+    check_arguments(arguments)  # runs the file, as does ml_collections after it
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=["program", *arguments]
+    )
+    values(["program", *arguments])
+    found = build_config(config.value).ghn.message_passing
+    assert (found.name, found.size) == ("in_the_file", 7)
+    with pytest.raises(
+        ValueError, match=r"config\.ghn\.message_passing\.sise .*message_passing\.size"
+    ):
+        check_arguments([arguments[0], "--config.ghn.message_passing.sise=7"])
+
+
+def test_modules_that_a_ghn_needs_are_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "registers_a_part.py").write_text("IS_IMPORTED = True")
+    (tmp_path / "is_broken.py").write_text("raise KeyError('part')")
+    values = flags.FlagValues()
+    define_import_flag(values)
+    values(["program", "--import=registers_a_part"])
+    assert sys.modules.pop("registers_a_part").IS_IMPORTED
+    with pytest.raises(flags.Error, match="cannot import 'is_broken': KeyError: part"):
+        values(["program", "--import", "is_broken"])
+    with pytest.raises(flags.Error, match="cannot import 'no_such': ModuleNotFoundError: No mod"):
+        values(["program", "--import", "registers_a_part,no_such"])
+    sys.modules.pop("registers_a_part")

@@ -32,5 +32,5 @@ def test_draw_a_network_of_ones_own(tmp_path):
 def test_a_misspelt_name(tmp_path):
     done = run(tmp_path, "--architecture=resnet_50", "--out=graph.svg")
     assert done.returncode == 1
-    assert "did you mean resnet50?" in done.stderr
+    assert "architecture is 'resnet_50' (did you mean 'resnet50'?)" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -58,7 +58,7 @@ def test_evaluates_a_trained_ghn(trained, tmp_path):
     assert [result["index"] for result in results] == [0, 1]
     assert summary["top1_mean"] == pytest.approx(np.mean([r["top1"] for r in results]))
     assert "random_top1_mean" not in summary
-    assert (tmp_path / "evaluation" / "accuracy.png").exists()
+    assert (tmp_path / "evaluation" / "splits.png").exists()
 
 
 def test_a_finished_run_goes_on_where_more_steps_are_asked_for(trained, cache, tmp_path):

@@ -33,6 +33,7 @@ from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork, params_tree
+from ghn_jax.tasks import Classification
 from ghn_jax.training.config import ExperimentConfig
 
 PLANS = (one_cell("conv_1x1", "skip_connect"), one_cell("avg_pool_3x3", "conv_1x1"))
@@ -215,7 +216,7 @@ def test_reports(tmp_path, with_random):
         mean = f"{100 * top1.mean:.1f} +- {100 * top1.standard_error:.1f}"
         assert f"{summary.split} " in output.getvalue() and mean in output.getvalue()
     assert "digits, test images, seed 5" in output.getvalue()
-    png = (tmp_path / "evaluation" / "accuracy.png").read_bytes()
+    png = (tmp_path / "evaluation" / "splits.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 5000
     assert not list((tmp_path / "evaluation").glob("*.tmp"))
 
@@ -233,6 +234,28 @@ def test_reports_need_no_network(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     (result,) = make_results([0.5], [0.1])
     assert describe_result("deep", result).endswith("; random (He) top-1 10.00%, top-5 50.00%")
+
+
+def test_reports_of_errors(tmp_path):
+    """Less is better, and the numbers are no shares."""
+
+    class Distance(Classification):
+        metric_labels = {"distance": "distance, px", "near": "within 1 px %"}
+        lower_is_better = True
+
+    values = [{"distance": 12.5, "near": 0.25}, {"distance": 2.5, "near": 0.75}]
+    results = [ArchitectureResult(i, 10, 100, metrics) for i, metrics in enumerate(values)]
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    measured = [(ArchitectureSplit("deep", 2, ()), results)]
+    (summary,) = report_splits(measured, "stars", tmp_path, True, console, Distance())
+    assert summary.best == 2.5
+    assert json.loads((tmp_path / "deep.json").read_text())["distance_best"] == 2.5
+    assert (tmp_path / "splits.png").exists()
+    text = console.file.getvalue()
+    assert "deep/0: 10 nodes, 100 parameters, distance, px 12.5, within 1 px 25.00%\n" in text
+    # A mean of 7.5 with the error 10 / sqrt(2) / sqrt(2), and of 50 with 50 / 2.
+    for number in ("7.5 +- 5 ", "50.0 +- 25.0", " 2.5 ", "predicted distance, px"):
+        assert number in text
 
 
 def test_a_split_of_images_that_is_not_there():

@@ -9,7 +9,7 @@ import pytest
 import ghn_jax
 from ghn_jax.data import load_dataset
 from ghn_jax.finetune.comparison import Comparison
-from ghn_jax.finetune.comparison_report import Row, RunResult, markdown_table, read_rows
+from ghn_jax.finetune.comparison_report import Row, RunResult, markdown_table, read_comparison
 from ghn_jax.finetune.config import FinetuneConfig
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 
@@ -78,7 +78,7 @@ def test_a_comparison_is_made_once_and_resumed(dataset, ghn, tmp_path, monkeypat
                 (result["test"] is None) == (rate != row.learning_rate) for result in results
             )
         assert row.learning_rate == max(means, key=means.get)
-    assert read_rows(tmp_path) == rows
+    assert read_comparison(tmp_path) == rows
     assert (tmp_path / "table.md").read_text() == markdown_table(rows)
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
@@ -114,6 +114,10 @@ def test_errors(dataset, ghn, tmp_path):
         ValueError, match="ghn is missing, expected a GHN for inits = random, ghn-o"
     ):
         Comparison(config_of(), dataset, None, tmp_path)
+    with pytest.raises(ValueError, match="^config is {}, expected a FinetuneConfig"):
+        Comparison({}, dataset, ghn, tmp_path)
+    with pytest.raises(ValueError, match="^dataset is 'digits', expected a ghn_jax.data.Dataset"):
+        Comparison(config_of(), "digits", ghn, tmp_path)
     with pytest.raises(ValueError, match=r"num_shots is 500, expected at most \d+: class 0 of"):
         Comparison(config_of(num_shots=500), dataset, ghn, tmp_path)
     with pytest.raises(ValueError, match=r"first_layer is 2, expected 'auto' or an int in 1..1"):

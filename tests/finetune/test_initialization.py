@@ -135,9 +135,24 @@ def test_errors(ghn):
         NetworkInitializer(build("small_vit", 12), ghn, 8, 10)
     with pytest.raises(ValueError, match=r"first_layer is 26, expected 'auto' or an int in 1..25"):
         NetworkInitializer(build("small_vit", 10), ghn, 8, 10, first_layer=26)
+    module = build("small_vit", 10)
+    for arguments, text in (
+        (("small_vit", ghn, 8, 10), "module is 'small_vit', expected a Flax linen module"),
+        ((module, ghn, 0, 10), "image_size is 0, expected a positive int"),
+        ((module, ghn, 8, 10.0), "num_classes is 10.0, expected a positive int"),
+    ):
+        with pytest.raises(ValueError, match=f"^{text}"):
+            NetworkInitializer(*arguments)
+    # Also where only 'random' is asked for, which needs neither.
+    with pytest.raises(ValueError, match="^noise_beta is -1, expected a finite number"):
+        NetworkInitializer(module, None, 8, 10, noise_beta=-1)
+    with pytest.raises(ValueError, match="^first_layer is 'half', expected 'auto' or a positive"):
+        NetworkInitializer(module, None, 8, 10, first_layer="half")
     without = NetworkInitializer(build("small_vit", 10), None, 8, 10)
     assert without.make("random", jax.random.key(0))["params"]
     with pytest.raises(ValueError, match="ghn is None, expected a GHN for every"):
         without.make("ghn", jax.random.key(0))
     with pytest.raises(ValueError, match="init is 'gnh'"):
         without.make("gnh", jax.random.key(0))
+    with pytest.raises(ValueError, match="^key is 0, expected a key of jax.random.key"):
+        without.make("random", 0)

@@ -244,6 +244,16 @@ def test_cutout_and_drop_path_are_checked(digits):
         NetworkTrainer(Net(), digits, config_of(training={"cutout": 9}))
 
 
+def test_what_a_trainer_is_made_of(digits):
+    for arguments, text in (
+        (("net", digits, config_of()), "module is 'net', expected a Flax linen module"),
+        ((Net(), "digits", config_of()), "dataset is 'digits', expected a ghn_jax.data.Dataset"),
+        ((Net(), digits, {}), "config is {}, expected a NetworkConfig"),
+    ):
+        with pytest.raises(ValueError, match=f"^{text}"):
+            NetworkTrainer(*arguments)
+
+
 def test_call_arguments():
     class Deterministic(nn.Module):
         def __call__(self, x, deterministic: bool = True):
@@ -262,6 +272,9 @@ def test_call_arguments():
         ({"training": {"num_epoch": 3}}, "config.training.num_epoch .*did you mean 'num_epochs'"),
         ({"learning_rates": (0.1, 0)}, r"config.learning_rates\[1\] is 0"),
         ({"inits": ("ghn", "orth")}, r"config.inits\[1\] is 'orth'"),
+        ({"learning_rates": (0.1, 0.1)}, r"config.learning_rates is \(0.1, 0.1\), expected each"),
+        ({"inits": ("ghn", "ghn")}, r"config.inits is \('ghn', 'ghn'\), expected each once"),
+        ({"noise_beta": -1.0}, "config.noise_beta is -1.0, expected a finite number"),
         ({"inits": ()}, r"config.inits is \(\), expected some of random"),
         ({"first_layer": 0}, "config.first_layer is 0, expected a positive int"),
         ({"classifier": "none"}, "config.classifier is 'none'"),

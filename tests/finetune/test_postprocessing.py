@@ -166,6 +166,17 @@ def test_errors(traced, variables):
         postprocess(variables, layers, first_layer=0)
     with pytest.raises(ValueError, match="noise_beta is -1, expected a finite number"):
         postprocess(variables, layers, noise_beta=-1)
+    with pytest.raises(ValueError, match="^orthogonalize is 'yes', expected True or False"):
+        postprocess(variables, layers, orthogonalize="yes")
+    with pytest.raises(ValueError, match="^key is 3, expected a key of jax.random.key"):
+        postprocess(variables, layers, noise_beta=1e-5, key=3)
+    count = len(traced.graph.tensors)
+    with pytest.raises(
+        ValueError, match=f"^views has 1 views, expected one for .* {count} tensors"
+    ):
+        layer_order(traced.graph, traced.views[:1])
+    with pytest.raises(ValueError, match="^graph is TracedNetwork.*, expected the graph of"):
+        layer_order(traced)
     with pytest.raises(ValueError, match="order has 1 kernels, expected a classifier and"):
         postprocess(variables, layers[-1:])
     with pytest.raises(ValueError, match="order has the path 'second/kernel' of no array"):

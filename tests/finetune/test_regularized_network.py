@@ -10,7 +10,7 @@ from architecture_samples import ONE_OP, two_cells
 from ghn_jax.architectures import RESNET50, darts
 from ghn_jax.data import load_dataset, take_shots
 from ghn_jax.finetune.config import NetworkConfig
-from ghn_jax.finetune.iterations import describe, draw_iterations, iterations_to_reach
+from ghn_jax.finetune.iterations import describe_iterations, draw_iterations, iterations_to_reach
 from ghn_jax.finetune.network_training import NetworkTrainer
 from ghn_jax.finetune.regularized_network import RegularizedNetwork
 from ghn_jax.targets.network import TargetNetwork
@@ -137,10 +137,10 @@ def test_iterations():
     assert iterations_to_reach(curve, 0.3) == pytest.approx(10)
     assert iterations_to_reach(curve, 0.475) == pytest.approx(25)
     assert iterations_to_reach(curve, 0.8) is None
-    assert describe(curve, 0.2, 10) == (
+    assert describe_iterations(curve, 0.2, 10) == (
         "predicted parameters: top-1 20.00%, as 5 iterations (0.50 epochs)"
     )
-    assert "more than 30 iterations reached (70.00%)" in describe(curve, 0.8, 10)
+    assert "more than 30 iterations reached (70.00%)" in describe_iterations(curve, 0.8, 10)
 
 
 def test_figure(tmp_path):

@@ -1,5 +1,6 @@
 """Data sets: sizes, disjointness, statistics, what is accepted, and the texts of the errors."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ghn_jax.data import TrainBatches, load_dataset
-from ghn_jax.data.splits import ArraySplit, hold_out_last, split_at_random
+import ghn_jax
+from ghn_jax.data import TrainBatches, dataset_from_arrays, load_dataset, take_shots
+from ghn_jax.data.registry import DATASETS
+from ghn_jax.data.splits import ArraySplit, hold_out_last, repeat_channel, split_at_random
 
 
 def _all(split):
@@ -74,6 +77,83 @@ def test_unknown_names():
         load_dataset("digits", image_size=0)
     with pytest.raises(ValueError, match=r"split is 'val', expected 'train', 'validation', 'test'"):
         load_dataset("digits").split("val")
+
+
+@pytest.fixture
+def loaders(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(DATASETS, "_loaders", dict(DATASETS._loaders))
+
+
+def _grey(image_size=None, name="mine", **fields):
+    images = np.linspace(0, 1, 6 * 16, dtype=np.float32).reshape(6, 4, 4, 1)
+    numbers = images.mean((1, 2))  # (6, 1), what is no class
+    parts = {
+        split: ArraySplit(images[2 * i : 2 * i + 2], numbers[2 * i : 2 * i + 2])
+        for i, split in enumerate(("train", "validation", "test"))
+    }
+    return dataset_from_arrays(name, parts, image_size=image_size, **fields)
+
+
+def test_data_sets_of_ones_own_have_names(loaders):
+    calls = []
+
+    @ghn_jax.register_dataset("mine")
+    def load(data_dir, image_size):
+        calls.append((data_dir, image_size))
+        return _grey(image_size)
+
+    @ghn_jax.register_dataset("at:")
+    def load_at(location, data_dir, image_size):
+        calls.append((location, data_dir, image_size))
+        return _grey(image_size, f"at:{location}")
+
+    dataset = load_dataset("mine", "folder", 8)
+    assert (dataset.image_size, dataset.num_channels, dataset.num_classes) == (8, 3, None)
+    # Channels are repeated, and only then normalised; labels stay what they are.
+    np.testing.assert_allclose(dataset.mean, [np.linspace(0, 1, 96)[:32].mean()] * 3, rtol=1e-6)
+    images, labels = TrainBatches(dataset, 2, seed=0).batch(0)
+    assert images.shape == (2, 8, 8, 3) and labels.shape == (2, 1)
+    assert images.dtype == labels.dtype == np.float32
+    assert load_dataset("at:a:b/c", num_channels=1).name == "at:a:b/c"
+    assert calls == [("folder", 8), ("a:b/c", None, None)]
+    assert list(DATASETS)[:3] == ["digits", "npz:", "idx:"]
+    ghn_jax.register_dataset("mine")(load)  # a cell that runs again
+
+
+def test_names_of_data_sets_are_checked(loaders):
+    known = r"expected one of digits, npz:<location>, idx:<location>, cifar10, .*imagenet2012, or"
+    with pytest.raises(ValueError, match=rf"^name is 'digit' \(did you mean 'digits'\?\), {known}"):
+        load_dataset("digit")
+    for name in ("npy:x.npy", "npz:", 3):
+        with pytest.raises(ValueError, match=rf"^name is {name!r}.* {known}.*register_dataset$"):
+            load_dataset(name)
+    with pytest.raises(ValueError, match="^name is 'digits', expected another: it is that of _l"):
+        ghn_jax.register_dataset("digits")(_grey)
+    for name in ("", ":", "a:b", None):
+        with pytest.raises(ValueError, match=f"^name is {name!r}, expected that of a data set, or"):
+            ghn_jax.register_dataset(name)
+    ghn_jax.register_dataset("nothing")(lambda data_dir, image_size: None)
+    with pytest.raises(ValueError, match="returned None, expected the Dataset 'nothing'$"):
+        load_dataset("nothing")
+
+
+def test_labels_that_are_no_classes():
+    with pytest.raises(ValueError, match="^num_classes of the data set 'mine' is None, expected"):
+        take_shots(_grey(), 1)
+    with pytest.raises(ValueError, match="^labels has 1 rows, expected the 2 of images"):
+        ArraySplit(np.zeros((2, 4, 4, 1), np.float32), np.zeros((1, 2), np.float32))
+
+
+def test_channels_of_images_that_do_not_lie_in_memory_are_not_repeated():
+    class OnDisk:
+        def __len__(self):
+            return 2
+
+    dataset = dataclasses.replace(_grey(), train=OnDisk())
+    assert repeat_channel(dataset, 1) is dataset
+    with pytest.raises(ValueError, match="^num_channels is 3, expected 1 .* do not lie in memory$"):
+        repeat_channel(dataset, 3)
 
 
 def test_split_functions():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ghn_jax.graphs import PRIMITIVES
-from ghn_jax.models import MODELS, build
+from ghn_jax.models import MODELS, build, field_defaults
 from ghn_jax.tracing import make_report, trace, traced_network
 
 IMAGES = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
@@ -189,5 +189,26 @@ def test_swins_relative_positions_and_mask_by_hand():
 
 
 def test_a_misspelt_name_gets_a_hint():
-    with pytest.raises(ValueError, match="did you mean resnet50?"):
+    with pytest.raises(ValueError, match=r"^name is 'resnet_50' \(did you mean 'resnet50'\?\)"):
         build("resnet_50")
+
+
+def test_fields_are_those_of_the_network():
+    assert build("efficientnet_b0", drop_rate=0.1, small_images=True).drop_rate == 0.1
+    assert field_defaults("vgg16_bn") == {"dropout_rate": 0.5, "small_images": False}
+    assert field_defaults("small_resnet")["width"] == 16
+    for fields, text in (
+        (
+            {"small_image": True},
+            r"resnet50 has no field 'small_image' \(did you mean 'small_images'",
+        ),
+        ({"parent": None}, "resnet50 has no field 'parent', expected some of is_bottleneck, width"),
+        ({"small_images": "no"}, "small_images is 'no', expected True or False"),
+        ({"width": 0}, "width is 0, expected a positive int"),
+        ({"num_classes": -10}, "num_classes is -10, expected a positive int"),
+        ({"operations": "cpu"}, "operations is 'cpu', expected Operations"),
+    ):
+        with pytest.raises(ValueError, match=f"^{text}"):
+            build("resnet50", **fields)
+    with pytest.raises(ValueError, match=r"^drop_rate is 1.5, expected a number in \[0, 1\)"):
+        build("convnext_t", drop_rate=1.5)

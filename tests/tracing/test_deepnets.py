@@ -13,10 +13,11 @@ from ghn_jax.architectures import RESNET50, VIT
 from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.models import build
+from ghn_jax.prediction import predict_network
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork
 from ghn_jax.targets.plan import lower
-from ghn_jax.tracing import predict_network, trace
+from ghn_jax.tracing import trace
 
 SAMPLES = {**ONE_OP, **VARIANTS, "resnet50": RESNET50, "vit": VIT}
 SPLITS = ("val", "test", "wide", "deep", "dense", "bnfree")
@@ -27,7 +28,7 @@ def assert_traced_equals_plan(architecture, image_size=32, num_classes=10):
     images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
     traced = trace(TargetNetwork(plan), images, num_classes=num_classes)
     assert_equal_graphs(build_graph(plan), traced.graph)
-    parameters = np.flatnonzero(traced.network.is_parameter)
+    parameters = np.flatnonzero(traced.description.is_parameter)
     assert not set(parameters) & set(traced.kept)
 
 

@@ -16,7 +16,8 @@ import ghn_jax
 from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.hypernetworks import ghn2
 from ghn_jax.hypernetworks.predictor import Predictor
-from ghn_jax.tracing import UnpredictedError, calibrate_batch_stats, predict_network, trace
+from ghn_jax.prediction import UnpredictedError, predict_network
+from ghn_jax.tracing import calibrate_batch_stats, trace
 
 IMAGES = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
 

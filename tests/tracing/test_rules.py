@@ -10,8 +10,7 @@ import pytest
 from jax import lax
 
 from ghn_jax.graphs import PRIMITIVES
-from ghn_jax.tracing import Data, make_report, register_rule, trace
-from ghn_jax.tracing.prediction import fill_variables
+from ghn_jax.tracing import Data, fill_variables, make_report, register_rule, trace
 from ghn_jax.tracing.registry import RULES
 
 IMAGES = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)

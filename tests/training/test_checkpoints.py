@@ -73,6 +73,18 @@ def workdir(tmp_path):
     return tmp_path / "run"
 
 
+def test_a_state_without_arrays_is_saved(tmp_path):
+    """Plain gradient descent has none."""
+    descent = optax.sgd(0.1)
+    with CheckpointStore(tmp_path) as store:
+        save(store, 10, state=descent.init(make_ghn_params()))
+        checkpoint = store.restore(descent.init)
+        assert_same_bits(checkpoint.params, make_ghn_params())
+        assert jax.tree.structure(checkpoint.state) == jax.tree.structure(descent.init({}))
+        with pytest.raises(CheckpointError, match="is only in the template; expected the optim"):
+            store.restore(OPTIMIZER.init)
+
+
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_round_trip_is_bit_exact(tmp_path, impl):
     ghn_params = make_ghn_params()

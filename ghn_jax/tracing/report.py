@@ -1,0 +1,54 @@
+"""What of a network a GHN can predict, and why not the rest."""
+
+import dataclasses
+import math
+
+import jax
+
+from ghn_jax.tracing.traced_network import STATE, TracedNetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was predicted and what was not.
+
+    Attributes:
+        predicted: Paths of predicted parameters, joined by "/".
+        kept: For the path of everything else, the reason why it has its initial value.
+        num_predicted: Number of predicted parameters.
+        num_parameters: Number of parameters; state such as running statistics does not count.
+    """
+
+    predicted: tuple[str, ...]
+    kept: dict[str, str]
+    num_predicted: int
+    num_parameters: int
+
+    @property
+    def unpredicted(self) -> tuple[str, ...]:
+        """A line for every parameter that is kept: path and reason; without state."""
+        return tuple(f"{path}: {why}" for path, why in self.kept.items() if why != STATE)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.num_predicted:,} of {self.num_parameters:,} parameters predicted,"
+            f" {len(self.predicted)} tensors"
+        ]
+        lines += [f"kept {line}" for line in self.unpredicted]
+        num_state = len(self.kept) - len(self.unpredicted)
+        return "\n".join(lines + ([f"kept {num_state} tensors of state"] if num_state else []))
+
+
+def make_report(traced: TracedNetwork) -> Report:
+    """Say what of a traced network can be predicted."""
+    network = traced.description
+    names = ["/".join(path) for path in network.paths]
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(network.variables)]
+    indices = [index for index in range(len(names)) if network.is_parameter[index]]
+    predicted = [index for index in indices if index not in traced.kept]
+    return Report(
+        tuple(names[index] for index in predicted),
+        {names[index]: reason for index, reason in traced.kept.items()},
+        sum(sizes[index] for index in predicted),
+        sum(sizes[index] for index in indices),
+    )
