@@ -1,11 +1,11 @@
-"""Fit the estimate by which architectures are shared out to devices to measured times.
+"""Fit the cost estimate that distributes architectures over devices to measured times.
 
     python benchmarks/balance.py [--num_architectures 32] [--image_size 32] [--batch_size 64]
 
-Seconds of loss and gradients are fitted, without negative terms, by a constant per block, one per
-multiplication and one per element of the blocks' outputs: the constants of
-`ghn_jax/parallel/balance.py`. Prints them, and how well they and those in the file predict the
-architectures that were not fitted (every second one).
+The seconds of loss and gradients are fitted by three non-negative constants, those of
+`ghn_jax/parallel/balance.py`: seconds per block, per multiplication and per element of the blocks'
+outputs. The script prints them, and how well they and the constants in that file predict the
+architectures left out of the fit (every second one).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ghn_jax.tasks import Batch
 
 
 def measure(engine: BlockwiseEngine, plan: Plan, batch: Batch) -> float:
-    """Seconds of one architecture, the best of three after compiling."""
+    """Return the seconds of one architecture, the best of three runs after compiling."""
     params = initialize_randomly(plan, np.random.default_rng(0))
     seconds = []
     for _ in range(4):
@@ -38,9 +38,9 @@ def measure(engine: BlockwiseEngine, plan: Plan, batch: Batch) -> float:
 def main() -> None:
     """Measure, fit and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num_architectures", type=int, default=32, help="How many.")
-    parser.add_argument("--image_size", type=int, default=32, help="Pixels.")
-    parser.add_argument("--batch_size", type=int, default=64, help="Images.")
+    parser.add_argument("--num_architectures", type=int, default=32, help="Number of networks.")
+    parser.add_argument("--image_size", type=int, default=32, help="Image size, pixels.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images per batch.")
     arguments = parser.parse_args()
     size, batch_size = arguments.image_size, arguments.batch_size
     stream = ArchitectureStream(SpaceConfig(image_size=size), seed=0)
@@ -52,7 +52,7 @@ def main() -> None:
     engine = BlockwiseEngine()
     seconds = np.array([measure(engine, p, batch) for p in track(plans, "measuring")])
     work = np.array([count_work(plan, batch_size) for plan in plans], np.float64)
-    # Relative errors count: a small network matters to its device as much as a large one.
+    # Relative errors count, because a small network matters to its device as much as a large one.
     weights = 1 / seconds[::2] ** 2
     fit = LinearRegression(fit_intercept=False, positive=True)
     fit.fit(work[::2] / work.max(0), seconds[::2], weights)

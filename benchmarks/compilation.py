@@ -2,12 +2,13 @@
 
     python benchmarks/compilation.py [--num_programs 40]
 
-Prints, per set of options, CPU milliseconds per compiled program and the time of running all
-of them, as ratios to XLA's defaults of the same run.
+For each set of options, the script prints the CPU milliseconds per compiled program, and the time
+for running all programs, both also as ratios to XLA's defaults in the same run.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -43,8 +44,11 @@ OPTIONS: dict[str, dict] = {
 }
 
 
-def block_functions(num_programs: int, batch_size: int):
-    """Functions of different blocks with their arguments, from a stream of architectures."""
+Functions = list[tuple[Callable, tuple]]
+
+
+def block_functions(num_programs: int, batch_size: int) -> Functions:
+    """Return the functions of different blocks in a stream of architectures, with arguments."""
     space = SpaceConfig(widths=(16,), image_size=8)
     rng, seen = np.random.default_rng(0), {}
     for architecture in ArchitectureStream(space, 0):
@@ -63,14 +67,14 @@ def block_functions(num_programs: int, batch_size: int):
     raise AssertionError("the stream is endless")
 
 
-def measure(functions, options: dict) -> tuple[float, float]:
-    """CPU seconds per program, and wall seconds of running all of them five times."""
-    compilation.cpu_compiler_options = lambda: options
+def measure(functions: Functions, options: dict) -> tuple[float, float]:
+    """Return CPU seconds to compile a program, and wall seconds to run all of them five times."""
+    compilation.cpu_compiler_options = lambda: options  # type: ignore[assignment]
     start, programs = time.process_time(), []
     for fn, arguments in functions:
-        forward = compilation.build_vjp(fn, arguments, 2)
-        backward = compilation.compile_lowered(forward.lower_backward())
-        programs.append((forward.forward, backward, arguments))
+        pair = compilation.build_vjp(fn, arguments, 2)
+        backward = compilation.compile_lowered(pair.lower_backward())
+        programs.append((pair.forward, backward, arguments))
     cpu = (time.process_time() - start) / (2 * len(functions))
     start = time.perf_counter()
     for _ in range(5):

@@ -2,15 +2,16 @@
 
     python benchmarks/hypernetwork.py [--num_nodes 50 100 250 500 1000 2000 3000]
 
-Four graphs of a GHN-2 with max shape (64, 64, 11, 11), padded as training pads them, each a chain
-with shortcuts; four sampled architectures of each of some splits, visiting one node at a time or
-several that no path joins; and the tensors of four typical architectures. Prints the fastest of ten
-runs.
+The script runs a GHN-2 with max shape (64, 64, 11, 11). It embeds four random graphs, each a chain
+with shortcuts, padded as in training; then four sampled architectures of each of several splits,
+visiting one node at a time or several that no path joins; and it decodes the tensors of four
+typical architectures. It prints the fastest of ten runs.
 """
 
 import argparse
 import os
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 import ghn_jax
+from ghn_jax.arrays import Array, PyTree
 from ghn_jax.graphs import PRIMITIVES, GraphBatch
 from ghn_jax.graphs.arch_graph import shortest_paths
-from ghn_jax.hypernetworks import Hypernetwork, TileKey, ghn2, initialize
+from ghn_jax.hypernetworks import GHNConfig, Hypernetwork, TileKey, ghn2, initialize
 from ghn_jax.hypernetworks.preparation import Preparation, padded_num_nodes
 from ghn_jax.programs.cache import compile_lowered, keep_freed_memory
 from ghn_jax.targets.graph import build_graph
@@ -45,10 +47,16 @@ def main() -> None:
     """Compile and time the programs on random graphs."""
     parser = argparse.ArgumentParser(description=__doc__)
     sizes = (50, 100, 250, 500, 1000, 2000, 3000)
-    parser.add_argument("--num_nodes", type=int, nargs="+", default=sizes, help="Of each graph.")
-    parser.add_argument("--nodes_at_once", type=int, nargs="+", default=(1, 2, 4), help="Visited.")
-    parser.add_argument("--splits", nargs="+", default=("train", "wide", "deep"), help="Sampled.")
-    parser.add_argument("--bound_channels", action="store_true", help="Of half of the kernels.")
+    parser.add_argument("--num_nodes", type=int, nargs="+", default=sizes, help="Nodes per graph.")
+    parser.add_argument(
+        "--nodes_at_once", type=int, nargs="+", default=(1, 2, 4), help="Nodes visited together."
+    )
+    parser.add_argument(
+        "--splits", nargs="+", default=("train", "wide", "deep"), help="Splits to sample."
+    )
+    parser.add_argument(
+        "--bound_channels", action="store_true", help="Bound half of the kernels' channels."
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     config = ghn2()
@@ -76,7 +84,7 @@ def main() -> None:
         for key, count in num_tensors.items()
     }
 
-    def decode(variables, embeddings):
+    def decode(variables: PyTree, embeddings: Array) -> PyTree:
         return network.apply(variables, embeddings, requests, method="decode")
 
     _, forward, _ = timed(decode, variables, embeddings)
@@ -84,13 +92,15 @@ def main() -> None:
     console.print(f"decoding all tiles: {forward:.1f} ms, with gradient {both:.1f} ms")
 
 
-def time_embedding(network, variables, batch) -> tuple[float, float, float]:
-    """Milliseconds forward and with gradient, and the seconds the latter took to compile."""
+def time_embedding(
+    network: Hypernetwork, variables: PyTree, batch: GraphBatch
+) -> tuple[float, float, float]:
+    """Return milliseconds forward and with gradient, and the latter's seconds of compilation."""
 
-    def embed(variables, batch):
+    def embed(variables: PyTree, batch: GraphBatch) -> PyTree:
         return network.apply(variables, batch, method="embed_nodes")
 
-    def embed_with_gradient(variables, batch):
+    def embed_with_gradient(variables: PyTree, batch: GraphBatch) -> tuple:
         return with_gradient(lambda variables: embed(variables, batch))(variables)
 
     _, forward, _ = timed(embed, variables, batch)
@@ -98,8 +108,10 @@ def time_embedding(network, variables, batch) -> tuple[float, float, float]:
     return forward, both, compile_seconds
 
 
-def time_nodes_at_once(arguments, config, variables) -> Table:
-    """The same for sampled architectures, by the number of nodes visited together."""
+def time_nodes_at_once(
+    arguments: argparse.Namespace, config: GHNConfig, variables: PyTree
+) -> Table:
+    """Time sampled architectures, by the number of nodes that are visited together."""
     table = Table(title=f"{NUM_GRAPHS} sampled architectures of a split, ms")
     columns = ("split", "nodes at once", "steps", "padded", "forward", "with gradient")
     for column in columns:
@@ -122,8 +134,8 @@ def time_nodes_at_once(arguments, config, variables) -> Table:
     return table
 
 
-def random_batch(rng, num_nodes) -> GraphBatch:
-    """Graphs of random primitives, each a chain with shortcuts."""
+def random_batch(rng: np.random.Generator, num_nodes: int) -> GraphBatch:
+    """Draw graphs of random primitives, each a chain with shortcuts."""
     padded = padded_num_nodes(num_nodes)
     distance = np.zeros((NUM_GRAPHS, padded, padded), np.uint8)
     distance[:, :num_nodes, :num_nodes] = [
@@ -135,8 +147,8 @@ def random_batch(rng, num_nodes) -> GraphBatch:
     return GraphBatch(primitive, shape_index, distance, node_mask)
 
 
-def bound_half(num_tensors):
-    """Decode half of each kind of kernel in half of the tile's channels."""
+def bound_half(num_tensors: dict[TileKey, int]) -> dict[TileKey, int]:
+    """Request half of each kind of kernel with only half of the tile's channels."""
     bounded = {}
     for key, count in num_tensors.items():
         half = count // 2 if key.kind == "kernel" else 0
@@ -146,18 +158,18 @@ def bound_half(num_tensors):
     return bounded
 
 
-def with_gradient(fn):
+def with_gradient(fn: Callable) -> Callable:
     """Return a function that also pulls ones back through `fn`."""
 
-    def call(*args):
+    def call(*args: PyTree) -> tuple:
         outputs, pull_back = jax.vjp(fn, *args)
         return outputs, pull_back(jax.tree.map(jnp.ones_like, outputs))
 
     return call
 
 
-def timed(fn, *args):
-    """Compile and run ten times: the outputs, the fastest run's ms, the compilation's seconds."""
+def timed(fn: Callable, *args: PyTree) -> tuple[PyTree, float, float]:
+    """Compile, run ten times; return outputs, fastest milliseconds and seconds of compilation."""
     start = time.perf_counter()
     program = compile_lowered(jax.jit(fn).lower(*args))
     compile_seconds = time.perf_counter() - start
@@ -169,8 +181,8 @@ def timed(fn, *args):
     return outputs, min(milliseconds), compile_seconds
 
 
-def _random_distances(rng, num_nodes):
-    # A chain with shortcuts: about the depth and degree of sampled architectures.
+def _random_distances(rng: np.random.Generator, num_nodes: int) -> np.ndarray:
+    # A chain with shortcuts, about as deep and as densely connected as sampled architectures.
     parents = [
         tuple({node - 1, int(rng.integers(max(0, node - 8), node))}) if node else ()
         for node in range(num_nodes)

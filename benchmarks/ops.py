@@ -1,16 +1,17 @@
-"""Time each implementation of an operation, forward and gradient, by shape.
+"""Time every implementation of an operation, forward and gradient, for many shapes.
 
     python benchmarks/ops.py [--batch_size 64] [--match 32x32]
 
-`ghn_jax.targets` chooses between them by this table. Rows are ratios to the native operation of the
-same run: below 1 is faster. "plain" is what a user's network runs, "ours" what the engine runs,
-with gradients written by hand.
+The choices in `ghn_jax.targets` are based on this table. Ratios are relative to the native
+operation in the same run, so below 1 is faster. "plain" is what a user's network runs; "ours" is
+what the engine runs, with handwritten gradients.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from ghn_jax.targets.cpu import convolution
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import default_operations, operations_with_adjoints
 
-# (image size, channels in, channels out, kernel, stride); depthwise where channels out is 0.
+# (image size, channels in, channels out, kernel, stride); depthwise if channels out is 0.
 CONVOLUTIONS = [
     (size, channels, channels, kernel, stride)
     for size, channels in ((8, 16), (4, 32), (2, 64), (16, 32), (8, 128), (32, 32))
@@ -31,12 +32,14 @@ CONVOLUTIONS = [
 ]
 DEPTHWISE = [(8, 16, 0, 3, 1), (8, 16, 0, 5, 1), (16, 32, 0, 5, 1), (32, 32, 0, 5, 2)]
 
+Implementations = dict[str, Callable]
+Case = tuple[str, Implementations, tuple]
 
 PLAIN, OURS = default_operations(), operations_with_adjoints()
 
 
-def convolution_cases(batch_size: int):
-    """Convolutions: name, implementations, arguments."""
+def convolution_cases(batch_size: int) -> Iterator[Case]:
+    """Yield the name, implementations and arguments of every convolution."""
     for shape in CONVOLUTIONS + DEPTHWISE:
         size, channels, channels_out, kernel, stride = shape
         kind = "" if channels_out else " depthwise"
@@ -44,8 +47,10 @@ def convolution_cases(batch_size: int):
         yield name, *convolutions(batch_size, *shape)
 
 
-def convolutions(batch_size, size, channels, channels_out, kernel, stride):
-    """All implementations that make sense for a shape, the native one first; their arguments."""
+def convolutions(
+    batch_size: int, size: int, channels: int, channels_out: int, kernel: int, stride: int
+) -> tuple[Implementations, tuple]:
+    """Return all implementations that make sense for a shape, native first, and arguments."""
     x = jnp.ones((batch_size, size, size, channels))
     if channels_out == 0:
         weights = jnp.ones((kernel, kernel, 1, channels))
@@ -62,8 +67,8 @@ def convolutions(batch_size, size, channels, channels_out, kernel, stride):
     return found, (x, weights)
 
 
-def others(batch_size: int):
-    """Pools, norms and attention: name, implementations, arguments."""
+def others(batch_size: int) -> Iterator[Case]:
+    """Yield the name, implementations and arguments of pools, norms and attention."""
     for size, channels, stride in ((16, 32, 1), (11, 128, 1), (32, 96, 2)):
         x = jax.random.normal(jax.random.key(0), (batch_size, size, size, channels))
         yield f"{size}x{size}x{channels} max pool/{stride}", spellings("max_pool", stride), (x,)
@@ -76,9 +81,9 @@ def others(batch_size: int):
         yield f"121 tokens, {channels} channels attention", spellings("attend", 8), (x,)
 
 
-def spellings(name: str, *settings) -> dict[str, Callable]:
-    """An operation natively, as users' networks have it, and as the engine runs it."""
-    found = {}
+def spellings(name: str, *settings: Any) -> Implementations:
+    """Return an operation's native spelling, the one in users' networks, and the engine's."""
+    found: Implementations = {}
     for label, operations in (("native", NATIVE), ("plain", PLAIN), ("ours", OURS)):
         fn = getattr(operations, name)
         if fn not in found.values():
@@ -87,7 +92,7 @@ def spellings(name: str, *settings) -> dict[str, Callable]:
 
 
 def time_vjp(fn: Callable, arguments: tuple, repeats: int = 7) -> tuple[float, float]:
-    """Median seconds of forward plus gradient, and seconds of compilation."""
+    """Return the median seconds of forward plus gradient, and the seconds of compilation."""
     start = time.perf_counter()
     programs = build_vjp(fn, arguments, len(arguments))
     backward = compile_lowered(programs.lower_backward())
@@ -105,7 +110,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch_size", type=int, default=64, help="Images per batch.")
-    parser.add_argument("--match", default="", help="Only shapes whose description has this.")
+    parser.add_argument("--match", default="", help="Only rows whose name contains this.")
     flags = parser.parse_args()
     keep_freed_memory()
     table = Table(title=f"forward + gradient, batch {flags.batch_size}, {jax.default_backend()}")

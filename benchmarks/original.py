@@ -2,10 +2,10 @@
 
     PPUDA=<checkout of facebookresearch/ppuda> python benchmarks/original.py --directory ...
 
-Runs under a Python with torch, h5py, networkx and einops; nothing of ghn_jax is imported. Prints
-"ready", then answers every line on stdin by one JSON object: the seconds of a round over all
-architectures, forward and backward of the GHN-2 and of the target networks, as the original's
-trainer runs them. Building modules and reading graphs is not timed.
+Run it with a Python that has torch, h5py, networkx and einops; it imports nothing from ghn_jax. It
+prints "ready", then answers every line on stdin with one JSON object: the seconds per architecture
+of a round over all architectures, forward and backward through the GHN-2 and the target networks,
+as the original's trainer runs them. Building modules and reading graphs is not timed.
 """
 
 import argparse
@@ -14,15 +14,16 @@ import os
 import sys
 import time
 import types
+from collections.abc import Iterable
 
 
 class _Anything(types.ModuleType):
-    """Stands for a module that the original imports but does not need here."""
+    """A stand-in for modules that the original imports but does not need here."""
 
     __version__ = "0"
     __all__: list[str] = []
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> "_Anything":
         if name.startswith("__"):
             raise AttributeError(name)
         return _Anything(name)
@@ -42,8 +43,8 @@ from ppuda.deepnets1m.net import Network  # noqa: E402
 from ppuda.ghn.nn import GHN  # noqa: E402
 
 
-def build(dataset, indices):
-    """Fresh graphs and networks without parameters: the original consumes them."""
+def build(dataset: DeepNets1M, indices: Iterable[int]) -> tuple[GraphBatch, list[Network]]:
+    """Build new graphs and networks without parameters, since the original modifies them."""
     graphs = GraphBatch([dataset[index] for index in indices])
     graphs.to_device("cpu")
     nets = [
@@ -53,14 +54,20 @@ def build(dataset, indices):
     return graphs, nets
 
 
-def mean_loss(nets, images, labels):
-    """The loss that the original's trainer differentiates."""
+def mean_loss(nets: list[Network], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Compute the loss that the original's trainer differentiates."""
     losses = [F.cross_entropy(net(images)[0], labels) for net in nets]
     return sum(losses) / len(nets)
 
 
-def time_step(ghn, graphs, nets, images, labels):
-    """Seconds of one step, and of its forward pass through the GHN."""
+def time_step(
+    ghn: GHN,
+    graphs: GraphBatch,
+    nets: list[Network],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> tuple[float, float]:
+    """Return the seconds of one step, and of its forward pass through the GHN."""
     start = time.perf_counter()
     ghn.zero_grad()
     nets = ghn(nets, graphs)
@@ -70,8 +77,14 @@ def time_step(ghn, graphs, nets, images, labels):
     return time.perf_counter() - start, ghn_forward
 
 
-def time_ghn_backward(ghn, graphs, nets, images, labels):
-    """Seconds in which the gradients of the predicted parameters become those of the GHN."""
+def time_ghn_backward(
+    ghn: GHN,
+    graphs: GraphBatch,
+    nets: list[Network],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> float:
+    """Return the seconds of pulling gradients of predicted parameters back through the GHN."""
     nets = ghn(nets, graphs)
     predicted = [p for net in nets for m in net.modules() for p in m._parameters.values()]
     predicted = [p for p in predicted if isinstance(p, torch.Tensor)]
@@ -83,8 +96,8 @@ def time_ghn_backward(ghn, graphs, nets, images, labels):
     return time.perf_counter() - start
 
 
-def main():
-    """Answer rounds until stdin ends."""
+def main() -> None:
+    """Time a round for every line on stdin."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", required=True)
     parser.add_argument("--num_architectures", type=int, default=24)

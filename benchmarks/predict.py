@@ -1,15 +1,16 @@
-"""Time the way from a network to its parameters: graph, prediction, memory.
+"""Time the steps from a network to its parameters: building the graph and predicting.
 
     python benchmarks/predict.py [--models resnet50 convnext_l vit_l16] [--cold]
 
-A GHN-2 for ImageNet (random parameters, max shape (64, 64, 16, 16)). The graph's seconds are
-mostly those of Flax and JAX tracing the network: "flax" is `jax.eval_shape(module.init)` alone,
-which any use of the network pays. --cold runs a fresh process per network twice, and reports the
-second, with a filled compilation cache: from `import ghn_jax` to parameters.
+The GHN is a GHN-2 for ImageNet (random parameters, max shape (64, 64, 16, 16)). Most of the graph's
+time is Flax and JAX tracing the network: "flax" is `jax.eval_shape(module.init)` alone, which any
+use of the network needs. "GB" is the process's peak memory so far. With --cold, the script runs two
+fresh processes per network and reports the second one, which has a filled compilation cache; its
+time is from `import ghn_jax` to the parameters.
 
-Measured on 2 cores, JAX 0.10.2 (graph, flax, prediction warm): ResNet-50 0.10, 0.10, 0.017 s, cold
-2.2 s, 1.6 s of it for imports and drawing the GHN's parameters; before the models' own batch norm
-ConvNeXt-L 0.25, 0.23, 0.08 s and ViT-L/16 0.43, 0.34, 0.22 s. GB is the peak of the process so far.
+Measured on 2 cores, JAX 0.10.2 (graph, flax, warm prediction): ResNet-50 0.10, 0.10, 0.017 s, and
+2.2 s cold, of which imports and drawing the GHN's parameters take 1.6 s. Before the models had
+their own batch norm: ConvNeXt-L 0.25, 0.23, 0.08 s, and ViT-L/16 0.43, 0.34, 0.22 s.
 """
 
 import argparse
@@ -18,10 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ghn_jax.arrays import PyTree
 from ghn_jax.hypernetworks import ghn2
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.models import MODELS, build
@@ -51,10 +55,10 @@ print(done - start, drawn - start)
 
 
 def main() -> None:
-    """Print a line per network."""
+    """Print one line per network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["resnet50"], choices=MODELS)
-    parser.add_argument("--cold", action="store_true", help="Also fresh processes.")
+    parser.add_argument("--cold", action="store_true", help="Also time fresh processes.")
     arguments = parser.parse_args()
     predictor = Predictor(CONFIG)
     ghn_params = predictor.init(jax.random.key(0))
@@ -70,14 +74,14 @@ def main() -> None:
                   " imports and drawing the GHN's parameters")  # fmt: skip
 
 
-def measure(name: str, predictor: Predictor, ghn_params) -> str:
-    """Time one network."""
+def measure(name: str, predictor: Predictor, ghn_params: PyTree) -> str:
+    """Time one network, and return its line of the table."""
     module = build(name)
-    trace(module, IMAGES)  # what JAX caches of its own functions
+    trace(module, IMAGES)  # lets JAX cache its own functions
     graph_seconds, traced = best_of(lambda: trace(module, IMAGES, num_classes=1000))
     flax_seconds, _ = best_of(lambda: jax.eval_shape(module.init, jax.random.key(0), IMAGES))
 
-    def predict():
+    def predict() -> PyTree:
         (arrays,) = predictor.predict(ghn_params, predictor.prepare([traced.graph]))
         return fill_variables(traced, arrays)
 
@@ -94,8 +98,8 @@ def measure(name: str, predictor: Predictor, ghn_params) -> str:
     )
 
 
-def best_of(function, repeats: int = 5):
-    """The least seconds of several calls, and a result."""
+def best_of(function: Callable[[], Any], repeats: int = 5) -> tuple[float, Any]:
+    """Call a function several times; return the fewest seconds and a result."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -105,7 +109,7 @@ def best_of(function, repeats: int = 5):
 
 
 def measure_cold(name: str) -> tuple[float, float]:
-    """Seconds of a second fresh process: in all, and until there is something to predict with."""
+    """Return the seconds of a second fresh process, in total and until the GHN is ready."""
     with tempfile.TemporaryDirectory() as cache:
         for _ in range(2):
             code = COLD.format(cache=cache, model=name)

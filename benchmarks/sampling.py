@@ -1,8 +1,8 @@
-"""Draw architectures, lower them and build their graphs with virtual edges: how many a second.
+"""Measure how fast architectures are drawn, lowered, and turned into graphs with virtual edges.
 
     python benchmarks/sampling.py [--split train] [--num_architectures 2000]
 
-Prints the rate on one core and the memory in use at the beginning and at the end.
+The script prints the rate on one core, and the peak memory after a warm-up and at the end.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ghn_jax.targets.plan import lower
 
 
 def peak_memory_mb() -> float:
-    """Most memory this process has used so far, MB."""
+    """Return the most memory that this process has used so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -25,10 +25,10 @@ def main() -> None:
     """Print the rate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--split", default="train", choices=list(SPLITS), help="Which architectures."
+        "--split", default="train", choices=list(SPLITS), help="Split to draw from."
     )
-    parser.add_argument("--num_architectures", type=int, default=2000, help="How many.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the stream.")
+    parser.add_argument("--num_architectures", type=int, default=2000, help="Number of networks.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the stream.")
     arguments = parser.parse_args()
     space = SpaceConfig(split=arguments.split)
     stream = ArchitectureStream(space, arguments.seed)

@@ -1,14 +1,14 @@
-"""Time training steps of a GHN-2 on architectures of an official file, against the original.
+"""Time training steps of a GHN-2 on architectures of an official file, next to the original.
 
     python benchmarks/train.py [--directory ../shared/reference] [--profile] [--json]
 
-Forward and backward of the GHN and of its target networks; reading architectures, augmenting images
-and the optimizer's update are left out. Where PPUDA names a checkout of facebookresearch/ppuda and
-TORCH_PYTHON a Python that has torch (the default is this one), the original runs on exactly the
-same architectures, its rounds between ours, each alone on the machine. Two rounds more: in one,
-worker processes read architectures and augment images as in training, and the time the step waits
-for them is taken; in the other every program of the targets is waited for, which splits their time
-into forward and backward.
+The script times forward and backward passes of the GHN and its target networks, without reading
+architectures, augmenting images or updating parameters. If PPUDA names a checkout of
+facebookresearch/ppuda and TORCH_PYTHON a Python with torch (this Python by default), the original
+runs on exactly the same architectures; its rounds alternate with ours, so that each has the machine
+to itself. Two more rounds follow. In one, worker processes read architectures and augment images
+as in training, and the script measures how long a step waits for them. In the other, it waits for
+every program of the targets, which splits their time into forward and backward.
 """
 
 import argparse
@@ -22,7 +22,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,19 +40,23 @@ from ghn_jax.hypernetworks import ghn2
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.targets.plan import Plan, lower
-from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches
+from ghn_jax.tasks import Batch
+from ghn_jax.training.meta_batches import MetaBatch, MetaBatchRules, iterate_meta_batches
 from ghn_jax.training.workers import Workers
 
 IMAGE_SIZE, NUM_CLASSES = 32, 10
 NUM_IMAGES = 10_000
 PHASES = ("ghn_forward", "targets", "ghn_backward")
 
+Profile = dict[tuple[str, str], tuple[float, int]]
+"""Seconds and number of calls by program and signature."""
+
 
 class FirstArchitectures:
-    """A source of architectures: the first ones of the file, over and over, in one width.
+    """A source that repeats the first architectures of the file, all with the same width.
 
     Args:
-        arguments: Of the command line.
+        arguments: The command line's arguments.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -59,7 +65,7 @@ class FirstArchitectures:
         self._num = arguments.num_architectures
 
     def draw(self, index: int) -> Architecture:
-        """Read an architecture."""
+        """Read the architecture at an index."""
         return Architecture.from_official(self._nets.entry(index % self._num), **self._sizes)
 
     def lower(self, architecture: Architecture) -> Plan:
@@ -68,11 +74,12 @@ class FirstArchitectures:
 
     def graph(self, index: int, plan: Plan) -> ArchGraph:
         """Read the graph of an architecture."""
+        assert isinstance(plan.architecture, Architecture)
         return self._nets.graph(index % self._num, NUM_CLASSES, architecture=plan.architecture)
 
 
 def random_images() -> Dataset:
-    """Random images in the place of CIFAR-10's, augmented as those are."""
+    """Make a data set of random images, of CIFAR-10's size and with its augmentation."""
     rng = np.random.default_rng(0)
     shape = (NUM_IMAGES, IMAGE_SIZE, IMAGE_SIZE, 3)
     images = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -93,10 +100,10 @@ def random_images() -> Dataset:
 
 
 class Steps:
-    """The architectures of the file, the parts that train on them, and the clock.
+    """Runs and times training steps on the file's architectures.
 
     Args:
-        arguments: Of the command line.
+        arguments: The command line's arguments.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -117,26 +124,29 @@ class Steps:
 
     @property
     def num_compilations(self) -> int:
-        """Programs compiled so far."""
+        """Number of programs compiled so far."""
         return self.predictor.num_compilations + self.engine.num_compilations
 
     def round(self) -> dict[str, float]:
-        """Seconds per architecture of each phase, over all architectures, drawn ahead."""
+        """Return each phase's seconds per architecture, with architectures drawn beforehand."""
         return self._round(iter(self._drawn), itertools.repeat(self._batch))
 
     def live_round(self) -> dict[str, float]:
-        """The same while workers draw: `waiting` is the time the step has to wait for them."""
+        """Return the same while workers draw; `waiting` is the time that steps wait for them."""
         num_workers = self._num_workers
         images = Workers(self._batches.batch, 0, num_workers, 2 * num_workers, "images")
         with contextlib.closing(self._draw()) as meta_batches, images:
-            self._round(meta_batches, images)  # until the workers are under way
+            self._round(meta_batches, images)  # until the workers have started
             return self._round(meta_batches, images)
 
-    def _round(self, meta_batches, images) -> dict[str, float]:
+    def _round(
+        self, meta_batches: Iterator[MetaBatch], images: Iterator[Batch]
+    ) -> dict[str, float]:
         seconds = dict.fromkeys(("waiting", *PHASES), 0.0)
         for _ in range(self.num_steps):
             times = [time.perf_counter()]
             (work,), batch = next(meta_batches).work, next(images)
+            assert work is not None
             times.append(time.perf_counter())
             prepared = self.predictor.prepare(work.graphs, work.capacity)
             params, pull_back = self.predictor.predict_with_pull_back(self.ghn_params, prepared)
@@ -150,11 +160,11 @@ class Steps:
                 seconds[phase] += seconds_taken / self.num_architectures
         return {**seconds, "step": sum(seconds[phase] for phase in PHASES)}
 
-    def profile(self) -> dict[tuple[str, str], tuple[float, int]]:
-        """Seconds and number of calls by program and signature, over all architectures."""
-        total: dict[tuple[str, str], tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+    def profile(self) -> Profile:
+        """Return seconds and number of calls by program and signature, over all architectures."""
+        total: Profile = defaultdict(lambda: (0.0, 0))
 
-        def observe(program, signature, seconds):
+        def observe(program: str, signature: str, seconds: float) -> None:
             so_far, count = total[program, signature]
             total[program, signature] = so_far + seconds, count + 1
 
@@ -164,7 +174,11 @@ class Steps:
 
 
 class Original:
-    """The original implementation in a process of its own, which waits between rounds."""
+    """The original implementation in a process of its own, which waits between rounds.
+
+    Args:
+        arguments: The command line's arguments.
+    """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         python = os.environ.get("TORCH_PYTHON", sys.executable)
@@ -178,22 +192,24 @@ class Original:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.available = self._process.stdout.readline().strip() == "ready"
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self.available = self._stdout.readline().strip() == "ready"
 
     def round(self, split: bool = False) -> dict[str, float]:
-        """Seconds per architecture of a round."""
-        self._process.stdin.write("split\n" if split else "round\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        """Run a round and return its seconds per architecture."""
+        self._stdin.write("split\n" if split else "round\n")
+        self._stdin.flush()
+        return json.loads(self._stdout.readline())
 
     def close(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        self._stdin.close()
         self._process.wait()
 
 
 def main() -> None:
-    """Print the tables, and one JSON object where asked."""
+    """Print the tables, and a JSON object if requested."""
     arguments = parse_arguments()
     if arguments.compilation_cache_dir:
         enable_compilation_cache(arguments.compilation_cache_dir)
@@ -224,8 +240,15 @@ def main() -> None:
         print(json.dumps(summary))
 
 
-def summarize(steps, first, rounds, original_rounds, profile, live) -> dict:
-    """Medians over the rounds, with the names the project's measurements use."""
+def summarize(
+    steps: Steps,
+    first: dict[str, Any],
+    rounds: list[dict[str, float]],
+    original_rounds: list[dict[str, float]],
+    profile: Profile,
+    live: dict[str, float],
+) -> dict[str, Any]:
+    """Summarize the rounds by their medians, under the names that our measurements use."""
     medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
     parts = {"forward": 0.0, "backward": 0.0}
     for (program, _), (seconds, _) in profile.items():
@@ -258,7 +281,7 @@ def summarize(steps, first, rounds, original_rounds, profile, live) -> dict:
 
 
 def print_summary(console: Console, summary: dict) -> None:
-    """One row per number."""
+    """Print one row per number."""
     table = Table(title=f"{os.cpu_count()} cores, {jax.default_backend()}, JAX {jax.__version__}")
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -267,8 +290,8 @@ def print_summary(console: Console, summary: dict) -> None:
     console.print(table)
 
 
-def print_profile(console: Console, total: dict, arguments: argparse.Namespace) -> None:
-    """Seconds per architecture by kind of block, and the costliest signatures."""
+def print_profile(console: Console, total: Profile, arguments: argparse.Namespace) -> None:
+    """Print the time per architecture by kind of block, and the costliest signatures."""
     num_architectures = arguments.num_architectures
     by_kind: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for (program, signature), (seconds, count) in total.items():
@@ -296,22 +319,26 @@ def print_profile(console: Console, total: dict, arguments: argparse.Namespace) 
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).resolve().parents[2] / "shared" / "reference"
-    parser.add_argument("--directory", default=str(default), help="Holds deepnets1m_train.hdf5.")
-    parser.add_argument("--num_architectures", type=int, default=24, help="The first so many.")
+    parser.add_argument(
+        "--directory", default=str(default), help="Folder with deepnets1m_train.hdf5."
+    )
+    parser.add_argument(
+        "--num_architectures", type=int, default=24, help="Number of architectures."
+    )
     parser.add_argument("--meta_batch_size", type=int, default=4, help="Architectures per step.")
     parser.add_argument("--batch_size", type=int, default=64, help="Images per batch.")
     parser.add_argument("--channels", type=int, default=32, help="Width C of the networks.")
     parser.add_argument("--fc_size", type=int, default=128, help="Width of their hidden layers.")
-    parser.add_argument("--num_threads", type=int, default=2, help="Architectures at a time.")
-    parser.add_argument("--num_workers", type=int, default=2, help="Processes that prepare.")
-    parser.add_argument("--num_rounds", type=int, default=3, help="Over all architectures.")
+    parser.add_argument("--num_threads", type=int, default=2, help="Architectures run at a time.")
+    parser.add_argument("--num_workers", type=int, default=2, help="Worker processes.")
+    parser.add_argument("--num_rounds", type=int, default=3, help="Number of timed rounds.")
     parser.add_argument("--compilation_cache_dir", help="Folder of compiled programs.")
     parser.add_argument("--profile", action="store_true", help="Print the time of each block.")
     parser.add_argument("--num_rows", type=int, default=40, help="Programs in the profile.")
-    parser.add_argument("--json", action="store_true", help="Last line: one JSON object.")
+    parser.add_argument("--json", action="store_true", help="Print JSON on the last line.")
     return parser.parse_args()
 
 

@@ -1,9 +1,10 @@
-"""Compare GHN-2, GHN-1 and the MLP after the same number of steps, several seeds each.
+"""Compare GHN-2, GHN-1 and the MLP after the same number of steps, with several seeds.
 
     python benchmarks/variants.py --workdir /tmp/variants [--seeds 0 1 2]
 
-Everything but the hypernetwork is `launch/configs/digits.py`. Accuracy is the mean over the unseen
-architectures of the split test on digits test images. Finished runs in the folder stay as they are.
+Everything but the hypernetwork comes from `launch/configs/digits.py`. Accuracies are means over the
+unseen architectures of the split `test`, on the test images of digits. Runs that are already
+finished in the folder are not repeated.
 """
 
 import argparse
@@ -28,7 +29,7 @@ VARIANTS = {"ghn2": ghn2, "ghn1": ghn1, "mlp": mlp}
 
 
 def variant_config(base: ExperimentConfig, name: str, seed: int, threads: int) -> ExperimentConfig:
-    """The config of a variant: another hypernetwork of the same sizes, and another seed."""
+    """Return the config of a variant: another hypernetwork of the same sizes, another seed."""
     sizes = {
         field: getattr(base.ghn, field) for field in ("num_classes", "hidden_size", "max_shape")
     }
@@ -41,7 +42,7 @@ def variant_config(base: ExperimentConfig, name: str, seed: int, threads: int) -
 
 
 def run_variant(config: ExperimentConfig, workdir: Path, targets: ProgramCache) -> None:
-    """Train and evaluate one variant; its targets run on the programs of the ones before."""
+    """Train and evaluate one variant, reusing the target programs of the previous ones."""
     trainer = Trainer(config, programs=Programs(ProgramCache(), targets))
     start = time.perf_counter()
     trainer, state = train(config, workdir, trainer=trainer)
@@ -50,12 +51,12 @@ def run_variant(config: ExperimentConfig, workdir: Path, targets: ProgramCache) 
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run the missing variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", required=True, help="Folder of the runs.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Of training.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Training seeds.")
     parser.add_argument("--config", default="digits", help="Name of a config in launch/configs.")
-    parser.add_argument("--num_threads", type=int, default=2, help="Architectures at a time.")
+    parser.add_argument("--num_threads", type=int, default=2, help="Architectures run at a time.")
     arguments = parser.parse_args()
     module = importlib.import_module(f"ghn_jax.configs.{arguments.config}")
     base = build_config(module.get_config())

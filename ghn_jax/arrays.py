@@ -1,4 +1,4 @@
-"""Names for types that Python's checkers cannot tell apart."""
+"""Names for types that type checkers cannot tell apart."""
 
 from typing import Any
 
@@ -7,4 +7,4 @@ Array = Any
 PyTree = Any
 """Nested dictionaries, lists and tuples of arrays."""
 TreePath = tuple[str, ...]
-"""The names that lead to a leaf of such a tree."""
+"""The keys on the path to a leaf of such a tree."""

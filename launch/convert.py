@@ -1,4 +1,4 @@
-"""Convert official checkpoints, and back; installed as `ghn-jax convert`. `--help` says how."""
+"""Convert checkpoints from and to the official format; same as `ghn-jax convert`, see `--help`."""
 
 from ghn_jax.cli.convert import run
 

@@ -1,4 +1,4 @@
-"""Draw how alike predicted filters are; installed as `ghn-jax diagnose`. `--help` says how."""
+"""Plot how similar predicted filters are; same as `ghn-jax diagnose`, see `--help`."""
 
 from ghn_jax.cli.diagnose import run
 

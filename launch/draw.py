@@ -1,4 +1,4 @@
-"""Draw a network's graph; installed as `ghn-jax draw`. `--help` says how."""
+"""Draw a network's graph; same as `ghn-jax draw`, see `--help`."""
 
 from ghn_jax.cli.draw import run
 

@@ -1,4 +1,4 @@
-"""Evaluate what a GHN predicts; installed as `ghn-jax evaluate`. `--help` says how."""
+"""Evaluate what a GHN predicts; same as `ghn-jax evaluate`, see `--help`."""
 
 from ghn_jax.cli.evaluate import run
 

@@ -1,4 +1,4 @@
-"""Fine-tune from predicted and from random parameters: `ghn-jax finetune`. `--help` says how."""
+"""Fine-tune from predicted and random parameters; same as `ghn-jax finetune`, see `--help`."""
 
 from ghn_jax.cli.finetune import run
 

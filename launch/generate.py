@@ -1,4 +1,4 @@
-"""Write a split of architectures as published files: `ghn-jax generate`. `--help` says how."""
+"""Write a split in the published file format; same as `ghn-jax generate`, see `--help`."""
 
 from ghn_jax.cli.generate import run
 

@@ -1,4 +1,4 @@
-"""Predict the parameters of one network; installed as `ghn-jax predict`. `--help` says how."""
+"""Predict the parameters of one network; same as `ghn-jax predict`, see `--help`."""
 
 from ghn_jax.cli.predict import run
 

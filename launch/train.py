@@ -1,4 +1,4 @@
-"""Train a GHN; installed as `ghn-jax train`. `--help` says how."""
+"""Train a GHN; same as `ghn-jax train`, see `--help`."""
 
 from ghn_jax.cli.train import run
 

@@ -1,4 +1,4 @@
-"""Train one network from scratch; installed as `ghn-jax train-network`. `--help` says how."""
+"""Train one network from scratch; same as `ghn-jax train-network`, see `--help`."""
 
 from ghn_jax.cli.train_network import run
 

@@ -1,4 +1,4 @@
-"""Compile ahead what training will need; installed as `ghn-jax warmup`. `--help` says how."""
+"""Compile the programs that training will need; same as `ghn-jax warmup`, see `--help`."""
 
 from ghn_jax.cli.warmup import run
 

@@ -1,12 +1,12 @@
-"""Losses and gradients of target networks, block by block.
+"""Losses and gradients of target networks, computed block by block.
 
-XLA compiles programs, not architectures, and training meets a new architecture at every step. So a
-network runs as a tape of its plan's blocks. A block is two compiled programs, forward (its output
-and what its gradient needs) and backward, shared by all blocks of the same configuration and
-shapes. After a few hundred architectures hardly anything is left to compile.
+XLA compiles whole programs, but training meets new architectures at every step. A network therefore
+runs as a tape of its plan's blocks. Each block has two compiled programs, a forward one (its output
+and what its gradient needs) and a backward one, which all blocks with the same configuration and
+shapes share. After a few hundred architectures there is hardly anything left to compile.
 
-In: plans, their parameters in the order of `plan.tensors`, images and labels. Out: a loss and the
-gradients of those parameters per architecture.
+The engine takes plans, their parameters in the order of `plan.tensors`, images and labels. For each
+architecture it returns the loss and the gradients of those parameters.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ghn_jax.arrays import Array
 from ghn_jax.engine.signature import BlockSignature, sign_call
@@ -30,12 +31,16 @@ from ghn_jax.tasks import CLASSIFICATION, Batch
 
 LossFn = Callable[[jax.Array, Batch], jax.Array]
 
-
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class LossAndGrads(NamedTuple):
-    """Of one architecture: loss, () float32, and gradients in the order of `plan.tensors`."""
+    """The result for one architecture.
+
+    Attributes:
+        loss: () float32.
+        grads: Gradients of the parameters, in the order of `plan.tensors`.
+    """
 
     loss: Array
     grads: list[Array]
@@ -45,13 +50,16 @@ class BlockwiseEngine:
     """Runs plans block by block on shared compiled programs.
 
     Args:
-        loss_fn: From outputs (B, K) float32 and a batch to the loss (), see `Task`.
-        num_threads: How many architectures run at the same time.
-        num_compile_threads: How many programs compile at the same time.
-        compute_dtype: "float32" or "bfloat16": what activations and the kernels that meet them
-            are computed in; None is the type of the images. Parameters, their gradients, batch
-            statistics and losses have the type of the parameters whichever it is.
-        programs: Compiled programs, shared with engines on other devices; None makes a new cache.
+        loss_fn: The task's loss, which maps (B, K) float32 outputs and a batch to (), see `Task`.
+        num_threads: Number of architectures that run at the same time.
+        num_compile_threads: Number of programs that compile at the same time.
+        compute_dtype: The dtype of activations and of the kernels applied to them, "float32" or
+            "bfloat16"; None means the dtype of the images. Parameters, their gradients, batch
+            statistics and losses always have the dtype of the parameters.
+        programs: The cache of programs, shared with engines on other devices; None creates one.
+
+    Raises:
+        ValueError: If `compute_dtype` is not one of these.
     """
 
     def __init__(
@@ -83,10 +91,11 @@ class BlockwiseEngine:
 
     @contextlib.contextmanager
     def observed(self, observe: Callable[[str, str, float], None]) -> Iterator[None]:
-        """Wait for every program, and report its time: `observe(program, signature, seconds)`.
+        """Wait for every program and report how long it took, within a `with` block.
 
         Args:
-            observe: Receives "forward" or "backward", a description of the signature, and seconds.
+            observe: Called as `observe(program, signature, seconds)`, where `program` is "forward"
+                or "backward" and `signature` describes the block.
         """
         self._observe = observe
         try:
@@ -96,7 +105,7 @@ class BlockwiseEngine:
 
     @property
     def num_compilations(self) -> int:
-        """How many programs were compiled so far."""
+        """Number of programs compiled so far."""
         return self._table.num_compilations
 
     def loss_and_grads(
@@ -106,35 +115,35 @@ class BlockwiseEngine:
         batch: Batch,
         dropout_keys: Sequence[jax.Array] | None = None,
     ) -> list[LossAndGrads]:
-        """Compute every architecture's loss on the same images and the gradients of its parameters.
+        """Compute each architecture's loss on a batch, and the gradients of its parameters.
 
         Args:
-            plans: One per architecture.
-            target_params: For each plan, arrays in the order and shapes of `plan.tensors`.
-            batch: Images (B, S, S, C), normalised, and their labels.
-            dropout_keys: A random key per architecture; None runs the heads without dropout.
+            plans: The lowered architectures.
+            target_params: For each plan, arrays with the order and shapes of `plan.tensors`.
+            batch: Normalised images (B, S, S, C) and their labels.
+            dropout_keys: One random key per architecture; None runs the heads without dropout.
 
         Returns:
-            One `LossAndGrads` per architecture, in order; values may still be under way.
+            One `LossAndGrads` per architecture, in the same order, possibly still being computed.
         """
         images = self._cast(batch.images)
         batch = Batch(images, jnp.asarray(batch.labels))
         self.compile_ahead(plans, images.shape[0], images.dtype, dropout_keys is not None)
         keys = dropout_keys if dropout_keys is not None else [None] * len(plans)
 
-        def of_one(plan, params, key):
+        def of_one(plan: Plan, params: Sequence[Array], key: jax.Array | None) -> LossAndGrads:
             return self._loss_and_grads(plan, params, batch, key)
 
         mapper = self._threads.map if self._threads is not None else map
         return list(mapper(of_one, plans, target_params, keys))
 
     def logits(self, plan: Plan, target_params: Sequence[Array], images: Array) -> jax.Array:
-        """Run one network on a batch, batch norm on its statistics, without dropout.
+        """Run one network on a batch, with the batch's statistics and without dropout.
 
         Args:
             plan: The lowered architecture.
             target_params: Arrays in the order of `plan.tensors`.
-            images: (B, S, S, C), normalised.
+            images: (B, S, S, C) normalised images.
 
         Returns:
             (B, num_classes) logits.
@@ -147,18 +156,18 @@ class BlockwiseEngine:
         self,
         plans: Sequence[Plan],
         batch_size: int,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         drops: bool = False,
         with_gradients: bool = True,
     ) -> None:
-        """Compile whatever the plans need that is not there yet, in parallel.
+        """Compile all missing programs that the plans need, in parallel threads.
 
         Args:
-            plans: Lowered architectures.
+            plans: The lowered architectures.
             batch_size: Number of images in a batch.
-            dtype: Of images and parameters.
-            drops: Whether heads drop features.
-            with_gradients: Whether the backward programs are needed, too.
+            dtype: Dtype of the images.
+            drops: Whether the heads use dropout.
+            with_gradients: Whether to compile the backward programs, too.
         """
         self._table.compile_ahead(
             self._compilations(plans, batch_size, dtype, drops, with_gradients)
@@ -168,21 +177,21 @@ class BlockwiseEngine:
         self,
         plans: Sequence[Plan],
         batch_size: int,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         drops: bool = False,
         **selection: Unpack[Selection],
     ) -> int:
         """Compile the most frequent programs of a sample of architectures, in parallel threads.
 
         Args:
-            plans: The sample.
+            plans: The sampled architectures, lowered.
             batch_size: Number of images in a batch.
-            dtype: Of images and parameters.
-            drops: Whether heads drop features.
-            **selection: See `Selection`.
+            dtype: Dtype of the images.
+            drops: Whether the heads use dropout.
+            **selection: Which programs to compile, see `Selection`.
 
         Returns:
-            How many programs that was.
+            The number of programs selected.
         """
         compilations = self._compilations(plans, batch_size, self._compute_dtype or dtype, drops)
         return self._table.warm_up(compilations, **selection)
@@ -195,7 +204,7 @@ class BlockwiseEngine:
         drops: bool,
         with_gradients: bool = True,
     ) -> Iterator[Compilation]:
-        """For every call of the plans its last program; the sum's gradient needs none."""
+        """Yield the last program that each call needs; the gradient of a sum needs none."""
         for plan in plans:
             shapes = _value_shapes(plan, batch_size)
             for call in plan.calls:
@@ -244,7 +253,7 @@ class BlockwiseEngine:
     def _forward(
         self, plan: Plan, params: Sequence[Array], images: jax.Array, key: jax.Array | None
     ) -> tuple[list[Any], list[Any]]:
-        """The image and the output of every call; the tape of (signature, arguments, residuals)."""
+        """Return [image, output of every call] and the tape of signatures, arguments, residuals."""
         values, tape = [images], []
         remaining = iter(params)
         for call in plan.calls:
@@ -259,7 +268,7 @@ class BlockwiseEngine:
         return values, tape
 
     def _call_block(self, way: str, signature: BlockSignature, *arguments: Any) -> Any:
-        """Call a block's program, "forward" or "backward"."""
+        """Run a block's program, "forward" or "backward"."""
         program = self._blocks.forward if way == "forward" else self._blocks.backward
         if self._observe is None:
             return program(signature, *arguments)
@@ -283,7 +292,7 @@ class BlockwiseEngine:
         return jax.value_and_grad(loss_fn)(outputs)
 
 
-def _at_least_float32(array):
+def _at_least_float32(array: jax.Array) -> jax.Array:
     return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
 

@@ -1,6 +1,7 @@
-"""What tells block calls apart: the configuration of the block and the shapes of its inputs.
+"""Signatures of block calls: the configuration of the block and the shapes of its inputs.
 
-In: calls of plans. Out: signatures, which say what a block's programs compute and on which shapes.
+A signature is made from a call of a plan, and says what the block's programs compute and on which
+shapes.
 """
 
 import dataclasses
@@ -19,14 +20,14 @@ from ghn_jax.targets.symbolic import Activation, Recorder
 
 
 class BlockSignature(NamedTuple):
-    """A kind of block call: calls that are equal in this share programs.
+    """A kind of block call; calls with equal signatures share programs.
 
     Attributes:
-        block: Of every call.
-        input_shapes: (B, ...) of each input.
-        dtype: Of the inputs.
-        needs_input_grads: Whether the gradient is for the inputs, too; images need none.
-        drops: Whether the block drops features.
+        block: The block that is called.
+        input_shapes: Shape of each input, (B, ...).
+        dtype: Dtype of the inputs.
+        needs_input_grads: Whether the inputs need gradients, too; images do not.
+        drops: Whether the block uses dropout.
     """
 
     block: blocks.Block
@@ -37,11 +38,11 @@ class BlockSignature(NamedTuple):
 
     @property
     def num_differentiated(self) -> int:
-        """Of parameters and inputs, how many have gradients."""
+        """Number of leading arguments with gradients: parameters, and inputs if they need them."""
         return 2 if self.needs_input_grads else 1
 
     def arguments(self) -> tuple:
-        """Shapes of parameters, inputs and, if it drops, a random key."""
+        """Return the shapes of the parameters, the inputs and, with dropout, a random key."""
         param_dtype = jnp.float32 if jnp.finfo(self.dtype).bits < 32 else self.dtype
         params = tuple(jax.ShapeDtypeStruct(t.shape, param_dtype) for t in self._tensors())
         inputs = tuple(jax.ShapeDtypeStruct(shape, self.dtype) for shape in self.input_shapes)
@@ -49,8 +50,8 @@ class BlockSignature(NamedTuple):
         return (params, inputs, *key)
 
     def apply(self, params: Sequence, inputs: Sequence, key: jax.Array | None = None) -> Any:
-        """Run the block on parameters in the order of its tensors: (B, ...)."""
-        if not isinstance(self.block, blocks.BatchNorm):  # whose statistics are not rounded
+        """Run the block on inputs (B, ...) with parameters in the order of its tensors."""
+        if not isinstance(self.block, blocks.BatchNorm):  # batch norm keeps its precision
             params = [param.astype(self.dtype) for param in params]
         paths = [tensor.path[1:] for tensor in self._tensors()]
         variables = {"params": unflatten_dict(dict(zip(paths, params, strict=True)))}
@@ -65,7 +66,7 @@ class BlockSignature(NamedTuple):
         return recorder.tensors
 
     def describe(self) -> str:
-        """One line, for tables of timings."""
+        """Describe the signature in one line, for tables of timings."""
         fields = dataclasses.asdict(self.block)
         fields = {k: v for k, v in fields.items() if k not in ("name", "parent", "operations")}
         settings = ",".join(f"{k}={v}" for k, v in fields.items())
@@ -76,13 +77,13 @@ class BlockSignature(NamedTuple):
 def sign_call(
     call: BlockCall, input_shapes: Sequence[tuple[int, ...]], dtype: Any, drops: bool
 ) -> BlockSignature:
-    """Tell what kind of call it is.
+    """Return the signature of a block call.
 
     Args:
-        call: Of a plan.
-        input_shapes: (B, ...) of each of its inputs.
-        dtype: Of the inputs.
-        drops: Whether the network drops features, which some heads do.
+        call: The call, from a plan.
+        input_shapes: Shape of each input, (B, ...).
+        dtype: Dtype of the inputs.
+        drops: Whether dropout is on; only some heads have it.
 
     Returns:
         The signature.

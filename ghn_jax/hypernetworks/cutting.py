@@ -1,9 +1,10 @@
-"""Between tiles and target parameters: cut tensors from tiles, add their gradients to the tiles'.
+"""Cut target parameters from tiles, and add their gradients up in the gradients of the tiles.
 
-In: the (G, ...) tiles of one kind, and groups of tensors that are cut alike from them. Out: the
-tensors; and on the way back, from their gradients, those of the tiles. On CPUs numpy does it, where
-~150 tensors per architecture are views with nothing to dispatch. On accelerators it is programs, so
-that neither parameters nor gradients leave the device.
+The forward pass takes the (G, ...) tiles of one kind and groups of tensors that are cut from them
+in the same way, and gives the tensors. The backward pass takes the gradients of the tensors and
+gives those of the tiles. On CPUs numpy does this: the ~150 tensors of an architecture are views,
+and nothing has to be dispatched. On accelerators programs do it, so that neither parameters nor
+gradients leave the device.
 """
 
 import math
@@ -20,67 +21,74 @@ from ghn_jax.hypernetworks.tiling import TileIndex, tile_parameters, untile_grad
 from ghn_jax.programs.table import Compilation, ProgramTable
 
 Grads = Sequence[Sequence[Array] | None]
-"""For each graph its tensors' gradients, or None to leave the graph out."""
+"""For each graph the gradients of its tensors, or None to leave the graph out."""
 CUTTINGS = ("host", "device")
 _SMALL_TENSOR = 4096  # elements
 
 
 class Cutting(Protocol):
-    """Cuts tensors from tiles, and the transpose of that."""
+    """Cuts tensors from tiles, and computes the transpose of that.
+
+    Attributes:
+        has_programs: Whether programs do the work, which can be compiled ahead.
+    """
 
     has_programs: bool
-    """Whether it takes programs: if not, there are none to compile ahead."""
 
     def cut(
         self, tiles: jax.Array, groups: Iterable[TensorGroup]
     ) -> Iterator[tuple[tuple[int, int], Array]]:
-        """Cut all tensors of the groups from (G, ...) tiles.
+        """Cut all tensors of the groups from tiles.
+
+        Args:
+            tiles: (G, ...) tiles of one kind.
+            groups: The groups of tensors to cut.
 
         Yields:
-            For each tensor its graph and its position in it, and the tensor.
+            For each tensor (graph, position in the graph), and the tensor.
         """
         ...
 
     def tile_gradients(
         self, tiles: jax.Array, groups: Iterable[TensorGroup], grads: Grads
     ) -> Array:
-        """The gradients of tiles, which are added up over the tensors cut from them.
+        """Compute the gradients of tiles, summed over the tensors that were cut from them.
 
         Args:
-            tiles: (G, ...), of which only the shape counts.
-            groups: All that are cut from them.
-            grads: Of the tensors.
+            tiles: (G, ...) tiles, of which only the shape and dtype are used.
+            groups: All groups of tensors that were cut from the tiles.
+            grads: The gradients of the tensors.
 
         Returns:
-            (G, ...).
+            The (G, ...) gradients.
         """
         ...
 
     def forward_compilations(
         self, tiles: jax.ShapeDtypeStruct, groups: Iterable[TensorGroup]
     ) -> Iterator[Compilation]:
-        """The programs that `cut` will need."""
+        """Yield the programs that `cut` needs."""
         ...
 
     def backward_compilations(
         self, tiles: jax.ShapeDtypeStruct, groups: Iterable[TensorGroup]
     ) -> Iterator[Compilation]:
-        """The programs that `tile_gradients` will need."""
+        """Yield the programs that `tile_gradients` needs."""
         ...
 
 
 def create_cutting(table: ProgramTable, place: str | None = None) -> Cutting:
-    """Choose where tensors are cut.
+    """Create a `Cutting` that works on the host or on the device.
 
     Args:
-        table: Of the programs that this takes.
-        place: "host" or "device"; None is the host where that is the device.
+        table: The table in which to declare programs.
+        place: "host" or "device"; None means the host on CPUs and the device on accelerators.
 
     Returns:
-        The cutting.
+        The `Cutting`.
 
     Raises:
-        ValueError: If the place is unknown.
+        ValueError: If `place` is not one of `CUTTINGS`.
     """
     if place is None:
         place = "host" if jax.default_backend() == "cpu" else "device"
@@ -90,7 +98,7 @@ def create_cutting(table: ProgramTable, place: str | None = None) -> Cutting:
 
 
 class HostCutting:
-    """Cuts with numpy: most tensors are views of the tiles, and nothing is compiled."""
+    """Cuts with numpy, where most tensors are views of the tiles and nothing is compiled."""
 
     has_programs = False
 
@@ -144,7 +152,7 @@ def _add_on_host(d_tiles: np.ndarray, group: TensorGroup, grads: Grads) -> None:
 
 
 def _keep(group: TensorGroup, grads: Grads) -> tuple[list[Array], list[int]]:
-    """The gradients of a group's tensors, and their rows, without graphs that are left out."""
+    """Return the gradients and rows of a group's tensors, without those of left-out graphs."""
     gradients, rows = [], []
     for (graph, position), row in zip(group.places, group.rows, strict=True):
         of_graph = grads[graph]
@@ -155,15 +163,15 @@ def _keep(group: TensorGroup, grads: Grads) -> tuple[list[Array], list[int]]:
 
 
 class _Signature(NamedTuple):
-    """A kind of group: what is static in its programs.
+    """A kind of group: everything that is static in its programs.
 
     Attributes:
-        tiles_shape: (G, ...).
-        shape: Of the tensors.
-        part: Of a tile that they use, for each of its axes: a position, or the first and the one
-            after the last.
-        factor: That normalises them.
-        num_tensors: A power of two, at least the number of tensors.
+        tiles_shape: Shape of the tiles, (G, ...).
+        shape: Shape of the tensors.
+        part: The part of a tile that the tensors use: a position along each of its axes, or a
+            (start, stop) pair.
+        factor: Factor that normalises the tensors.
+        num_tensors: Padded number of tensors, a power of two.
     """
 
     tiles_shape: tuple[int, ...]
@@ -186,13 +194,13 @@ class _Signature(NamedTuple):
 
 
 class DeviceCutting:
-    """Cuts with programs, one each way for a kind of tile and of tensor; rows are data.
+    """Cuts with two programs per kind of tile and tensor, forward and backward; rows are data.
 
-    Groups are padded to powers of two, so that programs are few: of any number up to n tensors
-    1 + log2(n) of each kind.
+    Groups are padded to powers of two to keep programs few: groups of up to n tensors need
+    1 + log2(n) programs of each kind.
 
     Args:
-        table: Of the programs.
+        table: The table in which to declare programs.
     """
 
     has_programs = True
@@ -210,7 +218,7 @@ class DeviceCutting:
             signature = _sign(tiles.shape, group)
             rows = signature.pad(group.rows, group.rows[0])
             tensors = self._cut(signature, (tiles, rows))
-            # What the rows were padded with comes last.
+            # Tensors of padding rows come last, and zip drops them.
             yield from zip(group.places, tensors, strict=False)
 
     def tile_gradients(
@@ -222,7 +230,7 @@ class DeviceCutting:
             gradients, rows = _keep(group, grads)
             if not rows:
                 continue
-            # Whatever is left out, the program of all tensors, which was compiled ahead.
+            # Even if graphs are left out, run the program for all: it was compiled ahead.
             signature = _sign(tiles.shape, group)
             gradients += gradients[:1] * (signature.num_tensors - len(rows))
             padded = signature.pad(rows, tiles.shape[0])
@@ -264,7 +272,7 @@ def _cut(signature: _Signature, tiles: jax.Array, rows: jax.Array) -> list[jax.A
 def _add_gradients(
     signature: _Signature, d_tiles: jax.Array, rows: jax.Array, gradients: Sequence[jax.Array]
 ) -> jax.Array:
-    """Add to the tiles of `rows`; what is for rows that there are not is left out."""
+    """Add gradients to the tiles at `rows`, dropping those for rows that do not exist."""
     index = signature.tile_index
     parts = untile_gradients(jnp.stack(gradients), index, signature.factor, jnp)
     return d_tiles.at[(rows, *index)].add(parts.reshape(d_tiles[(rows, *index)].shape), mode="drop")

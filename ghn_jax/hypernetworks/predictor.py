@@ -1,11 +1,11 @@
 """Predict the parameters of target networks, and pull their gradients back into the hypernetwork.
 
-In: graphs. Out: every parameter tensor of every graph, in the order of `graph.tensors`, with
-exactly the target's shapes. Architectures differ in everything, compiled programs must not: message
-passing is one program per padded number of nodes, decoding one per kind of tile and padded number
-of tiles. (A single program for both would be a new one for every combination of numbers of tiles.)
-A prediction is embed, decode, cut; the way back is add the gradients of what was cut, decode',
-embed'.
+From graphs, this predicts every parameter tensor of every graph, in the order of `graph.tensors`
+and with exactly the target's shapes. Architectures all differ, but compiled programs must not:
+message passing is one program per padded number of nodes, and decoding is one program per kind of
+tile and padded number of tiles. (A single program for both would have to be compiled again for
+every combination of numbers of tiles.) A prediction is embed, decode, cut; the backward pass adds
+up the gradients of the cut tensors, then runs the gradients of decode and embed.
 """
 
 import functools
@@ -29,8 +29,8 @@ from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.programs.relocation import ProgramsOnDevice
 from ghn_jax.programs.table import Compilation, ProgramTable, Selection
 
-# Embeddings are padded to this many nodes per graph, so that decoders see one size for most
-# batches.
+# Embeddings are padded to at least this many nodes per graph, so that decoders see the same size in
+# most batches.
 _NUM_DECODED_NODES = 512
 
 
@@ -39,8 +39,8 @@ class _DecodeSignature(NamedTuple):
 
     Attributes:
         key: The kind of tile.
-        num_nodes: B * N, of the embeddings.
-        num_tiles: G.
+        num_nodes: Number of node embeddings, B * N.
+        num_tiles: Number of tiles, G.
     """
 
     key: TileKey
@@ -49,19 +49,19 @@ class _DecodeSignature(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """Tiles of one kind (G, ...), and the residuals of decoding them."""
+    """The tiles of one kind, (G, ...), and the residuals of decoding them."""
 
     tiles: jax.Array
     residuals: PyTree
 
 
 class _Forward(NamedTuple):
-    """What the way back needs of a prediction.
+    """What the backward pass needs from a prediction.
 
     Attributes:
-        embeddings: (B * N, D).
-        residuals: Of embedding.
-        decoded: For each kind of tile.
+        embeddings: (B * N, D) node embeddings.
+        residuals: Residuals of the embedding.
+        decoded: Tiles and residuals for each kind of tile.
     """
 
     embeddings: jax.Array
@@ -73,15 +73,15 @@ class Predictor:
     """A hypernetwork with its compiled programs.
 
     Args:
-        model: The hypernetwork, or the configuration of one.
-        num_compile_threads: How many programs compile at the same time.
-        programs: Compiled programs, shared with predictors on other devices; None makes a new
-            cache.
-        nodes_at_once: How many nodes of each graph message passing visits together; the numbers are
-            the same. None is 1 on CPUs, where more is not faster (`benchmarks/hypernetwork.py`),
-            and 2 on accelerators, whose time follows the number of steps: 1.8 times fewer.
-        cutting: Where parameters are cut from tiles, "host" or "device"; None is the host on CPUs
-            and the device on accelerators.
+        model: The hypernetwork, or its configuration.
+        num_compile_threads: Number of programs that compile at the same time.
+        programs: The cache of programs, shared with predictors on other devices; None creates one.
+        nodes_at_once: Number of nodes of each graph that message passing visits together, which
+            does not change the predictions. None means 1 on CPUs, where more is not faster
+            (`benchmarks/hypernetwork.py`), and 2 on accelerators, whose time depends on the number
+            of steps: there are 1.8 times fewer.
+        cutting: Where parameters are cut from tiles, "host" or "device"; None means the host on
+            CPUs and the device on accelerators.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class Predictor:
         self._decoders = self._network.create_decoders()
         self._table = table = ProgramTable(programs, num_compile_threads)
         self._embed = table.declare_differentiable("embed", self._embed_rows)
-        # Backward programs add to the gradients of all of the decoder's parameters: a million
-        # elements for each kind of tile.
+        # Backward programs add to the gradients of all the decoder's parameters, a million elements
+        # for each kind of tile.
         self._decode = table.declare_differentiable(
             "decode",
             self._decode_tiles,
@@ -115,7 +115,7 @@ class Predictor:
 
     @property
     def num_compilations(self) -> int:
-        """How many programs were compiled so far."""
+        """Number of programs compiled so far."""
         return self._table.num_compilations
 
     def init(self, key: jax.Array) -> PyTree:
@@ -123,22 +123,30 @@ class Predictor:
         return initialize(self._network, key)["params"]
 
     def prepare(self, graphs: Sequence[ArchGraph], num_graphs: int | None = None) -> PreparedGraphs:
-        """Pad graphs and locate the source of every tensor; on the host, no JAX.
+        """Pad graphs and locate the source of every tensor, on the host and without JAX.
 
         Args:
-            graphs: One or more graphs.
-            num_graphs: B, at least the number of graphs; None is that number.
+            graphs: The graphs, at least one.
+            num_graphs: Number of graphs to pad the batch to, B; None adds no graphs.
 
         Returns:
-            What `predict` takes.
+            The prepared graphs, which `predict` takes.
 
         Raises:
-            ValueError: If there is no graph, or there are more than `num_graphs`.
+            ValueError: If `graphs` is empty or has more than `num_graphs` graphs.
         """
         return self._prepare(graphs, num_graphs)
 
     def embed_nodes(self, ghn_params: PyTree, prepared: PreparedGraphs) -> list[np.ndarray]:
-        """Embed the nodes of the graphs: for each an array (N, D), in the order of its nodes."""
+        """Embed the nodes of graphs.
+
+        Args:
+            ghn_params: The hypernetwork's parameters.
+            prepared: The graphs, from `prepare`.
+
+        Returns:
+            For each graph an (N, D) array, in the order of the graph's nodes.
+        """
         batch = prepared.batch
         embeddings, _ = self._embed.forward(*_embed_call(ghn_params, batch))
         rows = np.asarray(embeddings)[: batch.primitive.size].reshape(*batch.primitive.shape, -1)
@@ -148,12 +156,12 @@ class Predictor:
         """Predict every parameter tensor of every graph.
 
         Args:
-            ghn_params: Of the hypernetwork.
-            prepared: Of `prepare`.
+            ghn_params: The hypernetwork's parameters.
+            prepared: The graphs, from `prepare`.
 
         Returns:
-            For each graph, arrays in the order of its `tensors`, in their shapes; numpy where they
-            are cut on the host.
+            For each graph, arrays with the order and shapes of its `tensors`; these are numpy
+            arrays if parameters are cut on the host.
         """
         self._table.start_compiling(self._forward_compilations(ghn_params, prepared))
         return self._predict(ghn_params, prepared)[0]
@@ -161,11 +169,16 @@ class Predictor:
     def predict_with_pull_back(
         self, ghn_params: PyTree, prepared: PreparedGraphs
     ) -> tuple[list[list[Array]], Callable[[Grads], PyTree]]:
-        """Like `predict`, with a function from the gradients of the parameters to those of the GHN.
+        """Predict like `predict`, and return a function that pulls gradients back.
+
+        Args:
+            ghn_params: The hypernetwork's parameters.
+            prepared: The graphs, from `prepare`.
 
         Returns:
-            The parameters, and `pull_back(grads)`, where `grads` holds for each graph arrays in the
-            order of its tensors, or None to leave the graph out.
+            The predicted parameters, and `pull_back(grads)`, which returns the gradients of the
+            hypernetwork's parameters. For each graph, `grads` holds the gradients of its tensors in
+            their order, or None to leave the graph out.
         """
         # Forward programs first: the backward ones are made from them.
         self._table.start_compiling(self._forward_compilations(ghn_params, prepared))
@@ -181,11 +194,11 @@ class Predictor:
         """Compile the most frequent programs of a sample of batches, in parallel threads.
 
         Args:
-            prepared: The sample.
-            **selection: See `Selection`.
+            prepared: The sampled batches, from `prepare`.
+            **selection: Which programs to compile, see `Selection`.
 
         Returns:
-            How many programs that was.
+            The number of programs selected.
         """
         ghn_params = parameter_shapes(self._network)["params"]
         compilations = (self._warm_up_compilations(ghn_params, one) for one in prepared)
@@ -200,7 +213,7 @@ class Predictor:
             call = self._decode_call(ghn_params, embeddings, key, nodes)
             decoded[key] = _Decoded(*self._decode.forward(*call))
         target_params: list[list] = [[None] * num for num in prepared.num_tensors]
-        for key, (tiles, _) in decoded.items():  # while the device decodes the next kinds
+        for key, (tiles, _) in decoded.items():  # while the device decodes the next ones
             for (graph, position), tensor in self._cutting.cut(tiles, prepared.tensors[key]):
                 target_params[graph][position] = tensor
         return target_params, _Forward(embeddings, residuals, decoded)
@@ -208,7 +221,7 @@ class Predictor:
     def _pull_back(
         self, ghn_params: PyTree, prepared: PreparedGraphs, forward: _Forward, grads: Grads
     ) -> PyTree:
-        # New arrays, in which gradients are summed: of the decoders, and of the embeddings.
+        # New arrays, in which the gradients of decoders and embeddings are summed.
         d_decoders, d_embeddings = self._zeros(*self._zeros_call(ghn_params, forward.embeddings))
         for key, nodes in prepared.requests.items():
             tiles, residuals = forward.decoded[key]
@@ -216,17 +229,17 @@ class Predictor:
             call = self._decode_call(ghn_params, forward.embeddings, key, nodes)
             decoder = decoder_name(self._decoders, key)
             totals = (d_decoders[decoder], d_embeddings)
-            # Returns at once: the next tiles are put together while the device works.
+            # This returns at once, and the next tiles are assembled while the device works.
             totals = self._decode.backward(*call, residuals, d_tiles, totals)
             d_decoders[decoder], d_embeddings = totals
         (d_params,) = self._embed.backward(
             *_embed_call(ghn_params, prepared.batch), forward.residuals, d_embeddings
         )
-        # The decoders have no part in the embeddings, nor the others in decoding.
+        # Decoders do not contribute to embeddings, and the other modules do not decode.
         return {**d_params, **d_decoders}
 
     def _embed_rows(self, _: tuple, ghn_params: PyTree, batch: GraphBatch) -> jax.Array:
-        """Embed nodes: (B * N, D), N at least `_NUM_DECODED_NODES`."""
+        """Embed nodes as (B * N, D), with N at least `_NUM_DECODED_NODES`."""
         variables = {"params": ghn_params}
         nodes: Any = self._network.apply(variables, batch, method="embed_nodes")
         rows = nodes.reshape(-1, nodes.shape[-1])  # (B * N, D)
@@ -236,7 +249,7 @@ class Predictor:
     def _decode_tiles(
         self, signature: _DecodeSignature, params: PyTree, embeddings: jax.Array, nodes: jax.Array
     ) -> jax.Array:
-        """Decode the (G, ...) tiles of some nodes."""
+        """Decode (G, ...) tiles, one from each of G nodes."""
         key = signature.key
         variables = {"params": {decoder_name(self._decoders, key): params}}
         tiles: Any = self._network.apply(variables, embeddings, {key: nodes}, method="decode")
@@ -245,18 +258,18 @@ class Predictor:
     def _decode_call(
         self, ghn_params: PyTree, embeddings: Array, key: TileKey, nodes: np.ndarray
     ) -> tuple[_DecodeSignature, tuple]:
-        """Signature and arguments of decoding."""
+        """Return the signature and the arguments of decoding."""
         signature = _DecodeSignature(key, embeddings.shape[0], nodes.size)
         return signature, (ghn_params[decoder_name(self._decoders, key)], embeddings, nodes)
 
     def _zeros_call(self, ghn_params: PyTree, embeddings: Array) -> tuple[tuple, tuple]:
-        """Signature and arguments of making zeros like the decoders and the embeddings."""
+        """Return the signature and arguments of making zeros like the decoders and embeddings."""
         return embeddings.shape, ({name: ghn_params[name] for name in self._decoders}, embeddings)
 
     def _forward_compilations(
         self, ghn_params: PyTree, prepared: PreparedGraphs
     ) -> Iterator[Compilation]:
-        """Every forward program of a step."""
+        """Yield every forward program of a step."""
         embeddings = self._embeddings_like(ghn_params, prepared.batch)
         yield self._embed.forward_compilation(*_embed_call(ghn_params, prepared.batch))
         for key, nodes in prepared.requests.items():
@@ -268,7 +281,7 @@ class Predictor:
     def _backward_compilations(
         self, ghn_params: PyTree, prepared: PreparedGraphs
     ) -> Iterator[Compilation]:
-        """Every backward program of a step."""
+        """Yield every backward program of a step."""
         embeddings = self._embeddings_like(ghn_params, prepared.batch)
         yield self._embed.backward_compilation(*_embed_call(ghn_params, prepared.batch))
         yield self._zeros.compilation(*self._zeros_call(ghn_params, embeddings))
@@ -281,7 +294,7 @@ class Predictor:
     def _warm_up_compilations(
         self, ghn_params: PyTree, prepared: PreparedGraphs
     ) -> Iterator[Compilation]:
-        """Backward programs, with which the GHN's forward ones come, and those that cut."""
+        """Yield backward programs, which build the GHN's forward ones, and those that cut."""
         yield from self._backward_compilations(ghn_params, prepared)
         for tiles, groups in self._tiles_to_cut(ghn_params, prepared):
             yield from self._cutting.forward_compilations(tiles, groups)
@@ -289,7 +302,7 @@ class Predictor:
     def _tiles_to_cut(
         self, ghn_params: PyTree, prepared: PreparedGraphs
     ) -> Iterator[tuple[jax.ShapeDtypeStruct, list[TensorGroup]]]:
-        """Where cutting takes programs, of each kind the tiles and the tensors cut from them."""
+        """Yield each kind's tiles and the tensors cut from them, if programs do the cutting."""
         if self._cutting.has_programs:
             embeddings = self._embeddings_like(ghn_params, prepared.batch)
             for key, nodes in prepared.requests.items():
@@ -302,10 +315,10 @@ class Predictor:
         return jax.ShapeDtypeStruct(shape, jax.tree.leaves(ghn_params)[0].dtype)
 
     def _tiles_like(self, signature: _DecodeSignature, arguments: tuple) -> jax.ShapeDtypeStruct:
-        """The tiles that a call decodes."""
+        """Return the shape of the tiles that a call decodes."""
         _, embeddings, _ = arguments
         shape = self._tile_shapes.get(signature.key)
-        if shape is None:  # traced once for a kind of tile: that takes milliseconds
+        if shape is None:  # traced once per kind of tile, because it takes milliseconds
             decode = functools.partial(self._decode_tiles, signature)
             tiles = jax.eval_shape(decode, *arguments)
             shape = self._tile_shapes[signature.key] = tiles.shape[1:]
@@ -313,7 +326,7 @@ class Predictor:
 
 
 def _embed_call(ghn_params: PyTree, batch: GraphBatch) -> tuple[tuple, tuple]:
-    """Signature and arguments of embedding."""
+    """Return the signature and the arguments of embedding."""
     return _batch_shape(batch), (ghn_params, batch)
 
 

@@ -1,8 +1,8 @@
-"""Networks people use, in Flax linen, with torchvision's architectures and parameter counts.
+"""Well-known networks in Flax linen, with torchvision's architectures and parameter counts.
 
-In: `build("resnet50", num_classes=1000)`. Out: a module of NHWC images and `train`, whose variables
-a GHN predicts. Where an architecture has a stem for 224 px, `small_images` replaces it by one for
-32 px: stride 1, no pool.
+`build("resnet50", num_classes=1000)` returns a module that takes NHWC images and the flag `train`,
+and whose variables a GHN can predict. If an architecture has a stem for 224 px, `small_images`
+replaces it by one for 32 px, with stride 1 and no pool.
 """
 
 import inspect
@@ -73,22 +73,23 @@ __all__ = ["MODELS", "SMALL_MODELS", "build", "field_defaults", *MODELS, *SMALL_
 def build(
     name: str, num_classes: int = 1000, *, operations: Operations | None = None, **fields: Any
 ) -> nn.Module:
-    """Make a network.
+    """Build a network by name.
 
     Args:
-        name: One of `MODELS`, or of `SMALL_MODELS`, which are none of torchvision's.
-        num_classes: Width of the output.
-        operations: What it computes with, see `ghn_jax.targets.spelling`; None is what the backend
-            is fast at, through which every transformation of JAX passes. Networks without batch
-            norms and depthwise convolutions have nothing to choose.
-        **fields: The network's own, such as `small_images=True`: `field_defaults` lists them.
+        name: A name in `MODELS`, or in `SMALL_MODELS`, which torchvision does not have.
+        num_classes: Number of logits.
+        operations: The operations the network computes with, see `ghn_jax.targets.spelling`. None
+            means those that are fast on the backend and support every JAX transformation. Networks
+            without batch norms and depthwise convolutions have no such choice.
+        **fields: Further fields of the network, such as `small_images=True`; `field_defaults`
+            lists them.
 
     Returns:
         The module: (B, S, S, 3) images -> (B, num_classes) logits.
 
     Raises:
-        ValueError: If there is no such network, or it has no such field; names the nearest. If a
-            value is not as expected.
+        ValueError: If `name` is not a known network or it has no such field, in which case the
+            message suggests the closest name, or if a value is invalid.
     """
     models = {**MODELS, **SMALL_MODELS}
     check_choice("name", name, tuple(models))
@@ -108,11 +109,18 @@ def build(
 
 
 def field_defaults(name: str) -> dict[str, Any]:
-    """The fields that `build` takes for a network besides `num_classes`, with their defaults."""
+    """Return the fields that `build` accepts for a network, with their defaults.
+
+    Args:
+        name: A name in `MODELS` or `SMALL_MODELS`.
+
+    Returns:
+        The defaults by field, without `num_classes` and `operations`.
+    """
     make = {**MODELS, **SMALL_MODELS}[name]
     parameters = inspect.signature(make).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        # A function that passes them on to the module that it returns.
+        # The function passes them on to the module that it returns.
         parameters = inspect.signature(inspect.get_annotations(make)["return"]).parameters
     chosen_here = ("num_classes", "operations", "parent", "name")
     return {
@@ -123,10 +131,10 @@ def field_defaults(name: str) -> dict[str, Any]:
 
 
 def _check_field(field: str, value: object, default: object) -> None:
-    """Raise ValueError unless the value is of the kind of the field's default."""
+    """Raise ValueError unless a value is of the same kind as the field's default."""
     if isinstance(default, bool):
         check_flag(field, value)
     elif isinstance(default, int):
         check_positive_int(field, value)
-    else:  # rates of dropout and stochastic depth
+    else:  # a dropout or stochastic depth rate
         check_share(field, value)

@@ -1,8 +1,10 @@
 """ConvNeXt (Liu et al., CVPR 2022) as in torchvision."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 
 from ghn_jax.models.layers import (
     ModuleWithOperations,
@@ -14,12 +16,12 @@ from ghn_jax.models.layers import (
 
 
 class ConvNeXtBlock(ModuleWithOperations):
-    """x + scale * MLP(LN(depthwise 7x7 of x))."""
+    """x + scale * MLP(LN(depthwise_7x7(x)))."""
 
     drop_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         features = x.shape[-1]
         y = nn.Conv(
             features,
@@ -38,12 +40,12 @@ class ConvNeXt(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
-        stage_sizes: Blocks per stage.
-        widths: Channels per stage.
-        num_classes: K.
-        drop_rate: Stochastic depth of the last block.
-        small_images: Patches of 1 px instead of `patch_size`.
-        patch_size: Of the stem, pixels.
+        stage_sizes: Number of blocks in each stage.
+        widths: Number of channels in each stage.
+        num_classes: Number of classes, K.
+        drop_rate: Stochastic depth rate of the last block.
+        small_images: Whether the stem has patches of 1 px instead of `patch_size`.
+        patch_size: Patch size of the stem, in pixels.
     """
 
     stage_sizes: tuple[int, ...]
@@ -54,7 +56,7 @@ class ConvNeXt(ModuleWithOperations):
     patch_size: int = 4
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         depth, index = sum(self.stage_sizes), 0
         for stage, (num_blocks, width) in enumerate(
             zip(self.stage_sizes, self.widths, strict=True)
@@ -71,7 +73,7 @@ class ConvNeXt(ModuleWithOperations):
         return nn.Dense(self.num_classes, name="head")(layer_norm()(global_mean(x)))
 
 
-def _make(name, depth, width):
+def _make(name: str, depth: int, width: int) -> Callable[..., ConvNeXt]:
     widths = tuple(width * 2**stage for stage in range(4))
     make = functools.partial(ConvNeXt, (3, 3, depth, 3), widths)
     make.__name__ = name  # type: ignore[attr-defined]

@@ -1,20 +1,26 @@
 """DenseNet-121 (Huang et al., CVPR 2017) as in torchvision."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from ghn_jax.models.layers import ModuleWithOperations, batch_norm, conv, global_mean, max_pool
 
 
 class DenseLayer(ModuleWithOperations):
-    """norm, relu, 1x1 to 4 g channels, norm, relu, 3x3 to g; appended to the input."""
+    """Norm, relu, 1x1 to 4 g channels, norm, relu, 3x3 to g channels, appended to the input.
+
+    Attributes:
+        growth: Number of channels appended, g.
+    """
 
     growth: int
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         norm = functools.partial(batch_norm, train, self.operations)
         y = conv(4 * self.growth, 1)(nn.relu(norm()(x)))
         y = conv(self.growth, 3)(nn.relu(norm()(y)))
@@ -25,10 +31,10 @@ class DenseNet(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
-        stage_sizes: Layers per dense block.
-        growth: g, channels that every layer appends.
-        num_classes: K.
-        small_images: 3x3 stem with stride 1, no pool.
+        stage_sizes: Number of layers in each dense block.
+        growth: Number of channels that every layer appends, g.
+        num_classes: Number of classes, K.
+        small_images: Whether the stem is 3x3 with stride 1 and no pool.
     """
 
     stage_sizes: tuple[int, ...]
@@ -37,7 +43,7 @@ class DenseNet(ModuleWithOperations):
     small_images: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         kernel, stride = (3, 1) if self.small_images else (7, 2)
         norm = functools.partial(batch_norm, train, self.operations)
         x = nn.relu(norm()(conv(2 * self.growth, kernel, stride)(x)))
@@ -54,6 +60,6 @@ class DenseNet(ModuleWithOperations):
         return nn.Dense(self.num_classes, name="head")(global_mean(x))
 
 
-def densenet121(**fields) -> DenseNet:
-    """DenseNet-121."""
+def densenet121(**fields: Any) -> DenseNet:
+    """Build DenseNet-121."""
     return DenseNet((6, 12, 24, 16), 32, **fields)

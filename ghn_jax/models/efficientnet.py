@@ -1,8 +1,10 @@
 """EfficientNet-B0 (Tan and Le, ICML 2019) as in torchvision."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from ghn_jax.models.layers import ConvNorm, ModuleWithOperations, StochasticDepth, conv, global_mean
@@ -20,7 +22,7 @@ _STAGES = (
 
 
 class MBConv(ModuleWithOperations):
-    """Expand, depthwise, squeeze-excitation, project; a sum where the shape stays."""
+    """Expand, depthwise, squeeze-and-excite, project; residual if the shape is unchanged."""
 
     features: int
     kernel: int
@@ -29,7 +31,7 @@ class MBConv(ModuleWithOperations):
     drop_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         width = x.shape[-1] * self.expansion
         conv_norm = functools.partial(ConvNorm, operations=self.operations)
         y = conv_norm(width, 1, activation=nn.silu)(x, train) if self.expansion > 1 else x
@@ -45,10 +47,10 @@ class EfficientNet(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
-        num_classes: K.
-        dropout_rate: Before the last layer.
-        drop_rate: Stochastic depth of the last block.
-        small_images: Strides of 1 in the stem and the first stages.
+        num_classes: Number of classes, K.
+        dropout_rate: Dropout rate before the last layer.
+        drop_rate: Stochastic depth rate of the last block.
+        small_images: Whether the stem and the first stages have stride 1.
     """
 
     num_classes: int = 1000
@@ -57,7 +59,7 @@ class EfficientNet(ModuleWithOperations):
     small_images: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv_norm = functools.partial(ConvNorm, activation=nn.silu, operations=self.operations)
         x = conv_norm(32, 3, 1 if self.small_images else 2)(x, train)
         depth, done = sum(stage[-1] for stage in _STAGES), 0
@@ -79,6 +81,6 @@ class EfficientNet(ModuleWithOperations):
         return nn.Dense(self.num_classes, name="head")(x)
 
 
-def efficientnet_b0(**fields) -> EfficientNet:
-    """EfficientNet-B0."""
+def efficientnet_b0(**fields: Any) -> EfficientNet:
+    """Build EfficientNet-B0."""
     return EfficientNet(**fields)

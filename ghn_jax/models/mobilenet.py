@@ -1,8 +1,10 @@
 """MobileNetV2 (Sandler et al., CVPR 2018) as in torchvision."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
+import jax
 
 from ghn_jax.models.layers import ConvNorm, ModuleWithOperations, global_mean
 
@@ -19,14 +21,14 @@ _STAGES = (
 
 
 class InvertedResidual(ModuleWithOperations):
-    """Expand by 1x1, depthwise 3x3, project by 1x1; a sum where the shape stays."""
+    """Expand by 1x1, depthwise 3x3, project by 1x1; residual if the shape is unchanged."""
 
     features: int
     stride: int
     expansion: int
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         width = x.shape[-1] * self.expansion
         conv_norm = functools.partial(ConvNorm, operations=self.operations)
         y = conv_norm(width, 1, activation=nn.relu6)(x, train) if self.expansion > 1 else x
@@ -39,9 +41,9 @@ class MobileNetV2(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
-        num_classes: K.
-        dropout_rate: Before the last layer.
-        small_images: Strides of 1 in the stem and the first stages.
+        num_classes: Number of classes, K.
+        dropout_rate: Dropout rate before the last layer.
+        small_images: Whether the stem and the first stages have stride 1.
     """
 
     num_classes: int = 1000
@@ -49,7 +51,7 @@ class MobileNetV2(ModuleWithOperations):
     small_images: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv_norm = functools.partial(ConvNorm, activation=nn.relu6, operations=self.operations)
         x = conv_norm(32, 3, 1 if self.small_images else 2)(x, train)
         for stage, (expansion, features, num_blocks, stride) in enumerate(_STAGES):
@@ -67,6 +69,6 @@ class MobileNetV2(ModuleWithOperations):
         return nn.Dense(self.num_classes, name="head")(x)
 
 
-def mobilenet_v2(**fields) -> MobileNetV2:
-    """MobileNetV2 of width 1."""
+def mobilenet_v2(**fields: Any) -> MobileNetV2:
+    """Build MobileNetV2 with width multiplier 1."""
     return MobileNetV2(**fields)

@@ -1,23 +1,26 @@
 """ResNets (He et al., CVPR 2016) and Wide ResNets as in torchvision.
 
-The stride of a bottleneck is in its 3x3 convolution.
+A bottleneck has its stride in the 3x3 convolution.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import jax
 
 from ghn_jax.models.layers import ConvNorm, ModuleWithOperations, global_mean, max_pool, relu
 
 
 class ResNetBlock(ModuleWithOperations):
-    """relu(x + branch(x)): two 3x3 convolutions, or 1x1, 3x3, 1x1 with a narrow middle.
+    """relu(x + branch(x)), where the branch is two 3x3 convolutions or a 1x1, 3x3, 1x1 bottleneck.
 
     Attributes:
-        width: Of the middle.
-        features: Of the output.
-        stride: Of the block.
-        is_bottleneck: Which branch.
+        width: Number of channels inside the branch.
+        features: Number of output channels.
+        stride: Stride of the block.
+        is_bottleneck: Whether the branch is a bottleneck.
     """
 
     width: int
@@ -26,7 +29,7 @@ class ResNetBlock(ModuleWithOperations):
     is_bottleneck: bool
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv_norm = functools.partial(ConvNorm, operations=self.operations)
         if self.is_bottleneck:
             y = conv_norm(self.width, 1)(x, train)
@@ -45,12 +48,12 @@ class ResNetModule(ModuleWithOperations):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
-        stage_sizes: Blocks per stage.
-        num_classes: K.
-        is_bottleneck: Kind of the blocks.
-        width_factor: Of the middle of bottlenecks.
-        width: Channels of the stem, and of the first stage's middles.
-        small_images: 3x3 stem with stride 1, no pool.
+        stage_sizes: Number of blocks in each stage.
+        num_classes: Number of classes, K.
+        is_bottleneck: Whether blocks are bottlenecks.
+        width_factor: Factor by which the middle of a bottleneck is widened.
+        width: Number of channels of the stem, and inside the branches of the first stage.
+        small_images: Whether the stem is 3x3 with stride 1 and no pool.
     """
 
     stage_sizes: tuple[int, ...]
@@ -61,7 +64,7 @@ class ResNetModule(ModuleWithOperations):
     small_images: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         kernel, stride = (3, 1) if self.small_images else (7, 2)
         stem = ConvNorm(self.width, kernel, stride, operations=self.operations, name="stem")
         x = stem(x, train)
@@ -81,7 +84,7 @@ class ResNetModule(ModuleWithOperations):
         return nn.Dense(self.num_classes, name="head")(global_mean(x))
 
 
-def _make(name, *stage_sizes, **fields):
+def _make(name: str, *stage_sizes: int, **fields: Any) -> Callable[..., ResNetModule]:
     make = functools.partial(ResNetModule, stage_sizes, **fields)
     make.__name__ = name  # type: ignore[attr-defined]
     return make

@@ -1,5 +1,7 @@
 """Swin Transformer (Liu et al., ICCV 2021) as in torchvision."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,19 +10,19 @@ import numpy as np
 from ghn_jax.models.layers import StochasticDepth
 
 
-def _norm():
+def _norm() -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
 
 
 def _relative_index(window: int) -> np.ndarray:
-    """(w^2, w^2) rows of the bias table: which offset lies between two pixels of a window."""
+    """Return (w^2, w^2) rows of the bias table, given by the offset between two window pixels."""
     rows, columns = np.divmod(np.arange(window * window), window)
     offsets = [axis[:, None] - axis[None] + window - 1 for axis in (rows, columns)]
     return offsets[0] * (2 * window - 1) + offsets[1]
 
 
 def _shift_mask(height: int, width: int, window: int, shift: tuple[int, int]) -> np.ndarray:
-    """(windows, w^2, w^2) 0 where two pixels of a shifted window are neighbours, else -100."""
+    """Return (windows, w^2, w^2): 0 if two pixels belong to one region of the image, else -100."""
     regions = np.zeros((height, width), np.int32)
     for axis, (size, offset) in enumerate(zip((height, width), shift, strict=True)):
         if offset:
@@ -32,12 +34,12 @@ def _shift_mask(height: int, width: int, window: int, shift: tuple[int, int]) ->
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows, shifted by half a window in every second block.
+    """Attention within windows, which are shifted by half a window in every second block.
 
     Attributes:
-        num_heads: Of the attention.
-        window: Pixels.
-        is_shifted: Whether windows are shifted.
+        num_heads: Number of attention heads.
+        window: Height and width of a window, in pixels.
+        is_shifted: Whether the windows are shifted.
     """
 
     num_heads: int
@@ -45,14 +47,14 @@ class WindowAttention(nn.Module):
     is_shifted: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         batch, full_height, full_width, size = x.shape
         window, heads = self.window, self.num_heads
         padding = [(-full) % window for full in (full_height, full_width)]
         x = jnp.pad(x, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
         _, height, width, _ = x.shape
         half = window // 2 if self.is_shifted else 0
-        shift = tuple(0 if window >= side else half for side in (height, width))
+        shift = (0 if window >= height else half, 0 if window >= width else half)
         if any(shift):
             x = jnp.roll(x, (-shift[0], -shift[1]), axis=(1, 2))
         x = x.reshape(batch, height // window, window, width // window, window, size)
@@ -80,7 +82,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """x + attention(LN(x)), x + MLP(LN(x))."""
+    """x + attention(LN(x)), then x + MLP(LN(x))."""
 
     num_heads: int
     window: int
@@ -88,7 +90,7 @@ class SwinBlock(nn.Module):
     drop_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         attention = WindowAttention(self.num_heads, self.window, self.is_shifted, name="attention")
         x = x + StochasticDepth(self.drop_rate)(attention(_norm()(x)), train)
         y = nn.gelu(nn.Dense(4 * x.shape[-1])(_norm()(x)), approximate=False)
@@ -99,13 +101,13 @@ class SwinTransformer(nn.Module):
     """(B, S, S, 3) images -> (B, K) logits.
 
     Attributes:
-        stage_sizes: Blocks per stage.
-        num_heads: Per stage.
-        hidden_size: Width of the first stage; doubled from stage to stage.
-        window: Pixels of an attention window.
-        num_classes: K.
-        drop_rate: Stochastic depth of the last block.
-        small_images: Patches of 1 px instead of 4, windows of 4.
+        stage_sizes: Number of blocks in each stage.
+        num_heads: Number of attention heads in each stage.
+        hidden_size: Width of the first stage, which doubles from stage to stage.
+        window: Height and width of an attention window, in pixels.
+        num_classes: Number of classes, K.
+        drop_rate: Stochastic depth rate of the last block.
+        small_images: Whether patches have 1 px instead of 4, and windows 4 px.
     """
 
     stage_sizes: tuple[int, ...]
@@ -117,7 +119,7 @@ class SwinTransformer(nn.Module):
     small_images: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         patch = (1, 1) if self.small_images else (4, 4)
         window = 4 if self.small_images else self.window
         x = _norm()(nn.Conv(self.hidden_size, patch, strides=patch, padding="VALID")(x))
@@ -135,6 +137,6 @@ class SwinTransformer(nn.Module):
         return nn.Dense(self.num_classes, name="head")(jnp.mean(_norm()(x), axis=(1, 2)))
 
 
-def swin_t(**fields) -> SwinTransformer:
-    """Swin-T."""
+def swin_t(**fields: Any) -> SwinTransformer:
+    """Build Swin-T."""
     return SwinTransformer((2, 2, 6, 2), (3, 6, 12, 24), 96, **fields)

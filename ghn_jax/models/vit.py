@@ -1,8 +1,10 @@
-"""Vision transformers (Dosovitskiy et al., ICLR 2021) as in torchvision, and that of DeepNets."""
+"""Vision transformers (Dosovitskiy et al., ICLR 2021) as in torchvision, and the DeepNets one."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from ghn_jax.architectures import VIT
@@ -12,14 +14,14 @@ from ghn_jax.targets.plan import lower
 
 
 class EncoderBlock(nn.Module):
-    """x + attention(LN(x)), x + MLP(LN(x))."""
+    """x + attention(LN(x)), then x + MLP(LN(x))."""
 
     num_heads: int
     mlp_size: int
     dropout_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         y = nn.MultiHeadDotProductAttention(self.num_heads, name="attention")(layer_norm()(x))
         x = x + nn.Dropout(self.dropout_rate, deterministic=not train)(y)
         y = nn.gelu(nn.Dense(self.mlp_size)(layer_norm()(x)), approximate=False)
@@ -28,16 +30,16 @@ class EncoderBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """(B, S, S, 3) images -> (B, K) logits of the class token.
+    """(B, S, S, 3) images -> (B, K) logits, read from the class token.
 
     Attributes:
-        num_layers: Encoder blocks.
-        num_heads: Per block.
-        hidden_size: D.
+        num_layers: Number of encoder blocks.
+        num_heads: Number of attention heads per block.
+        hidden_size: Width of the tokens, D.
         mlp_size: Inner width of the MLPs.
-        patch_size: Pixels.
-        num_classes: K.
-        small_images: 4 px patches.
+        patch_size: Height and width of a patch, in pixels.
+        num_classes: Number of classes, K.
+        small_images: Whether patches have 4 px instead of `patch_size`.
     """
 
     num_layers: int
@@ -49,7 +51,7 @@ class VisionTransformer(nn.Module):
     small_images: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         batch, size = x.shape[0], self.hidden_size
         patch = (4 if self.small_images else self.patch_size,) * 2
         x = nn.Conv(size, patch, strides=patch, padding="VALID", name="patches")(x)
@@ -63,8 +65,10 @@ class VisionTransformer(nn.Module):
         return nn.Dense(self.num_classes, name="head")(layer_norm()(x)[:, 0])
 
 
-def _make(name, *sizes):
-    make = functools.partial(VisionTransformer, *sizes)
+def _make(
+    name: str, num_layers: int, num_heads: int, hidden_size: int, mlp_size: int
+) -> Callable[..., VisionTransformer]:
+    make = functools.partial(VisionTransformer, num_layers, num_heads, hidden_size, mlp_size)
     make.__name__ = name  # type: ignore[attr-defined]
     return make
 
@@ -74,13 +78,14 @@ vit_l16 = _make("vit_l16", 24, 16, 1024, 4096)
 
 
 def deepnets_vit(num_classes: int = 1000, image_size: int = 224) -> TargetNetwork:
-    """The small ViT of 12 layers that DeepNets-1M's split `predefined` holds.
+    """Build the small ViT of 12 layers from the split `predefined` of DeepNets-1M.
 
     Args:
-        num_classes: K.
-        image_size: S, pixels; up to 64 it has patches of 3 px instead of 16.
+        num_classes: Number of classes, K.
+        image_size: Height and width of the images, S, in pixels. Up to 64, patches have 3 px
+            instead of 16.
 
     Returns:
-        (B, S, S, 3) images -> (B, K) logits.
+        The module: (B, S, S, 3) images -> (B, K) logits.
     """
     return TargetNetwork(lower(VIT, image_size, num_classes))

@@ -1,1 +1,1 @@
-"""Spread a meta batch over devices and processes: who works on what, and how gradients meet."""
+"""Distribute a meta batch over devices and processes, and combine the gradients."""

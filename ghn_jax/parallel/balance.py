@@ -1,8 +1,8 @@
-"""Share architectures out to devices, so that all are done at the same time.
+"""Distribute architectures over devices such that all devices finish at the same time.
 
-In: lowered architectures. Out: for each, an estimate of the seconds its loss and gradient take, and
-the device that gets it. The estimate depends on the plan alone: every process, and a run that
-resumes, shares out alike.
+For each lowered architecture, this module estimates the seconds that its loss and gradient take,
+and chooses a device. Estimates depend on the plans alone, so every process, and a run that resumes,
+distributes them in the same way.
 """
 
 import math
@@ -10,23 +10,23 @@ from collections.abc import Sequence
 
 from ghn_jax.targets.plan import Plan
 
-# Only their ratios matter. Fitted by `benchmarks/balance.py --num_architectures 56` to whole
-# networks on two cores of an AMD EPYC, nothing else running; the logarithms of estimates and times
-# of the 28 networks that were not fitted correlate with 0.84.
+# Only the ratios matter. Fitted by `benchmarks/balance.py --num_architectures 56` to whole networks
+# on two cores of an AMD EPYC with nothing else running; on the 28 networks left out of the fit, the
+# logarithms of estimates and measured times have a correlation of 0.84.
 SECONDS_PER_CALL = 3.8e-4
 SECONDS_PER_MULTIPLICATION = 6.9e-11
 SECONDS_PER_ELEMENT = 2.1e-9
 
 
 def estimate_seconds(plan: Plan, batch_size: int) -> float:
-    """Estimate how long the forward and the backward pass of a network take.
+    """Estimate how long the forward and backward passes of a network take.
 
     Args:
         plan: The lowered architecture.
         batch_size: Number of images.
 
     Returns:
-        Seconds, on the machine that the constants were measured on.
+        Seconds, on the machine on which the constants were measured.
     """
     calls, multiplications, elements = count_work(plan, batch_size)
     return (
@@ -37,7 +37,15 @@ def estimate_seconds(plan: Plan, batch_size: int) -> float:
 
 
 def count_work(plan: Plan, batch_size: int) -> tuple[int, int, int]:
-    """Count blocks, multiplications by parameters, and elements of all blocks' outputs."""
+    """Count a network's blocks, multiplications by parameters, and output elements of all blocks.
+
+    Args:
+        plan: The lowered architecture.
+        batch_size: Number of images.
+
+    Returns:
+        The three counts.
+    """
     multiplications = elements = 0
     for call in plan.calls:
         elements += batch_size * math.prod(call.output_shape)
@@ -49,16 +57,17 @@ def count_work(plan: Plan, batch_size: int) -> tuple[int, int, int]:
 
 
 def share_out(costs: Sequence[float], num_shares: int) -> list[list[int]]:
-    """Share items out evenly: the costliest first, each to the cheapest share that has room.
+    """Distribute items evenly: in order of decreasing cost, each to the cheapest share with room.
 
-    No share gets more than ceil(items / shares), so that what a device is sent has one size.
+    No share gets more than ceil(items / shares) items, so that devices can pad their work to one
+    size.
 
     Args:
-        costs: Of the items.
-        num_shares: How many shares.
+        costs: Cost of each item.
+        num_shares: Number of shares.
 
     Returns:
-        For each share, positions in `costs`, ascending.
+        For each share, the positions of its items in `costs`, in ascending order.
     """
     capacity = -(-len(costs) // num_shares)
     shares: list[list[int]] = [[] for _ in range(num_shares)]

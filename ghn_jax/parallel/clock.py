@@ -1,13 +1,13 @@
-"""Where the time of a step goes."""
+"""Measure where the time of a step goes."""
 
 import time
 
 
 class Clock:
-    """Measures laps.
+    """A stopwatch with named laps.
 
     Attributes:
-        seconds: Of each lap, by name.
+        seconds: Duration of each lap, by name.
     """
 
     def __init__(self) -> None:
@@ -15,6 +15,6 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """End a lap that began with the last one, or with the clock."""
+        """End a lap that started when the previous one ended, or when the clock was created."""
         now = time.perf_counter()
         self.seconds[name], self._last = now - self._last, now

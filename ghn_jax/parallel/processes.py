@@ -1,7 +1,7 @@
-"""Find the other processes of a run, and the devices of all of them.
+"""Connect the processes of a run, and build a mesh over all their devices.
 
-In: what the launcher of the processes put into the environment. Out: JAX's runtime connected to its
-peers, and a mesh with one axis, "replica", over every device.
+The processes find each other by environment variables, which their launcher sets. The mesh has one
+axis, "replica", over every device.
 """
 
 import os
@@ -9,21 +9,23 @@ import os
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ghn_jax.arrays import Array, PyTree
+
 REPLICA_AXIS = "replica"
 
-# Set by whatever starts the processes: by hand, by Slurm's srun, by Open MPI's mpirun, on TPU pods.
+# Set by whatever starts the processes: a user, Slurm's srun, Open MPI's mpirun, or a TPU pod.
 _COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 _NUM_PROCESSES = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
 
 
 def connect_processes() -> None:
-    """Connect to the other processes of the run, where there are any.
+    """Connect to the other processes of the run, if there are any.
 
-    To be called before anything else asks JAX for its devices. On CPUs the collectives are gloo's.
+    Call this before anything else asks JAX for its devices. On CPUs, gloo provides the collectives.
 
     Raises:
-        ValueError: If a number of processes is given that is none.
+        ValueError: If an environment variable holds an invalid number of processes.
     """
     names = [name for name in _NUM_PROCESSES if os.environ.get(name)]
     for name in names:
@@ -38,7 +40,8 @@ def connect_processes() -> None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
-        # JAX finds the rest: the coordinator in its variable, or all of it from the cluster.
+        # JAX finds the rest: the coordinator's address in its variable, or all of it from the
+        # cluster's own variables.
         num_processes=_integer("JAX_NUM_PROCESSES"),
         process_id=_integer("JAX_PROCESS_ID"),
     )
@@ -50,16 +53,16 @@ def _integer(name: str) -> int | None:
 
 
 def replica_mesh(num_local_devices: int | None = None) -> Mesh:
-    """The mesh of all devices that take part, process by process.
+    """Build the mesh of all devices that take part, ordered by process.
 
     Args:
-        num_local_devices: How many devices of each process; None is all of them.
+        num_local_devices: Number of devices to use in each process; None means all of them.
 
     Returns:
         A mesh with the axis "replica".
 
     Raises:
-        ValueError: If a process has fewer devices.
+        ValueError: If this process has fewer than `num_local_devices` devices.
     """
     local = jax.local_device_count()
     if num_local_devices is not None and num_local_devices > local:
@@ -77,16 +80,18 @@ def replica_mesh(num_local_devices: int | None = None) -> Mesh:
 
 
 def local_devices(mesh: Mesh) -> list[jax.Device]:
-    """The devices of a mesh that belong to this process, in the mesh's order."""
+    """Return the devices of a mesh that belong to this process, in the mesh's order."""
     return [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
 
 
-def replicate(tree, mesh: Mesh):
-    """Put a copy of host arrays on every device: the same on all processes, which is not checked.
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Put a copy of host arrays on every device.
+
+    All processes must pass the same values, which is not checked.
 
     Args:
-        tree: Arrays; keys made by `jax.random.key` are not among them.
-        mesh: Of `replica_mesh`.
+        tree: Arrays, but no keys made by `jax.random.key`.
+        mesh: The mesh from `replica_mesh`.
 
     Returns:
         Global arrays, replicated.
@@ -94,36 +99,37 @@ def replicate(tree, mesh: Mesh):
     sharding = NamedSharding(mesh, PartitionSpec())
     devices = local_devices(mesh)
 
-    def put(leaf):
+    def put(leaf: Array) -> jax.Array:
         copies = [jax.device_put(leaf, device) for device in devices]
         return jax.make_array_from_single_device_arrays(copies[0].shape, sharding, copies)
 
     return jax.tree.map(put, tree)
 
 
-def local_copy(tree, device: jax.Device):
-    """What one local device holds of replicated arrays: arrays of that device alone."""
+def local_copy(tree: PyTree, device: jax.Device) -> PyTree:
+    """Return one local device's copy of replicated arrays, as arrays on that device alone."""
 
-    def pick(leaf):
+    def pick(leaf: jax.Array) -> jax.Array:
         return next(s.data for s in leaf.addressable_shards if s.device == device)
 
     return jax.tree.map(pick, tree)
 
 
-def stack_replicas(trees: list, mesh: Mesh):
-    """Join one tree per local device into global arrays whose first axis is cut over replicas.
+def stack_replicas(trees: list[PyTree], mesh: Mesh) -> PyTree:
+    """Join one tree per local device into global arrays that are sharded along their first axis.
 
     Args:
-        trees: For each local device of the mesh in its order, arrays on it; equal shapes (n, ...).
-        mesh: Of R devices.
+        trees: For each local device, in the mesh's order, arrays on it. Corresponding arrays have
+            equal shapes (n, ...).
+        mesh: The mesh, of R devices.
 
     Returns:
-        Global arrays (R * n, ...); nothing is copied.
+        Global arrays (R * n, ...), without copying anything.
     """
     sharding = NamedSharding(mesh, PartitionSpec(REPLICA_AXIS))
     num_replicas = mesh.devices.size
 
-    def join(*leaves):
+    def join(*leaves: jax.Array) -> jax.Array:
         shape = (num_replicas * leaves[0].shape[0], *leaves[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, sharding, list(leaves))
 

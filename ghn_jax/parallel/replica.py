@@ -1,7 +1,7 @@
-"""What one device does in a step: predict, run its target networks, pull gradients back.
+"""The work of one device in a step: predict, run the target networks, pull gradients back.
 
-In: the GHN's parameters on the device, architectures, images. Out: the sum over the architectures
-of the gradients of the GHN's parameters, on the device, and a loss for each.
+It takes the GHN's parameters on the device, architectures and images. It returns a loss for each
+architecture and, on the device, the gradients of the GHN's parameters summed over architectures.
 """
 
 import functools
@@ -25,13 +25,13 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Work(NamedTuple):
-    """The architectures of one device in a step.
+    """The architectures that one device works on in a step.
 
     Attributes:
-        positions: Of the architectures in the meta batch, ascending.
-        plans: Lowered architectures.
-        graphs: Their graphs.
-        capacity: Number of graphs that programs are padded to.
+        positions: Positions of the architectures in the meta batch, in ascending order.
+        plans: The lowered architectures.
+        graphs: The graphs of the architectures.
+        capacity: Number of graphs to which batches are padded.
     """
 
     positions: tuple[int, ...]
@@ -41,14 +41,14 @@ class Work(NamedTuple):
 
 
 class ReplicaResult(NamedTuple):
-    """Of one device in a step.
+    """The result of one device in a step.
 
     Attributes:
-        grads: Sum over finite architectures of the gradients of the GHN's parameters, on the
-            device; None if there is none.
-        losses: A loss for each architecture, float32, in the order of `Work.positions`.
-        finite: Whether its loss and gradient are finite.
-        seconds: Where the time went.
+        grads: Gradients of the GHN's parameters, summed over the finite architectures, on the
+            device; None if no architecture is finite.
+        losses: float32 losses of the architectures, in the order of `Work.positions`.
+        finite: Whether each architecture's loss and gradient are finite.
+        seconds: Duration of each phase of the step, by name.
     """
 
     grads: PyTree | None
@@ -61,10 +61,10 @@ class Replica:
     """A device with its predictor and its engine.
 
     Args:
-        device: Where it works.
-        predictor: Of the hypernetwork, with programs on the device.
+        device: The device that does the work.
+        predictor: Predicts parameters, with programs on the device.
         engine: Runs target networks, with programs on the device.
-        parameter_terms: Added to each network's loss.
+        parameter_terms: Terms of the predicted parameters that are added to each network's loss.
     """
 
     def __init__(
@@ -86,26 +86,26 @@ class Replica:
         batch: Batch,
         dropout_keys: Sequence[jax.Array] | None = None,
     ) -> ReplicaResult:
-        """Compute losses and the gradients' sum; in halves where memory does not suffice.
+        """Compute all losses and the sum of gradients, splitting the work if memory runs out.
 
         Args:
-            ghn_params: On the device.
-            work: At least one architecture.
-            batch: Images (B, S, S, C), normalised, and their labels.
-            dropout_keys: One per architecture; None is without dropout.
+            ghn_params: The GHN's parameters, on the device.
+            work: The architectures, at least one.
+            batch: Normalised images (B, S, S, C) and their labels.
+            dropout_keys: One random key per architecture; None runs the heads without dropout.
 
         Returns:
             The result.
 
         Raises:
-            jax.errors.JaxRuntimeError: If a single architecture needs more memory than there is.
+            jax.errors.JaxRuntimeError: If memory runs out for a single architecture.
         """
         try:
             return self._compute_all(ghn_params, work, batch, dropout_keys)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error) or len(work.plans) == 1:
                 raise
-        # Outside the handler: its traceback would keep the arrays that did not fit.
+        # Not inside the handler, whose traceback would keep the arrays that did not fit alive.
         half = len(work.plans) // 2
         _LOGGER.warning(
             "out of memory on %s with %d architectures; going on with %d and %d",
@@ -126,7 +126,7 @@ class Replica:
         batch: Batch,
         dropout_keys: Sequence[jax.Array] | None,
     ) -> ReplicaResult:
-        """All architectures at the same time."""
+        """Compute all architectures at the same time."""
         clock = Clock()
         prepared = self.predictor.prepare(work.graphs, work.capacity)
         target_params, pull_back = self.predictor.predict_with_pull_back(ghn_params, prepared)
@@ -159,22 +159,25 @@ def _add_term(term: tuple[Any, list[Any]], result: LossAndGrads) -> LossAndGrads
 
 
 def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether a device had too little memory: the status code begins the text, JAX has no class."""
+    """Return whether a device ran out of memory, by the status code at the start of the message.
+
+    JAX has no error class for this.
+    """
     return str(error).startswith("RESOURCE_EXHAUSTED")
 
 
 def _are_finite_on_host(grads: Sequence[Sequence[jax.Array]]) -> list[bool]:
-    """Whether all gradients of each architecture are finite."""
+    """Return for each architecture whether all its gradients are finite."""
     return [all(np.isfinite(np.asarray(array)).all() for array in arrays) for arrays in grads]
 
 
 def _are_finite_on_device(grads: Sequence[Sequence[jax.Array]]) -> list[bool]:
-    """The same where gradients live: one bit of each architecture is fetched, all at the end."""
+    """Do the same on the device, and fetch one bit per architecture, all of them at the end."""
     bits = [functools.reduce(_stays_finite, arrays, np.bool_(True)) for arrays in grads]
     return [bool(bit) for bit in jax.device_get(bits)]
 
 
-@jax.jit  # one short program for each shape of a tensor
+@jax.jit  # one short program per tensor shape
 def _stays_finite(finite: jax.Array, array: jax.Array) -> jax.Array:
     return finite & jnp.isfinite(array).all()
 

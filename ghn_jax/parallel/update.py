@@ -1,10 +1,11 @@
 """Average the gradients of all replicas and update the GHN's parameters, in one program.
 
-Data parallelism over a mesh (`jax.shard_map`): parameters and optimizer state are replicated, every
-replica brings the sum of the gradients of its own architectures, and all make the same update.
+This is data parallelism over a mesh (`jax.shard_map`): parameters and optimizer state are
+replicated, every replica contributes the sum of the gradients of its own architectures, and all
+make the same update.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,10 +24,10 @@ class Totals(NamedTuple):
     """What every process knows after an update.
 
     Attributes:
-        losses: (M,) float32, of all architectures of the meta batch; 0 beyond the last.
-        finite: (M,) bool, whether an architecture took part.
-        norm: Of the mean gradient; where it is not finite, the update was discarded.
-        stop: Whether a process was asked to stop.
+        losses: (M,) float32, the loss of each architecture of the meta batch; 0 past the last one.
+        finite: (M,) bool, whether each architecture took part in the update.
+        norm: Norm of the mean gradient; if it is not finite, the update was discarded.
+        stop: Whether any process was asked to stop.
     """
 
     losses: np.ndarray
@@ -39,9 +40,9 @@ class Update:
     """The compiled update of a mesh.
 
     Args:
-        optimizer: The rule.
-        mesh: Of `replica_mesh`.
-        meta_batch_size: M, most architectures of a step.
+        optimizer: The optimizer's transformation of gradients.
+        mesh: The mesh from `replica_mesh`.
+        meta_batch_size: Maximum number of architectures in a step, M.
     """
 
     def __init__(
@@ -62,22 +63,21 @@ class Update:
         """Make one update, together with the other processes.
 
         Args:
-            ghn_params: Replicated.
-            opt_state: Replicated.
-            results: For each local device of the mesh, positions in the meta batch and the result;
-                None for one without work.
+            ghn_params: The GHN's parameters, replicated.
+            opt_state: The optimizer's state, replicated.
+            results: For each local device of the mesh, the positions of its architectures in the
+                meta batch and its result, which is None if it had no work.
             stop: Whether this process was asked to stop.
 
         Returns:
-            Parameters and state after the update, replicated, and the totals. Without a finite
-            architecture, or with a mean gradient that is not finite, they are as before.
+            The updated parameters and state, both replicated, and the totals. If no architecture is
+            finite, or the mean gradient is not, parameters and state are unchanged.
         """
         devices = local_devices(self._mesh)
         grads, columns = [], []
         for device, (positions, result) in zip(devices, results, strict=True):
-            column = np.zeros(
-                (self._size + 1, 2), np.float32
-            )  # loss, finite; last the wish to stop
+            # Columns are the loss and whether it is finite; the last row is the request to stop.
+            column = np.zeros((self._size + 1, 2), np.float32)
             column[-1] = stop
             if result is not None:
                 column[list(positions), 0] = result.losses
@@ -100,10 +100,12 @@ class Update:
             finite = np.zeros_like(finite)
         return ghn_params, opt_state, Totals(losses, finite, norm, bool(table[-1, 0] > 0))
 
-    def _sharded(self):
+    def _sharded(self) -> Callable[..., tuple]:
         replicated, cut = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
 
-        def update(ghn_params, opt_state, grads, column):
+        def update(
+            ghn_params: PyTree, opt_state: PyTree, grads: PyTree, column: jax.Array
+        ) -> tuple:
             grads, table = jax.lax.psum((grads, column), REPLICA_AXIS)
             count = jnp.sum(table[:-1, 1])
             grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1).astype(g.dtype), grads)
@@ -112,7 +114,7 @@ class Update:
             norm = optax.global_norm(grads)
             keep = (count > 0) & jnp.isfinite(norm)
 
-            def choose(new, old):
+            def choose(new: jax.Array, old: jax.Array) -> jax.Array:
                 return jnp.where(keep, new, old)
 
             new_params = jax.tree.map(choose, new_params, ghn_params)

@@ -1,1 +1,1 @@
-"""Compiled programs: kept by signature, compiled side by side, loaded onto every device."""
+"""Compiled programs: cached by signature, compiled in parallel, loaded onto every device."""

@@ -1,11 +1,11 @@
-"""Programs compiled once, loaded onto every local device.
+"""Load programs that are compiled once onto every local device.
 
 An XLA executable belongs to the device it was compiled for. Compiling thousands of programs again
-for each of eight devices would take eight times as long; a copy loads in milliseconds.
+for each of eight devices would take eight times as long, whereas a copy loads in milliseconds.
 
-What XLA has read from a cache on disk cannot always be copied (on CPUs some of its functions are
-missing then). With such a cache, JAX compiles for each device and finds the result there: on GPUs
-under the same key whichever the device, on simulated CPU devices under one for each.
+A program that XLA read from a cache on disk cannot always be copied (on CPUs, some of its functions
+are missing then). With such a cache, JAX therefore compiles for each device and finds the results
+in it: on GPUs one entry serves all devices, while each simulated CPU device has its own.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ def relocate(program: Any, device: jax.Device) -> Any:
 
     Args:
         program: A `jax.stages.Compiled` for one device, or `VjpPrograms`.
-        device: Where the copy runs.
+        device: The device that the copy runs on.
 
     Returns:
-        The copy; of `VjpPrograms` the forward program only, since backward ones are lowered from
-        the original.
+        The copy. For `VjpPrograms` only the forward program is copied, since backward ones are
+        lowered from the original.
     """
     if isinstance(program, VjpPrograms):
         return dataclasses.replace(program, forward=relocate(program.forward, device))
@@ -41,14 +41,14 @@ def relocate(program: Any, device: jax.Device) -> Any:
 
 
 def _load_on(program: jax.stages.Compiled, device: jax.Device) -> jax.stages.Compiled:
-    """As `relocate`. All private names of JAX are used in here: see `can_relocate`.
+    """Load a copy onto a device; all uses of JAX's private names are in here, see `can_relocate`.
 
     JAX's own loader keeps the device that the program was compiled for; this one replaces it.
     """
-    from jax._src import compiler  # what a loaded executable is told has no public constructor
+    from jax._src import compiler  # compile options have no public constructor
 
     class AnyDevice(dict):
-        """Every device id stands for the one device that is loaded onto."""
+        """Maps every device id to the device that the program is loaded onto."""
 
         def __missing__(self, key: int) -> jax.Device:
             return device
@@ -75,13 +75,13 @@ def _load_on(program: jax.stages.Compiled, device: jax.Device) -> jax.stages.Com
 
 @functools.cache
 def can_relocate() -> bool:
-    """Whether this release of JAX has the internals that `relocate` uses: tried out once."""
+    """Return whether `relocate` works with this JAX release's internals, which is tried once."""
     device = jax.local_devices()[-1]
     try:
         program = jax.jit(lambda x: x + 1).lower(jnp.zeros(())).compile()
         copy = relocate(program, device)
         return bool(copy(jax.device_put(jnp.ones(()), device)) == 2)
-    except Exception as error:  # whatever changed inside of JAX, compiling again is always right
+    except Exception as error:  # whatever changed inside JAX, compiling again is always correct
         logging.getLogger(__name__).warning(
             "programs are compiled for each device, which takes longer: JAX %s does not load copies"
             " as this code expects (%s: %s)",
@@ -93,11 +93,11 @@ def can_relocate() -> bool:
 
 
 class ProgramsOnDevice:
-    """A `ProgramCache` as seen from one device: what it holds, loaded there on first use.
+    """A view of a `ProgramCache` that loads its programs onto one device on first use.
 
     Args:
-        cache: Compiles for the default device.
-        device: Where `get` loads programs.
+        cache: The cache, which compiles for the default device.
+        device: The device that `get` loads programs onto.
     """
 
     def __init__(self, cache: ProgramCache, device: jax.Device) -> None:
@@ -107,35 +107,35 @@ class ProgramsOnDevice:
 
     @property
     def num_compilations(self) -> int:
-        """Programs compiled so far, for all devices together."""
+        """Number of programs compiled so far, for all devices together."""
         return self._cache.num_compilations
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._cache
 
     def get(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """Return the program of `key` on the device."""
+        """Return the program for `key`, loaded onto the device."""
         program = self._loaded.get(key)
         if program is None:
             program = self._loaded[key] = self._load(key, build)
         return program
 
-    def _load(self, key, build):
+    def _load(self, key: Hashable, build: Callable[[], Any]) -> Any:
         if _makes_copies():
             return relocate(self._cache.get(key, build), self._device)
         with jax.default_device(self._device):
             return self._cache.build_again(build)
 
     def build_here(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """The program from which another one is lowered: the original, where copies are made."""
+        """Return a program from which to lower another one: the original if copies are possible."""
         return self._cache.build_here(key, build) if _makes_copies() else self.get(key, build)
 
     def submit(self, key: Hashable, build: Callable[[], Any]) -> Future:
-        """As the cache does."""
+        """Start building a program, see `ProgramCache.submit`."""
         return self._cache.submit(key, build)
 
     def wait(self, keys: Iterable[Hashable]) -> None:
-        """As the cache does."""
+        """Wait for programs, see `ProgramCache.wait`."""
         self._cache.wait(keys)
 
 
@@ -145,5 +145,5 @@ def _makes_copies() -> bool:
 
 
 def programs_on(cache: ProgramCache, device: jax.Device) -> ProgramCache | ProgramsOnDevice:
-    """The cache itself for the device it compiles for, else a view of it."""
+    """Return the cache if it compiles for the device, else a view of it for that device."""
     return cache if device == jax.local_devices()[0] else ProgramsOnDevice(cache, device)

@@ -1,9 +1,10 @@
-"""Computations, each declared once, and the programs that calls of the same kind share.
+"""Computations, each declared once, and the programs that their calls share.
 
-In: a function of a signature and arrays. The signature is all that its programs depend on, the
-shapes of the arrays included: hashable, equal for calls that share programs. Out: calls that find
-their program, or wait until it is compiled; and programs compiled ahead, in parallel threads. On
-another device than the default one the same declarations run on copies of the same programs.
+A computation is declared as a function of a signature and arrays. The signature holds everything
+that its programs depend on, including the shapes of the arrays; it is hashable, and equal for calls
+that share programs. A call finds its program or waits until it is compiled; programs can also be
+compiled ahead, in parallel threads. On devices other than the default one, the same declarations
+run on copies of the same programs.
 """
 
 from collections import Counter
@@ -22,25 +23,25 @@ from ghn_jax.programs.cache import (
 from ghn_jax.programs.relocation import ProgramsOnDevice
 
 Arguments = tuple[Any, ...]
-"""Of a call: trees of arrays, or of `jax.ShapeDtypeStruct`s where it is compiled ahead."""
+"""Arguments of a call: trees of arrays, or of `jax.ShapeDtypeStruct`s to compile ahead."""
 LazyArguments = Arguments | Callable[[], Arguments]
-"""Or what gives them where programs are built, and only there."""
+"""Arguments, or a function that returns them and is called only if a program must be built."""
 
 
 class Compilation(NamedTuple):
-    """A program that calls need: the key it is kept by, and what builds it."""
+    """A program that calls need: the key under which it is cached, and a function to build it."""
 
     key: Hashable
     build: Callable[[], Any]
 
 
 class Selection(TypedDict, total=False):
-    """Which programs `ProgramTable.warm_up` compiles, and who is told.
+    """Which programs `ProgramTable.warm_up` compiles, and how it reports progress.
 
     Attributes:
-        coverage: Share of all calls whose programs are compiled, 0..1; 0.99 by default.
-        share: (i, n): of these programs only every n-th, from the i-th on.
-        progress: Wraps the keys while they are waited for, given their number.
+        coverage: Share of all calls whose programs are compiled, in 0..1; 0.99 by default.
+        share: (i, n) to compile only every n-th of these programs, starting with the i-th.
+        progress: Wraps the iteration over the awaited keys; called with the keys and their number.
     """
 
     coverage: float
@@ -49,13 +50,13 @@ class Selection(TypedDict, total=False):
 
 
 class Computation:
-    """A function that runs on one program for each signature.
+    """A function that is compiled to one program per signature.
 
     Args:
-        programs: Where programs are kept.
-        name: First part of their keys.
-        fn: `fn(signature, *arguments)`; the signature is static.
-        donates: Whether a program may take the memory of its first argument for its result.
+        programs: The cache of programs.
+        name: First part of the programs' keys.
+        fn: The function, `fn(signature, *arguments)`; the signature is static.
+        donates: Whether programs may reuse the memory of their first argument for the result.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class Computation:
         self._donates = donates
 
     def __call__(self, signature: Hashable, arguments: Arguments) -> Any:
-        """Run the program of a signature on the arguments."""
+        """Run the signature's program on the arguments."""
         build = lambda: self._build(signature, arguments)  # noqa: E731
         return self._programs.get((self._name, signature), build)(*arguments)
 
     def compilation(self, signature: Hashable, arguments: LazyArguments) -> Compilation:
-        """What a call will need."""
+        """Return the compilation that a call needs."""
         build = lambda: self._build(signature, arguments)  # noqa: E731
         return Compilation((self._name, signature), build)
 
@@ -88,15 +89,15 @@ class Computation:
 
 
 class DifferentiableComputation:
-    """A function that runs on two programs for each signature: forward, and later backward.
+    """A function that is compiled to two programs per signature, forward and backward.
 
     Args:
-        programs: Where programs are kept.
-        name: First part of their keys.
-        fn: `fn(signature, *arguments)`; the signature is static.
-        num_differentiated: How many of the first arguments the gradient is for; or what tells it
-            of a signature.
-        accumulates: Whether backward programs add to gradients they are given, in their memory.
+        programs: The cache of programs.
+        name: First part of the programs' keys.
+        fn: The function, `fn(signature, *arguments)`; the signature is static.
+        num_differentiated: Number of leading arguments to differentiate with respect to, or a
+            function that returns it for a signature.
+        accumulates: Whether backward programs add to given gradients, reusing their memory.
         has_large_fusions: Whether backward programs spend their time in elementwise operations on
             large arrays, see `compile_lowered`.
     """
@@ -118,14 +119,14 @@ class DifferentiableComputation:
         self._has_large_fusions = has_large_fusions
 
     def forward(self, signature: Hashable, arguments: Arguments) -> tuple[Any, Any]:
-        """Run the forward program of a signature.
+        """Run the signature's forward program.
 
         Args:
-            signature: Of the call.
-            arguments: Of the function.
+            signature: Everything that the program depends on.
+            arguments: The function's arguments.
 
         Returns:
-            The output, and residuals for `backward`.
+            The output, and the residuals for `backward`.
         """
         build = lambda: self._build_forward(signature, arguments)  # noqa: E731
         programs = self._programs.get((self._forward_name, signature), build)
@@ -139,14 +140,14 @@ class DifferentiableComputation:
         cotangent: Any,
         *totals: tuple[Any, ...],
     ) -> tuple[Any, ...]:
-        """Run the backward program of a signature.
+        """Run the signature's backward program.
 
         Args:
-            signature: Of the call.
-            arguments: As `forward` was given them.
-            residuals: As `forward` returned them.
-            cotangent: Of the output.
-            *totals: If programs accumulate, the gradients to add to, whose memory is used.
+            signature: The signature that was passed to `forward`.
+            arguments: The arguments that were passed to `forward`.
+            residuals: The residuals that `forward` returned.
+            cotangent: Cotangent of the output.
+            *totals: If programs accumulate, the gradients to add to, whose memory is reused.
 
         Returns:
             The gradient of each differentiated argument.
@@ -156,12 +157,12 @@ class DifferentiableComputation:
         return program(arguments, residuals, cotangent, *totals)
 
     def forward_compilation(self, signature: Hashable, arguments: LazyArguments) -> Compilation:
-        """What a forward call will need."""
+        """Return the compilation that a forward call needs."""
         build = lambda: self._build_forward(signature, arguments)  # noqa: E731
         return Compilation((self._forward_name, signature), build)
 
     def backward_compilation(self, signature: Hashable, arguments: LazyArguments) -> Compilation:
-        """What a backward call will need; building it builds the forward program, too."""
+        """Return the compilation that a backward call needs, which builds the forward one, too."""
         build = lambda: self._build_backward(signature, arguments)  # noqa: E731
         return Compilation((self._backward_name, signature), build)
 
@@ -173,7 +174,7 @@ class DifferentiableComputation:
         return build_vjp(fn, _given(arguments), num(signature) if callable(num) else num)
 
     def _build_backward(self, signature: Hashable, arguments: LazyArguments) -> jax.stages.Compiled:
-        # In this thread: in another one of the pool's it might wait for itself.
+        # In this thread: if the pool built it, all its threads could be waiting for such programs.
         programs = self._programs.build_here(*self.forward_compilation(signature, arguments))
         lowered = programs.lower_backward(self._accumulates)
         return compile_lowered(lowered, self._has_large_fusions)
@@ -184,11 +185,11 @@ def _given(arguments: LazyArguments) -> Arguments:
 
 
 class ProgramTable:
-    """The computations of a part of the training step, declared once, and their programs.
+    """Declares the computations of one part of the training step, and compiles their programs.
 
     Args:
-        programs: Compiled programs, shared with tables on other devices; None makes a new cache.
-        num_compile_threads: Of a new cache: how many programs compile at the same time.
+        programs: The cache of programs, shared with tables on other devices; None creates one.
+        num_compile_threads: Number of programs that a new cache compiles at the same time.
     """
 
     def __init__(
@@ -200,11 +201,11 @@ class ProgramTable:
 
     @property
     def num_compilations(self) -> int:
-        """How many programs were compiled so far."""
+        """Number of programs compiled so far."""
         return self._programs.num_compilations
 
     def declare(self, name: str, fn: Callable[..., Any], donates: bool = False) -> Computation:
-        """Declare a function that is not differentiated, see `Computation`."""
+        """Declare a function without a gradient, see `Computation`."""
         return Computation(self._programs, name, fn, donates)
 
     def declare_differentiable(
@@ -221,36 +222,40 @@ class ProgramTable:
         )
 
     def start_compiling(self, compilations: Iterable[Compilation]) -> None:
-        """Start compiling what is not there yet, in parallel threads; calls wait for theirs.
+        """Start compiling missing programs in parallel threads, without waiting for them.
 
-        Forward programs come before the backward ones that are made from them: in the other order
-        a call could queue a forward program behind a backward one that waits for it.
+        Forward programs must come before the backward ones that are made from them; otherwise a
+        call could queue a forward program behind a backward one that waits for it.
 
-        On another device than the default one this does nothing: programs are taken or made on
-        first use, and what is started here would be compiled for the default device meanwhile.
+        On devices other than the default one this does nothing: their programs are copied or
+        compiled on first use, and anything started here would be compiled for the default device.
+
+        Args:
+            compilations: The programs to compile.
         """
         if isinstance(self._programs, ProgramCache):
             self._submit(compilations)
 
     def compile_ahead(self, compilations: Iterable[Compilation]) -> None:
-        """Compile what is not there yet, in parallel threads, and wait for it."""
+        """Compile missing programs in parallel threads, and wait for them."""
         self._programs.wait(self._submit(compilations))
 
     def warm_up(self, compilations: Iterable[Compilation], **selection: Unpack[Selection]) -> int:
         """Compile the most frequent programs of a sample of calls, in parallel threads.
 
-        Compilation runs outside Python's lock, tracing within it: two threads keep two cores busy;
-        more cores want several processes, with a share each and one cache on disk.
+        Compilation releases Python's global lock, but tracing holds it, so two threads keep two
+        cores busy. To use more cores, run several processes, with one share each and a common cache
+        on disk.
 
         Args:
-            compilations: Of every call.
-            **selection: See `Selection`.
+            compilations: One compilation per call of the sample.
+            **selection: Which programs to compile, see `Selection`.
 
         Returns:
-            How many programs that was.
+            The number of programs selected, including those that were there already.
 
         Raises:
-            ValueError: If the coverage is not in 0..1.
+            ValueError: If `coverage` is not in 0..1.
         """
         coverage, (first, step) = selection.get("coverage", 0.99), selection.get("share", (0, 1))
         progress = selection.get("progress", lambda keys, total: keys)
@@ -274,7 +279,7 @@ class ProgramTable:
         return len(wanted)
 
     def _submit(self, compilations: Iterable[Compilation]) -> list[Hashable]:
-        """Start what is not there yet; the keys of it."""
+        """Start building the missing programs, and return their keys."""
         keys = []
         for key, build in compilations:
             if key not in self._programs:

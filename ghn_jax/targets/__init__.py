@@ -1,1 +1,1 @@
-"""Target networks: an architecture becomes a plan of blocks, the plan a Flax network."""
+"""Target networks: architectures are lowered to plans of blocks, and plans become Flax networks."""

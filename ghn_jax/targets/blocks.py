@@ -1,13 +1,15 @@
-"""The blocks target networks are composed of: Flax modules that also trace themselves.
+"""The blocks that target networks are made of: Flax modules that also trace themselves.
 
-A block is static configuration only, so equal blocks are one compiled program. Every `__call__`
-takes (B, H, W, C) images, or (B, C) vectors in the head, and returns the same kind. Blocks are as
-small as they are because few signatures decide how long a short run compiles: a convolution apart
-from its norm is shared by all ops that use either (docs/method.md, 'Operations', lists the ops).
+A block holds static configuration only, so equal blocks share one compiled program. Every
+`__call__` takes (B, H, W, C) images, or (B, C) vectors in the head, and returns the same kind.
+Blocks are this small because the number of distinct signatures decides how long a short run spends
+compiling: with convolution and norm in separate blocks, all operations that use either one share
+it (docs/method.md, 'Operations', lists the operations).
 """
 
 import dataclasses
 import math
+from typing import Generic, TypeVarTuple
 
 import flax.linen as nn
 import jax
@@ -19,25 +21,26 @@ from ghn_jax.targets.operations import NATIVE, Operations
 from ghn_jax.targets.symbolic import Activation, Recorder
 
 _kernel_init = nn.initializers.he_normal(dtype=jnp.float32)
+_Inputs = TypeVarTuple("_Inputs")
 
 
-class Block(nn.Module, kw_only=True):
-    """Base of all blocks.
+class Block(nn.Module, Generic[*_Inputs], kw_only=True):
+    """Base class of all blocks; its type arguments are the activations that `record` takes.
 
     Attributes:
-        operations: What the block computes with; whoever runs the block chooses.
+        operations: The operations the block computes with, chosen by whoever runs it.
     """
 
     operations: Operations = dataclasses.field(default=NATIVE, repr=False)
 
     @nn.nowrap
-    def record(self, recorder: Recorder, *inputs: Activation) -> Activation:
-        """Run the block on symbolic values, its nodes and parameter tensors to `recorder`."""
+    def record(self, recorder: Recorder, *inputs: *_Inputs) -> Activation:
+        """Run the block on symbolic values, adding its nodes and tensors to `recorder`."""
         raise NotImplementedError
 
 
-class Conv(Block):
-    """[relu,] convolution without bias, padded by half its odd kernel."""
+class Conv(Block[Activation]):
+    """An optional relu, then a convolution without bias, padded by half its odd kernel size."""
 
     features: int
     kernel: tuple[int, int]
@@ -45,46 +48,47 @@ class Conv(Block):
     activate: bool = True
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", _kernel_init, shape)
         return self.operations.convolve(x, kernel, self.stride, self.activate)
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         return recorder.convolution(x, self.kernel, self.features, self.stride)
 
 
-class DepthwiseConv(Block):
-    """relu, depthwise convolution without bias, padded by half its dilated odd kernel."""
+class DepthwiseConv(Block[Activation]):
+    """A relu, then a depthwise convolution without bias, padded by half its dilated odd kernel."""
 
     kernel: int
     stride: int = 1
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", _kernel_init, (self.kernel, self.kernel, 1, x.shape[-1]))
         return self.operations.convolve_depthwise(x, kernel, self.stride, self.dilation, True)
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         return recorder.depthwise(x, self.kernel, self.stride, self.dilation)
 
 
-class BatchNorm(Block):
-    """Batch norm on batch statistics, or on running averages where asked.
+class BatchNorm(Block[Activation]):
+    """Batch norm with batch statistics or, on request, with running averages.
 
-    Flax's own norm insists on its running averages even where only batch statistics are used, as in
-    every evaluation of predicted parameters, and its default variance loses digits to cancellation.
-    Running averages live in `batch_stats` (mean, var), updated where that collection is mutable.
+    Flax's own norm requires running averages even if only batch statistics are used, as in every
+    evaluation of predicted parameters, and its default variance loses digits to cancellation.
+    Running averages live in the collection `batch_stats` (mean, var) and are updated whenever that
+    collection is mutable.
     """
 
     epsilon: float = 1e-5
     momentum: float = 0.9
 
     @nn.compact
-    def __call__(self, x, use_running_average: bool = False):
+    def __call__(self, x: jax.Array, use_running_average: bool = False) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
@@ -107,21 +111,22 @@ class BatchNorm(Block):
         return self.operations.batch_norm(x, scale, bias, self.epsilon)
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         return recorder.norm(x, "bn")
 
 
-class FactorizedReduce(Block):
-    """relu; two 1x1 stride-2 convolutions, the second a pixel further down and right; concat.
+class FactorizedReduce(Block[Activation]):
+    """A relu, two 1x1 stride-2 convolutions and their concatenation.
 
-    An odd side has one pixel fewer on the shifted grid: the image is padded with zeros there (the
-    published networks only meet even sides).
+    The second convolution reads the image shifted by one pixel down and right. An odd side has one
+    pixel fewer on that shifted grid, so the image is padded with zeros there (the published
+    networks only meet even sides).
     """
 
     features: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         odd_h, odd_w = x.shape[1] % 2, x.shape[2] % 2
         shifted = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, odd_h), (0, odd_w), (0, 0)))
         shape = (1, 1, x.shape[-1], self.features // 2)
@@ -134,7 +139,7 @@ class FactorizedReduce(Block):
         return jnp.concatenate(halves, axis=-1)
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         half = self.features // 2
         first = recorder.convolution(x, (1, 1), half, (2, 2), name="kernel_1")
         second = recorder.convolution(x, (1, 1), half, (2, 2), name="kernel_2")
@@ -142,76 +147,76 @@ class FactorizedReduce(Block):
         return Activation((*first.shape[:2], self.features), node)
 
 
-class Relu(Block):
-    """relu; no node of the graph."""
+class Relu(Block[Activation]):
+    """A relu, which has no node in the graph."""
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.relu(x)
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         return x
 
 
-class Pool(Block):
-    """3x3 max or average pooling, padded by one pixel that the average does not count."""
+class Pool(Block[Activation]):
+    """3x3 max or average pooling, padded by one pixel; the average ignores the padding."""
 
     kind: str
     stride: int = 1
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         pool_fn = self.operations.max_pool if self.kind == "max" else operations.average_pool
         return pool_fn(x, self.stride)
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         node = recorder.node(f"{self.kind}_pool", (x.node,), (1, 1, 3, 3))
         height, width, channels = x.shape
         size = operations.output_size
         return Activation((size(height, self.stride), size(width, self.stride), channels), node)
 
 
-class Subsample(Block):
-    """Every second pixel; no node of the graph."""
+class Subsample(Block[Activation]):
+    """Keep every second pixel; has no node in the graph."""
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return x[:, ::2, ::2]
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         height, width, channels = x.shape
         return Activation(((height + 1) // 2, (width + 1) // 2, channels), x.node)
 
 
-class Sum(Block):
-    """The sum of two images."""
+class Sum(Block[Activation, Activation]):
+    """Add two images."""
 
-    def __call__(self, x, y):
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         return x + y
 
     @nn.nowrap
-    def record(self, recorder, x, y):
+    def record(self, recorder: Recorder, x: Activation, y: Activation) -> Activation:
         if x.shape != y.shape:
             raise ValueError(f"cannot add images of shapes {x.shape} and {y.shape}")
         return Activation(x.shape, recorder.merge("sum", (x.node, y.node)))
 
 
-class Concat(Block):
-    """Concatenate on channels; members that a `none` left without output are zeros.
+class Concat(Block[*tuple[Activation, ...]]):
+    """Concatenate along channels; members that a `none` left without output become zeros.
 
     Attributes:
-        present: For every member, whether it is one of the inputs.
+        present: Whether each member is one of the inputs.
     """
 
     present: tuple[bool, ...]
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
         members = iter(inputs)
         zeros = jnp.zeros_like(inputs[0])
         return jnp.concatenate([next(members) if p else zeros for p in self.present], axis=-1)
 
     @nn.nowrap
-    def record(self, recorder, *inputs):
+    def record(self, recorder: Recorder, *inputs: Activation) -> Activation:
         height, width, channels = inputs[0].shape
         if any(x.shape != inputs[0].shape for x in inputs):
             raise ValueError(f"cannot concatenate images of shapes {[x.shape for x in inputs]}")
@@ -219,17 +224,17 @@ class Concat(Block):
         return Activation((height, width, channels * len(self.present)), node)
 
 
-class Attention(Block):
-    """x + proj(attention(LN(x))), x + MLP(LN(x)) over pixels as tokens; subsampled at the end."""
+class Attention(Block[Activation]):
+    """x + proj(attention(LN(x))), then x + MLP(LN(x)), with pixels as tokens; then subsampling."""
 
     stride: int = 1
     num_heads: int = 8
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         inner = self.num_heads * (channels // self.num_heads)
-        x = x.reshape(-1, channels)  # all tokens of all images: products of matrices
+        x = x.reshape(-1, channels)  # all tokens of all images in one axis: plain matrix products
         y = LayerNorm(name="norm_1")(x)
         qkv = nn.Dense(3 * inner, use_bias=False, kernel_init=_kernel_init, name="qkv")(y)
         y = self.operations.attend(qkv.reshape(batch, height * width, -1), self.num_heads)
@@ -244,7 +249,7 @@ class Attention(Block):
         return x[:, :: self.stride, :: self.stride]
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         height, width, channels = x.shape
         inner = self.num_heads * (channels // self.num_heads)
         y = recorder.norm(x, "ln", name="norm_1")
@@ -260,13 +265,13 @@ class Attention(Block):
         return Activation(shape, recorder.merge("sum", (x.node, y.node)))
 
 
-class SqueezeExcite(Block):
-    """Gate channels by fc(relu(fc(mean over pixels))) through hard-swish; subsampled at the end."""
+class SqueezeExcite(Block[Activation]):
+    """Scale channels by hard_swish(fc(relu(fc(mean over pixels)))), then subsample."""
 
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         gate = jnp.mean(x, axis=(1, 2))
         gate = nn.Dense(channels // 2, kernel_init=_kernel_init, name="squeeze")(gate)
@@ -275,7 +280,7 @@ class SqueezeExcite(Block):
         return x[:, :: self.stride, :: self.stride]
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         height, width, channels = x.shape
         gate = Activation((channels,), x.node)
         gate = recorder.dense(gate, "squeeze", channels // 2, bias=True)
@@ -285,8 +290,11 @@ class SqueezeExcite(Block):
         return Activation((size(height, self.stride), size(width, self.stride), channels), node)
 
 
-class PatchStem(Block):
-    """Split into patches by a convolution with stride = kernel size; add a positional encoding."""
+class PatchStem(Block[Activation]):
+    """Split images into patches by a convolution, and add a positional encoding.
+
+    The convolution's stride equals its kernel size.
+    """
 
     features: int
     patch: int
@@ -296,7 +304,7 @@ class PatchStem(Block):
         return 1 if self.patch < 4 else 0
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.patch, self.patch, x.shape[-1], self.features)
         kernel = self.param("kernel", _kernel_init, shape)
         x = operations.convolve_patches(x, kernel, self.padding)
@@ -304,7 +312,7 @@ class PatchStem(Block):
         return x + self.param("position", init, (1, *x.shape[1:]))
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         height, width, channels = x.shape
         patch = self.patch
         node = recorder.node("conv", (x.node,), (self.features, channels, patch, patch))
@@ -316,32 +324,32 @@ class PatchStem(Block):
         return Activation((rows, columns, self.features), node)
 
 
-class GlobalPool(Block):
+class GlobalPool(Block[Activation]):
     """Mean over pixels: (B, H, W, C) -> (B, C)."""
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.mean(x, axis=(1, 2))
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         return Activation((x.shape[-1],), recorder.node("glob_avg", (x.node,)))
 
 
-class Flatten(Block):
-    """(B, H, W, C) -> (B, C H W): channels first, as the published networks flatten."""
+class Flatten(Block[Activation]):
+    """(B, H, W, C) -> (B, C H W), channels first, as in the published networks."""
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         return Activation((math.prod(x.shape),), x.node)
 
 
-class Linear(Block):
-    """A linear layer of the head, after relu and dropout if it is not the first.
+class Linear(Block[Activation]):
+    """A linear layer of the head, preceded by relu and dropout unless it is the first.
 
-    Dropout needs a `dropout` random key and rate > 0; without a key it does nothing.
+    Dropout is active only if a `dropout` random key is given and the rate is positive.
     """
 
     features: int
@@ -350,7 +358,7 @@ class Linear(Block):
     dropout_rate: float = 0.5
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         if self.activate:
             x = jax.nn.relu(x)
             drops = self.has_rng("dropout") and not self.is_initializing()
@@ -358,5 +366,5 @@ class Linear(Block):
         return nn.Dense(self.features, kernel_init=_kernel_init, name="dense")(x)
 
     @nn.nowrap
-    def record(self, recorder, x):
+    def record(self, recorder: Recorder, x: Activation) -> Activation:
         return recorder.dense(x, "dense", self.features, bias=True, classifier=self.classifier)

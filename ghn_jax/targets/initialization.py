@@ -1,4 +1,4 @@
-"""Random initialisation of target networks, the baseline predicted parameters are compared with."""
+"""Random initialisation of target networks: the baseline for predicted parameters."""
 
 import math
 
@@ -11,11 +11,12 @@ def initialize_randomly(plan: Plan, rng: np.random.Generator) -> list[np.ndarray
     """Draw He-normal kernels (He et al., ICCV 2015), unit scales, zero biases.
 
     Args:
-        plan: A lowered architecture.
-        rng: Source of randomness.
+        plan: The lowered architecture.
+        rng: The random number generator.
 
     Returns:
-        float32 arrays in the order and shapes of `plan.tensors`; positional encodings are N(0, 1).
+        float32 arrays with the order and shapes of `plan.tensors`. Positional encodings are drawn
+        from N(0, 1).
     """
     params = []
     for tensor in plan.tensors:

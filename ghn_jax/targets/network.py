@@ -1,4 +1,4 @@
-"""The target network as one Flax module: the blocks of a plan, composed."""
+"""The target network as one Flax module, composed of the blocks of a plan."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ from ghn_jax.targets.plan import Plan
 
 
 class TargetNetwork(nn.Module):
-    """A network of a plan: (B, S, S, C) images -> (B, num_classes) logits.
+    """The network that a plan describes: (B, S, S, C) images -> (B, num_classes) logits.
 
-    Batch norm uses batch statistics unless `use_running_average`; its running averages are the
-    collection `batch_stats`, updated where it is mutable. Dropout in the head acts where a
-    `dropout` random key is given.
+    Batch norm uses batch statistics unless `use_running_average` is set. Its running averages are
+    the collection `batch_stats`, which is updated whenever it is mutable. Dropout in the head is
+    active if a `dropout` random key is given.
 
     Attributes:
         plan: The lowered architecture.
-        operations: What it computes with, see `ghn_jax.targets.spelling`.
+        operations: The operations the network computes with, see `ghn_jax.targets.spelling`.
     """
 
     plan: Plan
@@ -49,17 +49,18 @@ class TargetNetwork(nn.Module):
 
 
 def params_tree(plan: Plan, arrays: Sequence[Any]) -> dict[str, Any]:
-    """Arrange parameter arrays as the tree that `TargetNetwork(plan).init` has.
+    """Arrange parameter arrays as the tree that `TargetNetwork(plan).init` returns.
 
     Args:
-        plan: A lowered architecture.
-        arrays: In the order and shapes of `plan.tensors`.
+        plan: The lowered architecture.
+        arrays: Arrays with the order and shapes of `plan.tensors`.
 
     Returns:
-        Nested dictionaries, as the collection `params`.
+        Nested dictionaries: the collection `params`.
 
     Raises:
-        ValueError: If an array is missing, left over or of another shape; names the path.
+        ValueError: If an array is missing, left over or has the wrong shape; the message names its
+            path.
     """
     for index, tensor in enumerate(plan.tensors):
         path = "/".join(tensor.path)
@@ -77,17 +78,18 @@ def params_tree(plan: Plan, arrays: Sequence[Any]) -> dict[str, Any]:
 
 
 def flatten_params(plan: Plan, params: Mapping[str, Any]) -> list[Any]:
-    """The inverse of `params_tree`: arrays in the order of `plan.tensors`.
+    """List the arrays of a parameter tree in the order of `plan.tensors`; inverts `params_tree`.
 
     Args:
-        plan: A lowered architecture.
+        plan: The lowered architecture.
         params: Nested dictionaries with exactly the plan's paths.
 
     Returns:
         One array per tensor.
 
     Raises:
-        ValueError: If a tensor is missing, extra or of another shape; names the path.
+        ValueError: If a tensor is missing, extra or has the wrong shape; the message names its
+            path.
     """
     leaves = flatten_dict(params)
     expected = {tensor.path for tensor in plan.tensors}

@@ -1,9 +1,9 @@
-"""The numerical operations target networks are made of, each behind one function.
+"""The numerical operations of target networks, one function each.
 
-Images are (B, H, W, C), kernels (H, W, I, O). Five of them have several spellings; a network
-computes with the `Operations` it was made with. Those here are the native ones: an operation of XLA
-where it has one, which is right on accelerators and what a tracer reads. `spelling` says which
-others there are, and who chooses.
+Images are (B, H, W, C), kernels (H, W, I, O). Five operations have several spellings, and a network
+computes with the `Operations` it was made with. The ones here are native: they call XLA's own
+operation wherever there is one, which is fast on accelerators and is what a tracer reads.
+`spelling` lists the others and says who chooses.
 """
 
 import dataclasses
@@ -19,14 +19,16 @@ IMAGE_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 @dataclasses.dataclass(frozen=True)
 class Operations:
-    """A spelling of the operations: functions of positional arguments, equal up to rounding.
+    """One spelling of the operations.
+
+    Arguments are positional, and all spellings agree up to rounding.
 
     Attributes:
-        convolve: (x, kernel, stride, activate), as `convolve`.
-        convolve_depthwise: (x, kernel, stride, dilation, activate), as `convolve_depthwise`.
-        max_pool: (x, stride), as `max_pool`.
-        batch_norm: (x, scale, bias, epsilon), as `batch_norm`.
-        attend: (qkv, num_heads), as `attend`.
+        convolve: Computes `convolve(x, kernel, stride, activate)`.
+        convolve_depthwise: Computes `convolve_depthwise(x, kernel, stride, dilation, activate)`.
+        max_pool: Computes `max_pool(x, stride)`.
+        batch_norm: Computes `batch_norm(x, scale, bias, epsilon)`.
+        attend: Computes `attend(qkv, num_heads)`.
     """
 
     convolve: Callable[[jax.Array, jax.Array, tuple[int, int], bool], jax.Array]
@@ -37,20 +39,20 @@ class Operations:
 
 
 def output_size(size: int, stride: int) -> int:
-    """Number of output pixels of a "same"-padded operation with an odd kernel along one axis."""
+    """Return how many pixels along an axis a "same"-padded operation with an odd kernel gives."""
     return (size - 1) // stride + 1
 
 
 def convolve(
     x: jax.Array, kernel: jax.Array, stride: tuple[int, int] = (1, 1), activate: bool = False
 ) -> jax.Array:
-    """Convolve with an odd kernel, padded by half its size (PyTorch's `padding=k // 2`).
+    """Convolve with an odd kernel, padding by half its size (PyTorch's `padding=k // 2`).
 
     Args:
         x: (B, H, W, I) images.
-        kernel: (kh, kw, I, O), kh and kw odd.
-        stride: Strides of height and width.
-        activate: Whether a relu comes first.
+        kernel: (kh, kw, I, O) kernel, with odd kh and kw.
+        stride: Strides along height and width.
+        activate: Whether to apply relu to x first.
 
     Returns:
         (B, ceil(H / stride), ceil(W / stride), O).
@@ -71,14 +73,14 @@ def convolve_patches(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array
 def convolve_depthwise(
     x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, activate: bool = False
 ) -> jax.Array:
-    """Convolve every channel with its own odd kernel, padded by half its dilated extent.
+    """Convolve every channel with its own odd kernel, padding by half its dilated extent.
 
     Args:
         x: (B, H, W, C) images.
-        kernel: (kh, kw, 1, C).
-        stride: Stride of both axes.
-        dilation: Dilation of both axes.
-        activate: Whether a relu comes first.
+        kernel: (kh, kw, 1, C) kernel.
+        stride: Stride along both axes.
+        dilation: Dilation along both axes.
+        activate: Whether to apply relu to x first.
 
     Returns:
         (B, ceil(H / stride), ceil(W / stride), C).
@@ -98,33 +100,33 @@ def convolve_depthwise(
 
 
 def max_pool(x: jax.Array, stride: int) -> jax.Array:
-    """Maxima over 3x3 windows padded by one pixel: (B, H, W, C) -> (B, H / s, W / s, C)."""
+    """Take maxima over 3x3 windows padded by 1 pixel: (B, H, W, C) -> (B, H / s, W / s, C)."""
     return _pool(x, -jnp.inf, lax.max, stride)
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:
-    """Means over 3x3 windows padded by one pixel, the padding not counted."""
+    """Average over 3x3 windows padded by one pixel, without counting the padding."""
     counts = _pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, stride)
     return _pool(x, 0.0, lax.add, stride) * (1.0 / counts)
 
 
-def _pool(x, init, reduce_fn, stride):
+def _pool(x: jax.Array, init: float, reduce_fn: Callable, stride: int) -> jax.Array:
     window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     return lax.reduce_window(x, np.asarray(init, x.dtype), reduce_fn, window, strides, padding)
 
 
 def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """Normalise every channel over all other axes, by statistics that are float32 at least.
+    """Normalise every channel over all other axes, with statistics in at least float32.
 
     Args:
-        x: (..., C).
-        scale: (C,), float32 at least.
-        bias: (C,), of the type of the scale.
-        epsilon: Added to the variance.
+        x: (..., C) activations.
+        scale: (C,) scales, in at least float32.
+        bias: (C,) biases, with the dtype of `scale`.
+        epsilon: Constant added to the variance.
 
     Returns:
-        An array like x.
+        An array with the shape and dtype of x.
     """
     mean, var = moments(x)
     factor = scale * lax.rsqrt(var + epsilon)
@@ -133,7 +135,10 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and (biased) variance of every channel, (C,) each, in two passes, float32 at least."""
+    """Return each channel's mean and (biased) variance, (C,) each, in at least float32.
+
+    Computed in two passes, because one pass loses digits to cancellation.
+    """
     x = promote(x)
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axis=axes)
@@ -141,20 +146,20 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def promote(x: jax.Array) -> jax.Array:
-    """Cast types narrower than float32 to it."""
+    """Cast to float32 if the dtype is narrower."""
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 def as_row(vector: jax.Array, ndim: int) -> jax.Array:
-    """(C,) -> (1, ..., 1, C)."""
+    """Reshape a vector to broadcast along the last axis: (C,) -> (1, ..., 1, C)."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
 def attend(qkv: jax.Array, num_heads: int) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v for every head.
+    """Compute softmax(q k^T / sqrt(d)) v for every head.
 
     Args:
-        qkv: (B, T, 3 * num_heads * d): queries, keys, values, each head by head.
+        qkv: (B, T, 3 * num_heads * d) queries, keys and values, each ordered by head.
         num_heads: Number of heads.
 
     Returns:
@@ -164,18 +169,18 @@ def attend(qkv: jax.Array, num_heads: int) -> jax.Array:
     logits = jnp.matmul(query, jnp.swapaxes(key, -1, -2))  # (B, heads, T, T)
     logits = logits * query.dtype.type(query.shape[-1] ** -0.5)
     weights = jnp.exp(logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    # Rows are divided by their sums after the product: of d columns instead of T.
+    # Rows are divided by their sums after the product, when they have d entries instead of T.
     return merge_heads(jnp.matmul(weights, value) / jnp.sum(weights, axis=-1, keepdims=True))
 
 
 def split_heads(qkv: jax.Array, num_heads: int) -> jax.Array:
-    """(B, T, 3 heads d) -> (3, B, heads, T, d): queries, keys and values."""
+    """Split queries, keys and values by head: (B, T, 3 heads d) -> (3, B, heads, T, d)."""
     batch, tokens, _ = qkv.shape
     return jnp.transpose(qkv.reshape(batch, tokens, 3, num_heads, -1), (2, 0, 3, 1, 4))
 
 
 def merge_heads(y: jax.Array) -> jax.Array:
-    """(B, heads, T, d) -> (B, T, heads d)."""
+    """Join the heads again: (B, heads, T, d) -> (B, T, heads d)."""
     return jnp.swapaxes(y, 1, 2).reshape(y.shape[0], y.shape[2], -1)
 
 

@@ -1,9 +1,9 @@
 """Lower an architecture to a plan: its blocks in topological order, with shapes, tensors and nodes.
 
-In: an architecture of the space or a ResNet, the image size and the number of classes. Out: a
-`Plan`, which every reader shares: `network.TargetNetwork` composes the blocks, `ghn_jax.graphs`
-reads the graph off the nodes, the training engine calls the blocks. What a `none` cuts off is not
-in the plan, and so neither in the graph nor in the parameters (docs/method.md, 'Graph').
+The input is an architecture of the space or a ResNet, the image size and the number of classes. The
+output is a `Plan`, which everything else shares: `network.TargetNetwork` composes the blocks, the
+graph is built from the nodes, and the training engine calls the blocks. Whatever a `none` cuts off
+is not in the plan, and hence in neither the graph nor the parameters (docs/method.md, 'Graph').
 """
 
 import dataclasses
@@ -17,8 +17,10 @@ from ghn_jax.graphs.schema import ParameterTensor, TracedNode
 from ghn_jax.targets import blocks
 from ghn_jax.targets.symbolic import Activation, Recorder
 
-SMALL_IMAGE_LIMIT = 64  # pixels; larger images get the stems of the large-image variant
-NUM_IMAGE_CHANNELS = 3  # of the published networks
+SMALL_IMAGE_LIMIT = 64  # pixels; networks for larger images get the large-image stems
+NUM_IMAGE_CHANNELS = 3  # what the published networks read
+
+_Value = int | None  # the id of a draft's output, None if a `none` left it without one
 
 
 class DisconnectedError(ValueError):
@@ -30,11 +32,11 @@ class BlockCall:
     """One use of a block.
 
     Attributes:
-        name: Name of its parameters in the target's tree.
-        block: The block, static configuration only; equal blocks are the same object.
-        inputs: Activation ids: 0 is the image, i + 1 the output of call i.
-        tensors: Its parameter tensors, in the order the engine passes them.
-        output_shape: Without the batch axis.
+        name: Key of the block's parameters in the target's tree.
+        block: The block, which is static configuration only; equal blocks are the same object.
+        inputs: Ids of the input activations: 0 is the image, i + 1 the output of call i.
+        tensors: The block's parameter tensors, in the order in which the engine passes them.
+        output_shape: Shape of the output without the batch axis.
     """
 
     name: str
@@ -49,12 +51,12 @@ class Plan:
     """A lowered architecture.
 
     Attributes:
-        architecture: What was lowered.
-        image_size: Height and width of the images, pixels.
-        num_classes: Width of the output.
-        calls: Blocks in topological order; the last one gives the logits.
-        nodes: Nodes of the graph in topological order, the input first.
-        num_channels: Of the images.
+        architecture: The architecture that was lowered.
+        image_size: Height and width of the images, in pixels.
+        num_classes: Number of logits.
+        calls: Block calls in topological order; the last one returns the logits.
+        nodes: Nodes of the graph in topological order, starting with the input.
+        num_channels: Number of image channels.
     """
 
     architecture: Architecture | ResNet
@@ -66,17 +68,17 @@ class Plan:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(S, S, C) of an image."""
+        """Shape of an image, (S, S, C)."""
         return (self.image_size, self.image_size, self.num_channels)
 
     @functools.cached_property
     def tensors(self) -> tuple[ParameterTensor, ...]:
-        """All parameter tensors, in the order of the calls."""
+        """All parameter tensors, ordered by call."""
         return tuple(tensor for call in self.calls for tensor in call.tensors)
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters of the network, without what a `none` cuts off."""
+        """Number of parameters of the network, not counting what a `none` cuts off."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     @property
@@ -87,18 +89,21 @@ class Plan:
 
 @functools.cache
 def _block(block: Any, /, **fields: Any) -> blocks.Block:
-    # One object per configuration: cheap to make a million times, and its identity is its
-    # signature.
+    # One object per configuration: making a million plans stays cheap, and an object's identity is
+    # its signature.
     return block(**fields)
 
 
 class _Draft:
-    """Calls in the order they are made, before pruning. None stands for a missing output."""
+    """The block calls in the order in which they are added, before pruning."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, blocks.Block, tuple[int, ...]]] = []
 
-    def add(self, name: str, block: Callable[..., blocks.Block], /, *inputs: int | None, **fields):
+    def add(
+        self, name: str, block: Callable[..., blocks.Block], /, *inputs: _Value, **fields: Any
+    ) -> _Value:
+        """Add a call and return its output's id, or None if an input is missing."""
         present = tuple(value for value in inputs if value is not None)
         if len(present) < len(inputs):
             return None
@@ -112,20 +117,23 @@ def lower(
     num_classes: int,
     num_channels: int = NUM_IMAGE_CHANNELS,
 ) -> Plan:
-    """Lower an architecture to the plan of its blocks. Nothing is allocated; about a millisecond.
+    """Lower an architecture to a plan of blocks.
+
+    This takes about a millisecond and allocates no parameters.
 
     Args:
-        architecture: Of the DeepNets space, or a ResNet.
-        image_size: Height and width of the images, pixels; up to 64 is the small-image variant.
+        architecture: An architecture of the DeepNets space, or a ResNet.
+        image_size: Height and width of the images, in pixels. Up to 64, the network is the
+            small-image variant.
         num_classes: Number of classes.
-        num_channels: Of the images.
+        num_channels: Number of image channels.
 
     Returns:
         The plan.
 
     Raises:
         DisconnectedError: If the logits do not depend on the image.
-        ValueError: If the image size or a number is not positive.
+        ValueError: If `image_size`, `num_classes` or `num_channels` is not a positive integer.
     """
     sizes = {"image_size": image_size, "num_classes": num_classes, "num_channels": num_channels}
     for name, value in sizes.items():
@@ -144,8 +152,14 @@ def lower(
     return _finish(draft, architecture, image_size, num_classes, num_channels)
 
 
-def _finish(draft: _Draft, architecture, image_size, num_classes, num_channels) -> Plan:
-    """Keep what reaches the output, then trace it."""
+def _finish(
+    draft: _Draft,
+    architecture: Architecture | ResNet,
+    image_size: int,
+    num_classes: int,
+    num_channels: int,
+) -> Plan:
+    """Keep the calls that reach the output, and trace them."""
     needed = {len(draft.calls)}
     for index in range(len(draft.calls), 0, -1):
         if index in needed:
@@ -171,10 +185,8 @@ def _finish(draft: _Draft, architecture, image_size, num_classes, num_channels) 
 
 def _draft_cells(
     draft: _Draft, architecture: Architecture, image_size: int, num_classes: int
-) -> int | None:
+) -> _Value:
     large = image_size > SMALL_IMAGE_LIMIT
-    previous: int | None
-    current: int | None
     previous, current = _draft_stem(draft, architecture, large)
     channels = architecture.channels
     after_reduction = architecture.stem_type == 1
@@ -203,7 +215,7 @@ def _draft_cells(
     return value
 
 
-def _draft_stem(draft: _Draft, architecture: Architecture, large: bool) -> tuple[int, int]:
+def _draft_stem(draft: _Draft, architecture: Architecture, large: bool) -> tuple[_Value, _Value]:
     channels, norm = architecture.channels, architecture.norm
     if architecture.has_attention:
         patch = 16 if large else 3
@@ -224,42 +236,78 @@ def _draft_stem(draft: _Draft, architecture: Architecture, large: bool) -> tuple
     return stem0, add("stem1", stem0, channels, 3, 2)
 
 
-def _add_conv(draft, name, value, features, kernel, stride=1, *, norm, activate=True):
-    """[relu,] convolution, norm."""
+def _add_conv(
+    draft: _Draft,
+    name: str,
+    value: _Value,
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    norm: str | None,
+    activate: bool = True,
+) -> _Value:
+    """Add an optional relu, a convolution and a norm."""
     fields = {"features": features, "kernel": (kernel, kernel), "stride": (stride, stride)}
     value = draft.add(f"{name}_conv", blocks.Conv, value, activate=activate, **fields)
     return _add_norm(draft, name, value, norm)
 
 
-def _add_norm(draft, name, value, norm):
+def _add_norm(draft: _Draft, name: str, value: _Value, norm: str | None) -> _Value:
     return value if norm is None else draft.add(f"{name}_norm", blocks.BatchNorm, value)
 
 
-def _add_separable(draft, name, value, features, kernel, stride, dilation, norm):
-    """relu, depthwise convolution, 1x1 convolution, norm: once for dil_conv, twice for sep_conv."""
-    fields = {"kernel": kernel, "stride": stride, "dilation": dilation}
+def _add_separable(
+    draft: _Draft,
+    name: str,
+    value: _Value,
+    features: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    norm: str | None,
+) -> _Value:
+    """Add relu, depthwise convolution, 1x1 convolution and norm; a sep_conv has this twice."""
+    fields: dict[str, Any] = {"kernel": kernel, "stride": stride, "dilation": dilation}
     value = draft.add(f"{name}_depthwise", blocks.DepthwiseConv, value, **fields)
     fields = {"features": features, "kernel": (1, 1), "activate": False}
     value = draft.add(f"{name}_pointwise", blocks.Conv, value, **fields)
     return _add_norm(draft, name, value, norm)
 
 
-def _add_split_kernel(draft, name, value, features, kernel, stride, norm):
-    """relu, (1, k) convolution that strides and keeps the width, (k, 1) convolution, norm."""
-    row = {"features": features, "kernel": (1, kernel), "stride": (1, stride)}
+def _add_split_kernel(
+    draft: _Draft,
+    name: str,
+    value: _Value,
+    features: int,
+    kernel: int,
+    stride: int,
+    norm: str | None,
+) -> _Value:
+    """Add relu, (1, k) and (k, 1) convolutions, each strided along its long axis, and norm."""
+    row: dict[str, Any] = {"features": features, "kernel": (1, kernel), "stride": (1, stride)}
     value = draft.add(f"{name}_row", blocks.Conv, value, **row)
-    column = {"features": features, "kernel": (kernel, 1), "stride": (stride, 1)}
+    column: dict[str, Any] = {"features": features, "kernel": (kernel, 1), "stride": (stride, 1)}
     value = draft.add(f"{name}_column", blocks.Conv, value, activate=False, **column)
     return _add_norm(draft, name, value, norm)
 
 
-def _add_factorized_reduce(draft, name, value, features, norm):
+def _add_factorized_reduce(
+    draft: _Draft, name: str, value: _Value, features: int, norm: str | None
+) -> _Value:
     value = draft.add(f"{name}_reduce", blocks.FactorizedReduce, value, features=features)
     return _add_norm(draft, name, value, norm)
 
 
-def _draft_cell_inputs(draft, architecture, cell, channels, after_reduction, inputs):
-    """Bring the two previous outputs to the width of this cell, and the first to its size."""
+def _draft_cell_inputs(
+    draft: _Draft,
+    architecture: Architecture,
+    cell: int,
+    channels: int,
+    after_reduction: bool,
+    inputs: tuple[_Value, _Value],
+) -> list[_Value]:
+    """Bring the previous two outputs to the cell's width, and the first to the second's size."""
     norm = architecture.norm
     halves = after_reduction and not architecture.has_attention
     names = (f"cell{cell}_preprocess0", f"cell{cell}_preprocess1")
@@ -273,7 +321,9 @@ def _draft_cell_inputs(draft, architecture, cell, channels, after_reduction, inp
     return [first, _add_conv(draft, names[1], inputs[1], channels, 1, norm=norm)]
 
 
-def _draft_cell(draft, architecture, cell, channels, states) -> int | None:
+def _draft_cell(
+    draft: _Draft, architecture: Architecture, cell: int, channels: int, states: list[_Value]
+) -> _Value:
     genotype = architecture.genotype
     reduces = architecture.is_reduction(cell)
     pairs = genotype.reduce if reduces else genotype.normal
@@ -303,7 +353,15 @@ def _draft_cell(draft, architecture, cell, channels, states) -> int | None:
     return draft.add(f"cell{cell}_concat", blocks.Concat, *given, present=present)
 
 
-def _draft_operation(draft, name, operation, value, channels, stride, norm) -> int | None:
+def _draft_operation(
+    draft: _Draft,
+    name: str,
+    operation: str,
+    value: _Value,
+    channels: int,
+    stride: int,
+    norm: str | None,
+) -> _Value:
     if operation == "none" or value is None:
         return None
     if operation == "skip_connect":
@@ -329,8 +387,11 @@ def _draft_operation(draft, name, operation, value, channels, stride, norm) -> i
     return _add_separable(draft, f"{name}_second", value, channels, kernel, 1, 1, norm)
 
 
-def _draft_resnet(draft, resnet: ResNet, image_size: int, num_classes: int) -> int | None:
-    """Bottleneck ResNet as in torchvision: stride in the 3x3 convolution, relu after each sum."""
+def _draft_resnet(draft: _Draft, resnet: ResNet, image_size: int, num_classes: int) -> _Value:
+    """Draft a bottleneck ResNet as torchvision has it.
+
+    The stride is in the 3x3 convolution, and a relu follows every sum.
+    """
     add = functools.partial(_add_conv, draft, norm="batch")
     large = image_size > SMALL_IMAGE_LIMIT
     value = add("stem", 0, 64, 7 if large else 3, 2 if large else 1, activate=False)

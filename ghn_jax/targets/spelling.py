@@ -1,14 +1,15 @@
-"""Which spelling of the operations a network computes with: chosen once, where it is made.
+"""The spellings of the operations; a network gets one of them when it is made.
 
-- `operations.NATIVE`: what XLA offers. The default of every module, and what tracing reads.
-- `default_operations()`: fast on the backend, and every transformation of JAX passes through it:
-  jvp, vmap, derivatives of any order. What `GHN.predict` and `models.build` make networks with.
-- `operations_with_adjoints()`: with gradients written by hand, which keep less and read less often.
-  For programs of our own that take first gradients and nothing else: JAX cannot push a tangent
-  through them.
+- `operations.NATIVE` uses XLA's own operations. It is the default of every module, and what
+  tracing reads.
+- `default_operations()` is fast on the backend and supports every JAX transformation: jvp, vmap,
+  derivatives of any order. `GHN.predict` and `models.build` make networks with it.
+- `operations_with_adjoints()` has handwritten gradients, which store less and make fewer passes
+  over memory. It is for our own programs, which only take first derivatives: JAX cannot push a
+  tangent through it.
 
-XLA's CPU backend is slow in corners that architectures visit often; `cpu` says where, and does
-otherwise there. The norm's and the attention's gradients suit every backend.
+XLA's CPU backend is slow in some cases that architectures hit often; `cpu` says which, and computes
+those differently. The handwritten gradients of batch norm and attention suit every backend.
 """
 
 import dataclasses
@@ -42,29 +43,35 @@ _CPU_WITH_ADJOINTS = dataclasses.replace(
 
 
 def default_operations(backend: str | None = None) -> Operations:
-    """The operations as a backend is fast at, open to every transformation of JAX.
+    """Return the operations that are fast on a backend and support every JAX transformation.
 
     Args:
-        backend: "cpu", "gpu" or "tpu"; None is JAX's default.
+        backend: "cpu", "gpu" or "tpu"; None means JAX's default backend.
+
+    Returns:
+        The operations.
     """
     return _CPU if (backend or jax.default_backend()) == "cpu" else NATIVE
 
 
 def operations_with_adjoints(backend: str | None = None) -> Operations:
-    """The operations as a backend is fastest at, for values and first gradients only.
+    """Return the operations that are fastest on a backend, for values and first gradients only.
 
     Args:
-        backend: "cpu", "gpu" or "tpu"; None is JAX's default.
+        backend: "cpu", "gpu" or "tpu"; None means JAX's default backend.
+
+    Returns:
+        The operations.
     """
     is_cpu = (backend or jax.default_backend()) == "cpu"
     return _CPU_WITH_ADJOINTS if is_cpu else _NATIVE_WITH_ADJOINTS
 
 
 def with_operations(module: _Module, operations: Operations) -> _Module:
-    """A copy of a module that computes with other operations; itself, if it has none to choose."""
+    """Return a copy of a module that uses other operations, or the module if it has no choice."""
     return module.clone(operations=operations) if has_operations(module) else module
 
 
 def has_operations(module: nn.Module) -> bool:
-    """Whether a module has the field `operations`, like all that compute with them."""
+    """Return whether a module has a field `operations`, as every module that uses them does."""
     return isinstance(getattr(module, "operations", None), Operations)

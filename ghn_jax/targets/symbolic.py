@@ -1,8 +1,8 @@
-"""Symbolic execution of blocks: shapes, parameter tensors and graph nodes, with nothing allocated.
+"""Symbolic execution of blocks: shapes, parameter tensors and graph nodes, without allocation.
 
-Every block has, beside its numerical `__call__`, a `record` that runs the same computation on
-`Activation`s. What is recorded becomes the plan's shapes and parameter tensors and the nodes of its
-graph, so that a block is the only place that knows what it computes, holds and looks like.
+Besides its numerical `__call__`, every block has a method `record` that runs the same computation
+on `Activation`s. The recorded values become the plan's shapes, parameter tensors and graph nodes,
+so a block alone defines what it computes, which parameters it holds and which nodes it has.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,19 @@ from ghn_jax.graphs.schema import NO_SHAPE, ParameterTensor, TracedNode
 
 
 class Activation(NamedTuple):
-    """A symbolic activation: its shape without the batch axis and the graph node it comes from."""
+    """A symbolic activation.
 
-    shape: tuple[int, ...]  # (H, W, C) for images, (C,) for vectors
+    Attributes:
+        shape: Shape without the batch axis: (H, W, C) for images, (C,) for vectors.
+        node: Index of the graph node that produced it.
+    """
+
+    shape: tuple[int, ...]
     node: int
 
 
 class Recorder:
-    """Collects nodes and parameter tensors while blocks are executed one after the other."""
+    """Collects nodes and parameter tensors while blocks run one after the other."""
 
     def __init__(self) -> None:
         self.nodes: list[TracedNode] = []
@@ -26,10 +31,12 @@ class Recorder:
         self._prefix: tuple[str, ...] = ()
 
     def enter(self, name: str) -> None:
-        """Put the parameters of what is recorded next under `name`."""
+        """Place the parameters recorded from now on under `name`."""
         self._prefix = (name,)
 
-    def node(self, primitive: str, parents: tuple[int, ...], shape=NO_SHAPE) -> int:
+    def node(
+        self, primitive: str, parents: tuple[int, ...], shape: tuple[int, int, int, int] = NO_SHAPE
+    ) -> int:
         """Add a node and return its index."""
         self.nodes.append(TracedNode(primitive, shape, parents))
         return len(self.nodes) - 1
@@ -43,10 +50,10 @@ class Recorder:
         x: Activation,
         kernel: tuple[int, int],
         features: int,
-        stride=(1, 1),
+        stride: tuple[int, int] = (1, 1),
         name: str = "kernel",
     ) -> Activation:
-        """A convolution without bias, padded by half its kernel."""
+        """Record a convolution without bias, padded by half its kernel size."""
         height, width, channels = x.shape
         node = self.node("conv", (x.node,), (features, channels, *kernel))
         self.tensor((name,), (*kernel, channels, features), node, "kernel")
@@ -54,7 +61,7 @@ class Recorder:
         return Activation(shape, node)
 
     def depthwise(self, x: Activation, kernel: int, stride: int, dilation: int) -> Activation:
-        """A depthwise convolution without bias."""
+        """Record a depthwise convolution without bias."""
         height, width, channels = x.shape
         primitive = "sep_conv" if dilation == 1 else "dil_conv"
         node = self.node(primitive, (x.node,), (channels, 1, kernel, kernel))
@@ -62,9 +69,9 @@ class Recorder:
         return Activation(((height - 1) // stride + 1, (width - 1) // stride + 1, channels), node)
 
     def dense(
-        self, x: Activation, name: str, features: int, bias: bool, classifier=False
+        self, x: Activation, name: str, features: int, bias: bool, classifier: bool = False
     ) -> Activation:
-        """A linear layer over the last axis: the kernel's node, then the bias's."""
+        """Record a linear layer over the last axis: a node for its kernel, then for its bias."""
         kind = "classifier_" if classifier else ""
         node = self.node("conv", (x.node,), (features, x.shape[-1], 1, 1))
         self.tensor((name, "kernel"), (x.shape[-1], features), node, kind + "kernel")
@@ -74,7 +81,7 @@ class Recorder:
         return Activation((*x.shape[:-1], features), node)
 
     def norm(self, x: Activation, primitive: str, name: str | None = None) -> Activation:
-        """A batch ("bn") or layer ("ln") norm: one node with both its scale and its bias."""
+        """Record a batch ("bn") or layer ("ln") norm: one node for both its scale and its bias."""
         channels = x.shape[-1]
         node = self.node(primitive, (x.node,), (channels, 1, 1, 1))
         prefix = (name,) if name else ()
@@ -83,6 +90,6 @@ class Recorder:
         return Activation(x.shape, node)
 
     def merge(self, primitive: str, nodes: tuple[int, ...]) -> int:
-        """A sum or concat: a node only where two or more different nodes meet."""
+        """Record a sum or concat, which is a node only if two or more different nodes meet."""
         parents = tuple(dict.fromkeys(nodes))
         return self.node(primitive, parents) if len(parents) > 1 else parents[0]

@@ -1,1 +1,1 @@
-"""Configurations of training runs: each module's `get_config` returns a ConfigDict."""
+"""Configurations of runs; the `get_config` of each module returns a ConfigDict."""

@@ -1,9 +1,9 @@
 """GHN-2 on CIFAR-10, as published.
 
-Source: Knyazev et al., NeurIPS 2021 (arXiv 2110.13100), section 5 and its published code.
+Source: Knyazev et al., NeurIPS 2021 (arXiv 2110.13100), section 5, and the published code.
 Command: python -m launch.train --config launch/configs/cifar10_ghn2.py
     --workdir runs/cifar10_ghn2
-Hardware: one GPU; the time on ours is not known yet.
+Hardware: one GPU; not yet timed here.
 Result: not yet run. Published: 66.9 % mean top-1 on the test split.
 """
 

@@ -1,9 +1,9 @@
 """The MLP hypernetwork on CIFAR-10: GHN-2 without message passing.
 
-Source: Knyazev et al., NeurIPS 2021 (arXiv 2110.13100), section 5 and its published code.
+Source: Knyazev et al., NeurIPS 2021 (arXiv 2110.13100), section 5, and the published code.
 Command: python -m launch.train --config launch/configs/cifar10_mlp.py
     --workdir runs/cifar10_mlp
-Hardware: one GPU; the time on ours is not known yet.
+Hardware: one GPU; not yet timed here.
 Result: not yet run. Published: 42.2 % mean top-1 on the test split.
 """
 
@@ -12,7 +12,7 @@ from ghn_jax.configs import cifar10_ghn2
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Return the config: `cifar10_ghn2` but for what is set here."""
+    """Return the config, which is `cifar10_ghn2` except for the values set here."""
     config = cifar10_ghn2.get_config()
     config.ghn.message_passing = "mlp"
     return config

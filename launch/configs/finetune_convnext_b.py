@@ -1,4 +1,4 @@
-"""ConvNeXt-B predicted on ImageNet, fine-tuned on 100 images of each class of CIFAR-10.
+"""ConvNeXt-B with parameters from an ImageNet GHN, fine-tuned on 100 images per CIFAR-10 class.
 
 Source: Knyazev, ICML 2022 workshop (arXiv 2207.10049), and the README of facebookresearch/ppuda:
     AdamW 1e-3, weight decay 0.1, batch 48, beta 3e-5, orthogonal from layer 94, 300 epochs.
@@ -13,7 +13,7 @@ from ghn_jax.configs import finetune_resnet50
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Return the config: `finetune_resnet50` but for what is set here."""
+    """Return the config, which is `finetune_resnet50` except for the values set here."""
     config = finetune_resnet50.get_config()
     config.data.batch_size = 48
     config.optimizer.name = "adamw"

@@ -1,4 +1,4 @@
-"""ResNet-50 predicted on ImageNet, fine-tuned on 100 images of each class of CIFAR-10.
+"""ResNet-50 with parameters from an ImageNet GHN, fine-tuned on 100 images per CIFAR-10 class.
 
 Source: Knyazev, ICML 2022 workshop (arXiv 2207.10049), and the README of facebookresearch/ppuda:
     SGD 0.01, weight decay 0.01, beta 3e-5, orthogonal from layer 37, 300 epochs.

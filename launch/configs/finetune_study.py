@@ -1,6 +1,6 @@
-"""Ten images of each class, three seeds, four learning rates: the study of docs/finetuning.md.
+"""The study in docs/finetuning.md: ten images per class, three seeds, four learning rates.
 
-Source: chosen by us, after Knyazev, arXiv 2207.10049, for networks small enough for a CPU.
+Source: our own choice, based on Knyazev, arXiv 2207.10049, for networks small enough for a CPU.
 Command: python launch/finetune.py --config launch/configs/finetune_study.py
     --ghn digits --architecture small_resnet,small_convnext,small_vit --workdir /tmp/study
 Hardware: see docs/finetuning.md.

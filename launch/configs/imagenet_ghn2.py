@@ -1,9 +1,9 @@
 """GHN-2 on ImageNet, as published.
 
-Source: Knyazev et al., NeurIPS 2021 (arXiv 2110.13100), section 5 and its published code.
+Source: Knyazev et al., NeurIPS 2021 (arXiv 2110.13100), section 5, and the published code.
 Command: python -m launch.train --config launch/configs/imagenet_ghn2.py
     --workdir runs/imagenet_ghn2
-Hardware: several GPUs (published with four); the time on ours is not known yet.
+Hardware: several GPUs (four in the published run); not yet timed here.
 Result: not yet run. Published: 27.2 % mean top-5 on the test split.
 """
 

@@ -1,6 +1,6 @@
-"""A network trained on CIFAR-10 for 50 epochs with Adam: the other baseline of GHN-2.
+"""A network trained on CIFAR-10 for 50 epochs with Adam, the other baseline for GHN-2.
 
-Source: Knyazev et al. 2021 (arXiv 2110.13100), section 4; the rate and the decay are the GHN's.
+Source: Knyazev et al. 2021 (arXiv 2110.13100), section 4; learning rate and decay are the GHN's.
 Command: python launch/train_network.py --config launch/configs/network_adam50.py
     --architecture test/0 --deepnets DIR --workdir DIR
 Hardware: not yet run.
@@ -12,7 +12,7 @@ from ghn_jax.configs import network_sgd50
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Return the config: `network_sgd50` but for what is set here."""
+    """Return the config, which is `network_sgd50` except for the values set here."""
     config = network_sgd50.get_config()
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 1e-3

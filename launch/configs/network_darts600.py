@@ -1,4 +1,4 @@
-"""The 600 epochs with which DARTS evaluates a network on CIFAR-10.
+"""A network trained on CIFAR-10 for 600 epochs, as DARTS evaluates networks.
 
 Source: Liu et al. 2019 (arXiv 1806.09055), section 3.2 and appendix A: batch 96, cutout 16, drop
     path up to 0.2, auxiliary weight 0.4, gradient norm 5.
@@ -13,7 +13,7 @@ from ghn_jax.configs import network_sgd50
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Return the config: `network_sgd50` but for what is set here."""
+    """Return the config, which is `network_sgd50` except for the values set here."""
     config = network_sgd50.get_config()
     config.training.num_epochs = 600
     config.training.cutout = 16

@@ -1,4 +1,4 @@
-"""A network trained on CIFAR-10 for 50 epochs with SGD: the baseline GHN-2 is compared with.
+"""A network trained on CIFAR-10 for 50 epochs with SGD, the baseline for GHN-2.
 
 Source: Knyazev et al. 2021 (arXiv 2110.13100), section 4.
 Command: python launch/train_network.py --config launch/configs/network_sgd50.py

@@ -1,10 +1,10 @@
-"""A few steps of everything, to see that a machine can run it.
+"""A few steps of everything, to check that a machine can run it.
 
-Source: chosen by us, as small as it gets: the seeds are those of 60 that compile least, and
-    evaluation has the batch size of training, whose programs it shares.
+Source: our own choice, as small as possible: of 60 seeds, these compile the fewest programs, and
+    evaluation has the batch size of training in order to share its programs.
 Command: python launch/train.py --config launch/configs/smoke.py --workdir runs/smoke
 Hardware: a CPU with two cores.
-Result: nothing to learn in so few steps.
+Result: so few steps learn nothing.
 """
 
 import ml_collections

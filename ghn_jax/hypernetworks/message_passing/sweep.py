@@ -1,11 +1,12 @@
 """A sweep of sequential message passing over the nodes of graphs, and its adjoint.
 
-In: node states, distances, the MLPs of the messages, the GRU. Out: the states after every node has,
-in topological order or against it, gathered what the nodes before it send and updated its state.
+The sweep takes node states, distances, the MLPs of the messages and the GRU. In topological order
+or in reverse, every node gathers the messages of the nodes before it and updates its state; the
+sweep returns the states after that.
 
 A message depends only on its sender, so each MLP runs once per node instead of once per edge. The
-gradient is a sweep of the same kind the other way around; letting JAX derive it would carry a
-(B, N, D) cotangent through every step.
+gradient is a sweep of the same kind in the opposite direction; if JAX derived it, a (B, N, D)
+cotangent would be carried through every step.
 """
 
 import functools
@@ -30,13 +31,13 @@ from ghn_jax.hypernetworks.message_passing.visits import BLOCK, Edges, Visits, r
 
 
 class Sweep(NamedTuple):
-    """What kind of sweep.
+    """The kind of a sweep.
 
     Attributes:
-        virtual_edges: Longest distance of an edge that passes messages; 1 means the network's own.
-        is_reverse: Whether messages go against the edges, and nodes are visited from the last.
-        nodes_at_once: How many consecutive nodes of each graph are visited together, a divisor of
-            32. No edge may join two of them.
+        virtual_edges: Longest distance over which messages pass; 1 means the network's own edges.
+        is_reverse: Whether messages go against the edges and nodes are visited from last to first.
+        nodes_at_once: Number of consecutive nodes of each graph that are visited together, a
+            divisor of 32. No edge may join two of them.
     """
 
     virtual_edges: int
@@ -55,17 +56,19 @@ def sweep(
     """Visit the nodes of B graphs in parallel, one or a few of each graph at a time.
 
     Args:
-        kind: Of sweep.
-        mlps: Of the messages along the network's edges, and of those along virtual edges if there
-            are any: `kernel_1` (D, H), `bias_1`, `kernel_2` (H, D), `bias_2`.
-        gru: `message_kernel` and `state_kernel` (D, 3 D), `message_bias` and `state_bias`.
-        x: (B, N, D) states, nodes in topological order.
-        distance: (B, N, N) uint8 [receiver, sender], 0 where there is no edge.
-        num_visited: () int32, how many of the first nodes are visited; rounded up to
-            `nodes_at_once`.
+        kind: The kind of sweep.
+        mlps: Parameters of the MLP for messages along the network's edges and, if there are virtual
+            edges, of the one for messages along those: `kernel_1` (D, H), `bias_1`, `kernel_2`
+            (H, D), `bias_2`.
+        gru: Parameters of the GRU: `message_kernel` and `state_kernel` (D, 3 D), `message_bias` and
+            `state_bias`.
+        x: (B, N, D) states, with nodes in topological order.
+        distance: (B, N, N) uint8 distances [receiver, sender], 0 where there is no edge.
+        num_visited: () int32, the number of leading nodes to visit, which is rounded up to a
+            multiple of `nodes_at_once`.
 
     Returns:
-        (B, N, D); nodes that are not visited keep their state.
+        (B, N, D) states after the sweep; nodes that are not visited keep theirs.
 
     Raises:
         ValueError: If `nodes_at_once` does not divide 32.
@@ -82,12 +85,12 @@ def sweep(
 
 
 class _Carry(NamedTuple):
-    """What the sweep writes, (B, N, D) each and a block of it while that is visited.
+    """What the sweep writes: (B, N, D) arrays, or one block of them while it is visited.
 
     Attributes:
-        sent: For each MLP, the messages that nodes send; zero before their visit.
-        state: Of the nodes.
-        message: That nodes gathered.
+        sent: For each MLP, the messages that nodes send, which are zero before their visit.
+        state: The states of the nodes.
+        message: The sums of messages that nodes gathered.
     """
 
     sent: list[jax.Array]
@@ -96,11 +99,11 @@ class _Carry(NamedTuple):
 
 
 class _Gathered(NamedTuple):
-    """What a block of nodes knows when it is entered.
+    """What is known of a block of nodes when the sweep enters it.
 
     Attributes:
-        outside: (B, block, D), the sum of what was sent from outside of the block.
-        weights: For each MLP, (B, block, block): of the messages within it.
+        outside: (B, block, D) sums of the messages sent from outside the block.
+        weights: For each MLP, (B, block, block) weights of the messages within the block.
     """
 
     outside: jax.Array
@@ -111,8 +114,8 @@ class _Known(NamedTuple):
     """What is known of every node before the sweep.
 
     Attributes:
-        state: (B, N, D), before its visit.
-        gates: (B, N, 3 D), of the GRU, the state's part.
+        state: (B, N, D) states before the visit.
+        gates: (B, N, 3 D), the state's contribution to the GRU's gates.
     """
 
     state: jax.Array
@@ -120,16 +123,16 @@ class _Known(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    """What the adjoint needs: the arguments of the sweep, and of every node its results.
+    """What the adjoint needs: the arguments of the sweep, and its results for every node.
 
     Attributes:
-        mlps: As `sweep` takes them.
-        gru: As `sweep` takes it.
+        mlps: The argument of `sweep`.
+        gru: The argument of `sweep`.
         x: (B, N, D) states before the sweep.
-        distance: (B, N, N) uint8.
-        num_visited: () int32.
-        state: (B, N, D), after the sweep.
-        message: (B, N, D), that the nodes gathered.
+        distance: (B, N, N) uint8 distances.
+        num_visited: () int32 number of nodes that were visited.
+        state: (B, N, D) states after the sweep.
+        message: (B, N, D) sums of messages that nodes gathered.
     """
 
     mlps: list[dict[str, jax.Array]]
@@ -142,12 +145,12 @@ class _Residuals(NamedTuple):
 
 
 class _Cotangents(NamedTuple):
-    """What the adjoint writes, a block of it while that is visited; H = number of MLPs x D.
+    """What the adjoint writes, or one block of it while it is visited; H = number of MLPs x D.
 
     Attributes:
-        message: (B, N, D), of the messages gathered; zero before a node's visit.
-        state: (B, N, D), of the states after the update.
-        sent: (B, N, H), of the messages sent.
+        message: (B, N, D) cotangents of the gathered messages, zero before a node's visit.
+        state: (B, N, D) cotangents of the states after the update.
+        sent: (B, N, H) cotangents of the messages sent.
     """
 
     message: jax.Array
@@ -156,11 +159,11 @@ class _Cotangents(NamedTuple):
 
 
 class _GatheredCotangents(NamedTuple):
-    """What a block of nodes knows when the adjoint enters it.
+    """What is known of a block of nodes when the adjoint enters it.
 
     Attributes:
-        outside: For each MLP, (B, block, D): what receivers outside of the block send back.
-        weights: For each MLP, (B, block, block): of the messages within it.
+        outside: For each MLP, (B, block, D) sums of what receivers outside the block send back.
+        weights: For each MLP, (B, block, block) weights of the messages within the block.
     """
 
     outside: list[jax.Array]
@@ -168,13 +171,13 @@ class _GatheredCotangents(NamedTuple):
 
 
 class _Slopes(NamedTuple):
-    """What the adjoint knows of every node beforehand: it is linear in the cotangents.
+    """What is known of every node before the adjoint's sweep, which is linear in the cotangents.
 
     Attributes:
-        state: (B, N, D), the cotangent of the result.
-        gates: (B, N, 3 D), of the new state in the gates.
-        hidden: (B, N, F), of the MLPs' hidden layers in what enters their relu.
-        output: (B, N, H), the same of their output layers.
+        state: (B, N, D) cotangent of the result.
+        gates: (B, N, 3 D) derivatives of the new state with respect to the gates.
+        hidden: (B, N, F) derivatives of the relu of the MLPs' hidden layers.
+        output: (B, N, H) derivatives of the relu of the MLPs' output layers.
     """
 
     state: jax.Array
@@ -184,20 +187,34 @@ class _Slopes(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sweep(kind, mlps, gru, x, distance, num_visited):
+def _sweep(
+    kind: Sweep,
+    mlps: list[dict[str, jax.Array]],
+    gru: dict[str, jax.Array],
+    x: jax.Array,
+    distance: jax.Array,
+    num_visited: jax.Array,
+) -> jax.Array:
     return _sweep_fwd(kind, mlps, gru, x, distance, num_visited)[0]
 
 
-def _sweep_fwd(kind, mlps, gru, x, distance, num_visited):
+def _sweep_fwd(
+    kind: Sweep,
+    mlps: list[dict[str, jax.Array]],
+    gru: dict[str, jax.Array],
+    x: jax.Array,
+    distance: jax.Array,
+    num_visited: jax.Array,
+) -> tuple[jax.Array, _Residuals]:
     edges = Edges(distance, kind.virtual_edges, kind.is_reverse, x.dtype)
     visits = Visits(x.shape[1], num_visited, kind.nodes_at_once, kind.is_reverse)
     mlp, num_mlps = join_mlps(mlps), len(mlps)
 
-    def gather(weights, sent):
+    def gather(weights: list[jax.Array], sent: list[jax.Array]) -> jax.Array | int:
         return sum(jnp.matmul(w, s) for w, s in zip(weights, sent, strict=True))
 
-    def enter(start, carry: _Carry) -> _Gathered:
-        def add(first, size, total):
+    def enter(start: jax.Array, carry: _Carry) -> _Gathered:
+        def add(first: jax.Array, size: int, total: jax.Array) -> jax.Array:
             of_chunk = [read_rows(sent, first, size) for sent in carry.sent]
             return total + gather(edges.weights(start, first, size), of_chunk)
 
@@ -218,12 +235,13 @@ def _sweep_fwd(kind, mlps, gru, x, distance, num_visited):
     return state, _Residuals(mlps, gru, x, distance, num_visited, state, message)
 
 
-def _sweep_bwd(kind, residuals: _Residuals, dh):
+def _sweep_bwd(kind: Sweep, residuals: _Residuals, dh: jax.Array) -> tuple:
     mlps, gru, x, distance, num_visited, h, m = residuals
     edges = Edges(distance, kind.virtual_edges, not kind.is_reverse, x.dtype)
     visits = Visits(x.shape[1], num_visited, kind.nodes_at_once, not kind.is_reverse)
     mlp, num_mlps = join_mlps(mlps), len(mlps)
-    # The sweep is linear in the cotangents: what the states decide is computed for all nodes ahead.
+    # The sweep is linear in the cotangents, so everything that depends on the states alone is
+    # computed beforehand, for all nodes at once.
     from_state, hidden = gates_from_state(gru, x), hidden_layer(mlp, h)
     slopes_of_nodes = _Slopes(
         dh,
@@ -232,8 +250,8 @@ def _sweep_bwd(kind, residuals: _Residuals, dh):
         slopes(jax.nn.relu, output_layer(mlp, hidden)),
     )
 
-    def enter(start, carry: _Cotangents) -> _GatheredCotangents:
-        def add(first, size, totals):
+    def enter(start: jax.Array, carry: _Cotangents) -> _GatheredCotangents:
+        def add(first: jax.Array, size: int, totals: list[jax.Array]) -> list[jax.Array]:
             of_chunk = read_rows(carry.message, first, size)
             weights = edges.weights(start, first, size)
             return [t + jnp.matmul(w, of_chunk) for t, w in zip(totals, weights, strict=True)]
@@ -257,8 +275,8 @@ def _sweep_bwd(kind, residuals: _Residuals, dh):
     zeros = jnp.zeros_like(x)
     carry = _Cotangents(zeros, dh, jnp.concatenate([zeros] * num_mlps, axis=-1))
     _, d_states, d_sent = visits.visit_all(enter, visit, carry, slopes_of_nodes)
-    # Gradients of the parameters and of the states before the sweep, all nodes at once. Nodes that
-    # are not visited send nothing, and of their states `d_states` is the cotangent itself.
+    # Gradients of the parameters and of the states before the sweep, for all nodes at once. Nodes
+    # that are not visited send nothing and keep their states, whose cotangents pass unchanged.
     visited = jnp.arange(x.shape[1], dtype=jnp.int32).reshape(1, -1, 1) < num_visited
     send = lambda mlps: jnp.concatenate([send_message(mlp, h) for mlp in mlps], axis=-1)  # noqa: E731
     (d_mlps,) = jax.vjp(send, mlps)[1](d_sent)

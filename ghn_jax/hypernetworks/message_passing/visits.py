@@ -1,8 +1,8 @@
 """The order in which a sweep visits nodes, and the weights of the messages between them.
 
-Nodes are visited in blocks. The messages that a block receives from outside are computed by a few
-matrix products when it is entered; then, node by node, only the messages within it are gathered. A
-sweep and its adjoint differ in direction.
+Nodes are visited in blocks. When a sweep enters a block, a few matrix products compute the messages
+from outside of it; then, node by node, only messages from within it are gathered. A sweep and its
+adjoint differ in the direction.
 """
 
 import math
@@ -22,7 +22,7 @@ _ZERO: Any = np.int32(0)
 
 
 def read_rows(array: jax.Array, start: Any, size: int, axis: int = 1) -> jax.Array:
-    """Read `size` rows of an array from row `start` on, all of which it has."""
+    """Read `size` rows of an array from `start` on, all of which must lie within it."""
     return lax.dynamic_slice_in_dim(array, start, size, axis, allow_negative_indices=False)
 
 
@@ -32,13 +32,13 @@ def _write_rows(array: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Arra
 
 
 class Edges(NamedTuple):
-    """Weights of the messages between nodes, computed where they are needed.
+    """The edges between nodes, whose weights are computed when they are needed.
 
     Attributes:
-        distance: (B, N, N) uint8.
-        virtual_edges: Longest distance over which an edge passes messages.
-        is_transposed: Whether rows are the last axis of `distance`, not the one before it.
-        dtype: The weights' dtype.
+        distance: (B, N, N) uint8 distances.
+        virtual_edges: Longest distance over which messages pass.
+        is_transposed: Whether the receivers are the last axis of `distance`.
+        dtype: Dtype of the weights.
     """
 
     distance: jax.Array
@@ -47,7 +47,16 @@ class Edges(NamedTuple):
     dtype: Any
 
     def weights(self, row: jax.Array, column: jax.Array, num_columns: int) -> list[jax.Array]:
-        """Return (B, block, columns) weights for each MLP, for a block and its senders."""
+        """Return the weights of the messages that a block of nodes receives.
+
+        Args:
+            row: Index of the block's first node.
+            column: Index of the first sender.
+            num_columns: Number of senders.
+
+        Returns:
+            For each MLP, (B, block, senders).
+        """
         cuts = ((row, BLOCK), (column, num_columns))
         (first, num_first), (second, num_second) = cuts[::-1] if self.is_transposed else cuts
         distance = read_rows(read_rows(self.distance, first, num_first), second, num_second, axis=2)
@@ -62,13 +71,13 @@ class Edges(NamedTuple):
 
 
 class Visits(NamedTuple):
-    """The order of visits: block by block, and within a block one node or a few at a time.
+    """The order of visits: block by block, and within a block one or a few nodes at a time.
 
     Attributes:
-        num_nodes: Number of nodes N, a multiple of the block.
-        num_visited: () int32, number of nodes visited.
-        nodes_at_once: Number of nodes visited together.
-        is_descending: Whether visits go from the last node to the first.
+        num_nodes: Number of nodes, N, a multiple of the block size.
+        num_visited: () int32 number of leading nodes to visit.
+        nodes_at_once: Number of nodes that are visited together.
+        is_descending: Whether nodes are visited from last to first.
     """
 
     num_nodes: int
@@ -80,15 +89,16 @@ class Visits(NamedTuple):
         """Visit all nodes.
 
         Args:
-            enter: Maps a block's start and the carry to a tree of (B, block, ...), what the block's
-                nodes know beforehand.
-            visit: Maps the block's part of the carry, and the visited nodes' rows of `enter`'s
-                result and of the inputs, to those nodes' new rows of the carry.
-            carry: Tree of (B, N, F) that the visits update.
-            inputs: Tree of (B, N, F) that they only read.
+            enter: Called as `enter(start, carry)` at the start of a block; returns a tree of
+                (B, block, ...), which is what is known of the block's nodes.
+            visit: Called as `visit(own, entered, inputs)`, with the block's part of the carry and
+                the visited nodes' rows of what `enter` returned and of `inputs`; returns these
+                nodes' rows of the carry.
+            carry: Tree of (B, N, F) arrays, which the visits overwrite.
+            inputs: Tree of (B, N, F) arrays.
 
         Returns:
-            The carry after the last visit.
+            The carry after all visits.
         """
         num_blocks = -(-self.num_visited // BLOCK)
 
@@ -111,12 +121,21 @@ class Visits(NamedTuple):
         return lax.fori_loop(_ZERO, num_blocks, visit_block, carry)
 
     def sum_over_visited(self, start: jax.Array, add: Callable, total: PyTree) -> PyTree:
-        """Sum over the nodes visited before a block, by `add(first, size, total)` on each chunk."""
+        """Sum over the nodes that are visited before a block.
+
+        Args:
+            start: Index of the block's first node.
+            add: Called as `add(first, size, total)` for each chunk of nodes; returns the new total.
+            total: The initial total.
+
+        Returns:
+            The total.
+        """
         size = math.gcd(self.num_nodes, _CHUNK)
         first, end = _ZERO, -(-start // size)
         if self.is_descending:
             first, end = start // size, -(-self.num_visited // size)
-        # A chunk may hold nodes that are not visited yet; they still contribute zero.
+        # Nodes of a chunk that are not visited yet contribute zeros.
         return lax.fori_loop(first, end, lambda i, total: add(i * size, size, total), total)
 
     def _position(self, step: jax.Array, num: jax.Array) -> jax.Array:

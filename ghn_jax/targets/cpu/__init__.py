@@ -1,5 +1,6 @@
-"""Operations spelled as XLA's CPU backend runs them fast.
+"""Operations spelled such that XLA's CPU backend runs them fast.
 
-Each comes plain, as compositions that every transformation of JAX passes through, or with an
-adjoint: a gradient written by hand, faster still, and the only derivative there is of it.
+Each comes in two forms: plain, composed of JAX operations and therefore open to every
+transformation, and with an adjoint, a handwritten gradient that is faster still but is the only
+derivative it has.
 """

@@ -1,22 +1,23 @@
-"""Convolutions and their gradients in the way XLA's CPU backend is fast at.
+"""Convolutions and their gradients, computed in ways that are fast on XLA's CPU backend.
 
-Which one is fast was measured (`benchmarks/ops.py`; 2 cores, batch 64, 32 pixels and less):
+The choices were measured (`benchmarks/ops.py`; 2 cores, batch 64, at most 32 pixels):
 
-- 1x1: the product of two matrices. Its gradient is fast only if the pixels are one axis.
+- 1x1: one matrix product. Its gradient is fast only if all pixels form a single axis.
 - k x k: XLA's convolution and its own gradients, 70 to 110 GFLOP/s; patches and products of shifted
-  images are up to twice as slow. Exceptions: the gradient of the input at stride 2, which XLA
-  computes on an image with zeros between pixels, up to 35 times slower than one dense convolution
-  for each parity of the input's rows and columns; and 3x3 kernels at stride 2 or on 2x2 pixels,
-  where one product with all patches is faster still.
+  images are up to twice as slow. There are two exceptions. At stride 2, XLA computes the input
+  gradient on an image with zeros between pixels, up to 35 times slower than one dense convolution
+  per parity of the input's rows and columns. And for 3x3 kernels at stride 2 or on 2x2 pixels, one
+  product with all patches is faster still.
 - Kernels about as large as the image: one product with the dense matrix of the linear map.
-- Depthwise: the sum of products of shifted images, 60 times faster than `feature_group_count`.
+- Depthwise: a sum of products of shifted images, 60 times faster than `feature_group_count`.
 
-With an adjoint, a relu before a convolution is part of its gradient, so that only the operation's
-input is kept for the backward pass. Images are (B, H, W, C), kernels (H, W, I, O).
+In the versions with an adjoint, a relu before a convolution is part of its gradient, so only the
+operation's input is kept for the backward pass. Images are (B, H, W, C), kernels (H, W, I, O).
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +28,19 @@ from ghn_jax.targets import operations
 from ghn_jax.targets.operations import IMAGE_LAYOUT, output_size
 
 _CACHED_ELEMENTS = 2**15
+_Operands = tuple[jax.Array, jax.Array]  # image and kernel, or their gradients
+_ConvolveFn = Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]
+_Taps = tuple[int, list[int], list[int]]  # number of pixels, taps, and the dy that each tap reads
 
 
 def multiply_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(..., I) and (I, O) -> (..., O), with all pixels as one axis, also in the gradients."""
+    """Multiply (..., I) by (I, O), with all pixels in one axis here and in the gradients."""
     product = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], activate: bool) -> jax.Array:
-    """Convolve x, or relu(x) where `activate`, as `operations.convolve`."""
+    """Convolve x, or relu(x) if `activate`, like `operations.convolve`."""
     x = jax.nn.relu(x) if activate else x
     return _choose(x.shape, kernel.shape, stride)(x, kernel, stride)
 
@@ -44,11 +48,15 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], activate:
 convolve_with_adjoint = jax.custom_vjp(convolve, nondiff_argnums=(2, 3))
 
 
-def _convolve_fwd(x, kernel, stride, activate):
+def _convolve_fwd(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int], activate: bool
+) -> tuple[jax.Array, _Operands]:
     return convolve(x, kernel, stride, activate), (x, kernel)
 
 
-def _convolve_bwd(stride, activate, residuals, dy):
+def _convolve_bwd(
+    stride: tuple[int, int], activate: bool, residuals: _Operands, dy: jax.Array
+) -> _Operands:
     x, kernel = residuals
     active = jax.nn.relu(x) if activate else x
     convolve_fn = _choose(x.shape, kernel.shape, stride)
@@ -62,11 +70,13 @@ def _convolve_bwd(stride, activate, residuals, dy):
 convolve_with_adjoint.defvjp(_convolve_fwd, _convolve_bwd)
 
 
-def _mask(dx, x, activate):
+def _mask(dx: jax.Array, x: jax.Array, activate: bool) -> jax.Array:
     return jnp.where(x > 0, dx, jnp.zeros_like(dx)) if activate else dx
 
 
-def _choose(image_shape, kernel_shape, stride):
+def _choose(
+    image_shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: tuple[int, int]
+) -> _ConvolveFn:
     if kernel_shape[:2] == (1, 1):
         return convolve_pixels
     pixels, kernel_size = image_shape[1] * image_shape[2], max(kernel_shape[:2])
@@ -77,18 +87,18 @@ def _choose(image_shape, kernel_shape, stride):
     return operations.convolve
 
 
-def convolve_pixels(x, kernel, stride):
+def convolve_pixels(x: jax.Array, kernel: jax.Array, stride: tuple[int, int]) -> jax.Array:
     """Convolve with a 1x1 kernel."""
     return multiply_pixels(x[:, :: stride[0], :: stride[1]], kernel[0, 0])
 
 
-def convolve_by_patches(x, kernel, stride):
-    """Convolve by one product of all patches, side by side, with the kernel."""
+def convolve_by_patches(x: jax.Array, kernel: jax.Array, stride: tuple[int, int]) -> jax.Array:
+    """Convolve by one product of the matrix of all patches with the kernel."""
     patches = jnp.concatenate(shifted_windows(x, kernel.shape[:2], stride), axis=-1)
     return multiply_pixels(patches, kernel.reshape(-1, kernel.shape[-1]))
 
 
-def convolve_by_dense_matrix(x, kernel, stride):
+def convolve_by_dense_matrix(x: jax.Array, kernel: jax.Array, stride: tuple[int, int]) -> jax.Array:
     """Convolve by one product with the (H W I, H' W' O) matrix of the whole linear map."""
     batch, height, width, channels = x.shape
     rows = _tap_indicator(kernel.shape[0], height, stride[0], x.dtype)
@@ -100,8 +110,8 @@ def convolve_by_dense_matrix(x, kernel, stride):
     return jnp.matmul(x.reshape(batch, -1), matrix).reshape(out_shape)
 
 
-def _tap_indicator(kernel_size: int, size: int, stride: int, dtype) -> np.ndarray:
-    """(k, size, output size): 1 where tap k of the output pixel reads the input pixel."""
+def _tap_indicator(kernel_size: int, size: int, stride: int, dtype: np.dtype) -> np.ndarray:
+    """Return (k, size, output size): 1 if tap k of the output pixel reads the input pixel."""
     indicator = np.zeros((kernel_size, size, output_size(size, stride)), dtype)
     for tap in range(kernel_size):
         for out in range(indicator.shape[2]):
@@ -114,19 +124,19 @@ def _tap_indicator(kernel_size: int, size: int, stride: int, dtype) -> np.ndarra
 def input_gradient_by_parity(
     dy: jax.Array, kernel: jax.Array, stride: tuple[int, int], image_shape: tuple[int, ...]
 ) -> jax.Array:
-    """The gradient of a strided convolution's input.
+    """Compute the input gradient of a strided convolution.
 
-    Input pixel h receives dy[o] through tap t where h + k // 2 = stride * o + t: pixels of one
-    remainder modulo the stride see the same taps, and each remainder is one dense convolution.
+    Input pixel h receives dy[o] through tap t if h + k // 2 = stride * o + t. Pixels with the same
+    remainder modulo the stride see the same taps, so each remainder is one dense convolution.
 
     Args:
         dy: (B, H', W', O) cotangent of the output.
-        kernel: (kh, kw, I, O).
-        stride: Strides of height and width.
-        image_shape: (B, H, W, I).
+        kernel: (kh, kw, I, O) kernel.
+        stride: Strides along height and width.
+        image_shape: Shape of the input, (B, H, W, I).
 
     Returns:
-        (B, H, W, I).
+        The (B, H, W, I) gradient.
     """
     rows = [_taps(kernel.shape[0], stride[0], r, image_shape[1]) for r in range(stride[0])]
     columns = [_taps(kernel.shape[1], stride[1], r, image_shape[2]) for r in range(stride[1])]
@@ -135,18 +145,18 @@ def input_gradient_by_parity(
     return _interleave(whole, 1, image_shape[1])
 
 
-def _taps(kernel_size, stride, remainder, size):
-    """Of the pixels with this remainder: their number, their taps, and which dy each tap reads."""
+def _taps(kernel_size: int, stride: int, remainder: int, size: int) -> _Taps:
+    """Find which taps reach the pixels with a remainder modulo the stride."""
     num_pixels = len(range(remainder, size, stride))
     taps = [t for t in range(kernel_size) if (remainder + kernel_size // 2 - t) % stride == 0]
     return num_pixels, taps, [(remainder + kernel_size // 2 - t) // stride for t in taps]
 
 
-def _parity_part(dy, kernel, row, column):
+def _parity_part(dy: jax.Array, kernel: jax.Array, row: _Taps, column: _Taps) -> jax.Array:
     (height, row_taps, row_offsets), (width, column_taps, column_offsets) = row, column
     if not (height and width and row_taps and column_taps):
         return jnp.zeros((dy.shape[0], height, width, kernel.shape[2]), dy.dtype)
-    # Offsets fall as taps rise, so the kernel is flipped for a convolution.
+    # Offsets decrease as taps increase, so the kernel is flipped.
     taps = kernel[np.array(row_taps[::-1])][:, np.array(column_taps[::-1])].swapaxes(2, 3)
     padding = [
         (-min(offsets), size - 1 + max(offsets) - (have - 1))
@@ -158,7 +168,7 @@ def _parity_part(dy, kernel, row, column):
     return lax.conv_general_dilated(dy, taps, (1, 1), padding, dimension_numbers=IMAGE_LAYOUT)
 
 
-def _interleave(parts, axis, size):
+def _interleave(parts: Sequence[jax.Array], axis: int, size: int) -> jax.Array:
     if len(parts) == 1:
         return parts[0]
     longest = max(part.shape[axis] for part in parts)
@@ -175,7 +185,7 @@ def _interleave(parts, axis, size):
 def convolve_depthwise(
     x: jax.Array, kernel: jax.Array, stride: int, dilation: int, activate: bool
 ) -> jax.Array:
-    """Convolve each channel of x, or of relu(x), as `operations.convolve_depthwise`."""
+    """Convolve each channel of x, or of relu(x), like `operations.convolve_depthwise`."""
     x = jax.nn.relu(x) if activate else x
     return _sum_shifted_products(x, kernel, stride, dilation)
 
@@ -183,11 +193,15 @@ def convolve_depthwise(
 convolve_depthwise_with_adjoint = jax.custom_vjp(convolve_depthwise, nondiff_argnums=(2, 3, 4))
 
 
-def _depthwise_fwd(x, kernel, stride, dilation, activate):
+def _depthwise_fwd(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, activate: bool
+) -> tuple[jax.Array, _Operands]:
     return convolve_depthwise(x, kernel, stride, dilation, activate), (x, kernel)
 
 
-def _depthwise_bwd(stride, dilation, activate, residuals, dy):
+def _depthwise_bwd(
+    stride: int, dilation: int, activate: bool, residuals: _Operands, dy: jax.Array
+) -> _Operands:
     x, kernel = residuals
     active = jax.nn.relu(x) if activate else x
     _, pull_back = jax.vjp(lambda x: _sum_shifted_products(x, kernel, stride, dilation), active)
@@ -199,26 +213,28 @@ def _depthwise_bwd(stride, dilation, activate, residuals, dy):
 convolve_depthwise_with_adjoint.defvjp(_depthwise_fwd, _depthwise_bwd)
 
 
-def _sum_shifted_products(x, kernel, stride, dilation):
+def _sum_shifted_products(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])  # (kh kw, 1, 1, 1, C)
     windows = shifted_windows(x, kernel.shape[:2], (stride, stride), dilation)
     return functools.reduce(jnp.add, (w * tap for w, tap in zip(windows, taps, strict=True)))
 
 
-def _depthwise_kernel_gradient(x, dy, kernel_shape, stride, dilation):
-    """(kh kw, C)."""
+def _depthwise_kernel_gradient(
+    x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], stride: int, dilation: int
+) -> jax.Array:
+    """Return the (kh kw, C) gradient."""
 
-    def reduce(x, dy):
+    def reduce(x: jax.Array, dy: jax.Array) -> jax.Array:
         windows = shifted_windows(x, kernel_shape[:2], (stride, stride), dilation)
         return jnp.stack([jnp.sum(w * dy, axis=(0, 1, 2)) for w in windows])
 
-    # A few images at a time: their windows stay in cache while all taps are reduced.
+    # A few images at a time, so that their windows stay in cache while all taps are reduced.
     num_images = _largest_power_of_two(_CACHED_ELEMENTS // math.prod(dy.shape[1:]))
     num_images = math.gcd(dy.shape[0], num_images)
     if num_images == dy.shape[0]:
         return reduce(x, dy)
 
-    def add_images(total, images):
+    def add_images(total: jax.Array, images: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         return total + reduce(*images), None
 
     zero = jnp.zeros((kernel_shape[0] * kernel_shape[1], kernel_shape[3]), dy.dtype)
@@ -226,20 +242,20 @@ def _depthwise_kernel_gradient(x, dy, kernel_shape, stride, dilation):
     return lax.scan(add_images, zero, tuple(groups))[0]
 
 
-def _largest_power_of_two(limit):
+def _largest_power_of_two(limit: int) -> int:
     return 1 << max(limit.bit_length() - 1, 0)
 
 
 def shifted_windows(
-    x: jax.Array, size: tuple[int, int], stride: tuple[int, int], dilation: int = 1
+    x: jax.Array, size: tuple[int, ...], stride: tuple[int, int], dilation: int = 1
 ) -> list[jax.Array]:
-    """The strided views of a padded image under each tap of a kernel, row by row.
+    """Return the strided views of a padded image under each tap of a kernel, row by row.
 
     Args:
-        x: (B, H, W, C).
-        size: Kernel height and width, odd.
-        stride: Strides of height and width.
-        dilation: Distance between taps.
+        x: (B, H, W, C) images.
+        size: Height and width of the kernel, both odd.
+        stride: Strides along height and width.
+        dilation: Distance between taps, in pixels.
 
     Returns:
         kh * kw arrays of shape (B, ceil(H / stride), ceil(W / stride), C).

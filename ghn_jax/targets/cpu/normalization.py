@@ -1,7 +1,7 @@
-"""Batch norm on batch statistics with a gradient written by hand: few passes over the image.
+"""Batch norm with batch statistics and a handwritten gradient that makes few passes over the image.
 
-What JAX derives keeps the centred image for the backward pass and reads it twice; here only the
-input, the mean and the inverse deviation are kept. Statistics are float32 at least.
+JAX's own gradient keeps the centred image for the backward pass and reads it twice. This one keeps
+only the input, the mean and the inverse standard deviation. Statistics are in at least float32.
 """
 
 import functools
@@ -17,11 +17,13 @@ from ghn_jax.targets.operations import as_row, moments, promote
 def batch_norm_with_adjoint(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> jax.Array:
-    """Normalise as `operations.batch_norm`: (..., C), (C,), (C,) -> (..., C)."""
+    """Normalise like `operations.batch_norm`: (..., C), (C,), (C,) -> (..., C)."""
     return _batch_norm_fwd(x, scale, bias, epsilon)[0]
 
 
-def _batch_norm_fwd(x, scale, bias, epsilon):
+def _batch_norm_fwd(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     mean, var = moments(x)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
@@ -29,7 +31,9 @@ def _batch_norm_fwd(x, scale, bias, epsilon):
     return y.astype(x.dtype), (x, scale, mean, inverse)
 
 
-def _batch_norm_bwd(epsilon, residuals, dy):
+def _batch_norm_bwd(
+    epsilon: float, residuals: tuple[jax.Array, ...], dy: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, scale, mean, inverse = residuals
     dtype, ndim = x.dtype, x.ndim
     axes, count = tuple(range(ndim - 1)), x.size // x.shape[-1]
