@@ -33,6 +33,7 @@ class Classification:
     num_outputs: int = 10
     label_smoothing: float = 0.0
 
+    input_dtype: ClassVar[str] = "float32"
     metric_labels: ClassVar[Mapping[str, str]] = {"top1": "top-1 %", "top5": "top-5 %"}
     lower_is_better: ClassVar[bool] = False
 

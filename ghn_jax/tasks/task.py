@@ -34,6 +34,11 @@ class Task(Protocol):
         ...
 
     @property
+    def input_dtype(self) -> str:
+        """The dtype of images as networks take them: "float32", what data sets give."""
+        ...
+
+    @property
     def num_outputs(self) -> int:
         """Width K of the output: the last layer of architectures, and of the GHN's class head."""
         ...

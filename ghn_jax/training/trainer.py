@@ -303,6 +303,10 @@ def check_dataset(config: ExperimentConfig, dataset: Dataset, task: Task | None 
             f"task.input_shape is {task.input_shape}, expected {shape} for the data set"
             f" {dataset.name!r}"
         )
+    if task is not None and task.input_dtype != "float32":
+        raise ValueError(
+            f"task.input_dtype is {task.input_dtype!r}, expected 'float32', that of all images"
+        )
     if task is not None and task.num_outputs != space.num_classes:
         raise ValueError(
             f"task.num_outputs is {task.num_outputs}, expected {space.num_classes}, the width of"

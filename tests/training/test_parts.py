@@ -38,6 +38,7 @@ class Squares:
     input_shape: tuple[int, ...] = (8, 8, 1)
     num_outputs: int = 2
 
+    input_dtype: ClassVar = "float32"
     metric_labels: ClassVar = {"error": "error"}
     lower_is_better: ClassVar = True
 
@@ -228,6 +229,14 @@ def test_what_is_no_part_is_refused_with_a_near_match(tmp_path):
 def test_a_task_that_does_not_fit_is_refused(task, expected):
     with pytest.raises(ValueError, match=expected):
         Trainer(make_config(), **parts(task=task))
+
+
+def test_a_task_for_other_inputs_than_images_is_refused():
+    class Tokens(Squares):
+        input_dtype: ClassVar = "int32"
+
+    with pytest.raises(ValueError, match=r"^task\.input_dtype is 'int32', expected 'float32'"):
+        Trainer(make_config(), **parts(task=Tokens()))
 
 
 def test_classes_have_to_be_those_of_the_space():
