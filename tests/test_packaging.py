@@ -144,4 +144,6 @@ def test_the_documentation_builds(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
-    assert "ghn_jax.pretrained.load" in (tmp_path / "api" / "index.html").read_text()
+    page = (tmp_path / "api" / "index.html").read_text()
+    for name in ("ghn_jax.load", "ghn_jax.GHN.predict", "ghn_jax.register_message_passing"):
+        assert f'id="{name}"' in page
