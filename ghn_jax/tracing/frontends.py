@@ -285,11 +285,12 @@ def _own_computation(jaxpr, indices):
     return core.ClosedJaxpr(own, jaxpr.consts)
 
 
-def _constant(jaxpr, index):
-    """The array of an output that is filled with one literal, else None."""
+def _constant(jaxpr: Any, index: int) -> np.ndarray | None:
+    """Return an output's array if it is filled with one literal, else None."""
     var = jaxpr.outvars[index]
     if isinstance(var, core.Literal):
-        return np.asarray(var.val, var.aval.dtype)
+        aval: Any = var.aval
+        return np.asarray(var.val, aval.dtype)
     eqn = next((eqn for eqn in reversed(jaxpr.eqns) if var in eqn.outvars), None)
     if eqn is None:
         return None
