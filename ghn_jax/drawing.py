@@ -1,8 +1,8 @@
-"""Draw a graph: a colour and a shape per primitive, its longest path folded into columns.
+"""Draw a graph with a colour and a shape per primitive, and its longest path folded into columns.
 
-In: an `ArchGraph`. Out: a figure, or a file. Layers of equal depth are rows; the rows run down the
-first column, up the second and so on, so that neighbours stay neighbours and a deep network fits a
-page. An edge beyond the next layer, such as a residual connection, bends around what it skips.
+In: an `ArchGraph`. Out: a figure, or a file. Nodes of equal depth form a row; the rows run down the
+first column, up the second and so on, so that neighbours stay neighbours and a deep network fits on
+a page. An edge beyond the next row, such as a residual connection, bends around what it skips.
 """
 
 import io
@@ -23,7 +23,7 @@ with extra("train", "pictures"):
 
 
 class Style(NamedTuple):
-    """How a primitive looks."""
+    """The appearance of a primitive."""
 
     color: str
     marker: str
@@ -51,7 +51,7 @@ STYLES: dict[str, Style] = {
 
 
 class Picture(Figure):
-    """A figure that notebooks show, whether or not pyplot is set up."""
+    """A figure that notebooks display, whether or not pyplot is set up."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -63,12 +63,12 @@ def draw(graph: ArchGraph, path: str | Path | None = None, title: str | None = N
     """Draw a graph.
 
     Args:
-        graph: Of a network; virtual edges are not drawn.
-        path: Where to write it; the suffix decides the format: .svg, .pdf or .png.
-        title: Above the picture; None is the graph's properties.
+        graph: The graph of a network; virtual edges are not drawn.
+        path: The file to write, whose suffix decides the format: .svg, .pdf or .png.
+        title: The title above the picture; None shows the graph's properties.
 
     Returns:
-        The figure, which notebooks show.
+        The figure, which notebooks display.
     """
     parents = find_parents(graph)
     positions, columns = place_nodes(parents)
@@ -108,18 +108,18 @@ def draw(graph: ArchGraph, path: str | Path | None = None, title: str | None = N
 
 
 def place_nodes(parents: list[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the nodes of a graph stand.
+    """Compute the positions of a graph's nodes.
 
     Args:
-        parents: Of each node, in topological order.
+        parents: The parents of each node, in topological order.
 
     Returns:
-        (N, 2) positions in steps of about one, y upwards, and the (N,) column of each node.
+        The nodes' (N, 2) positions, about one apart and with y upwards, and their (N,) columns.
     """
     layers = _find_layers(parents)
     num_layers = int(layers.max()) + 1
     widths = np.bincount(layers)
-    # A page a little wider than high, of columns as wide as their widest layer and a gap.
+    # A page a little wider than high, with columns as wide as their widest layer plus a gap.
     num_rows = max(8, math.ceil(math.sqrt(num_layers * (float(widths.mean()) + 2) / 1.4)))
     offsets = _order_layers(parents, layers)
     positions = np.zeros((len(parents), 2))
@@ -135,8 +135,8 @@ def place_nodes(parents: list[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]
     return positions, columns
 
 
-def _find_layers(parents):
-    """The longest path to a node; what has no parents stands right before its first child."""
+def _find_layers(parents: list[tuple[int, ...]]) -> np.ndarray:
+    """Find each node's depth; a node without parents goes right before its first child."""
     layers = find_depths(parents)
     first_child = np.full(len(parents), len(parents))
     for node, sources in enumerate(parents):
@@ -148,8 +148,8 @@ def _find_layers(parents):
     return layers
 
 
-def _order_layers(parents, layers):
-    """(N,) offsets from the middle of a layer, every node near the mean of its parents."""
+def _order_layers(parents: list[tuple[int, ...]], layers: np.ndarray) -> np.ndarray:
+    """Find (N,) offsets from the middle of a layer, each near the mean of the node's parents."""
     offsets = np.zeros(len(parents))
     for layer in range(int(layers.max()) + 1):
         nodes = np.flatnonzero(layers == layer)
@@ -159,8 +159,8 @@ def _order_layers(parents, layers):
     return offsets
 
 
-def _connect(start, end, start_column, end_column) -> Curve:
-    """A line to the next row, else a curve that bends to the right."""
+def _connect(start: np.ndarray, end: np.ndarray, start_column: int, end_column: int) -> Curve:
+    """Draw a line to the next row, otherwise a curve that bends to the right."""
     distance = abs(end[1] - start[1])
     if start_column == end_column and distance <= 1.01:
         return Curve([start, end])

@@ -1,7 +1,7 @@
-"""Packages that only some parts need: `pip install 'ghn_jax[train]'` brings them.
+"""Packages that only some features need, installed by e.g. `pip install 'ghn_jax[train]'`.
 
-The package alone loads GHNs and predicts. What training, drawing, published files and data sets
-need besides belongs to an extra, and what is missing is an error that names it.
+The package alone loads GHNs and predicts. The additional packages that training, drawing, published
+files and data sets need belong to extras; if one is missing, an error names it and its extra.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class MissingExtraError(ImportError):
-    """A package of an extra is not installed."""
+    """Raised if a package of an extra is not installed."""
 
 
 @contextlib.contextmanager
@@ -17,11 +17,12 @@ def extra(name: str, purpose: str) -> Iterator[None]:
     """Import packages of an extra inside this context.
 
     Args:
-        name: Of the extra, as in `pip install 'ghn_jax[name]'`.
-        purpose: What needs them, plural, for the error.
+        name: Name of the extra, as in `pip install 'ghn_jax[name]'`.
+        purpose: What needs the packages, as a plural for the error.
 
     Raises:
-        MissingExtraError: If one is not installed; names it, the purpose and the extra.
+        MissingExtraError: If a package is not installed; it names the package, the purpose and the
+            extra.
     """
     try:
         yield

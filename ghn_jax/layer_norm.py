@@ -1,4 +1,4 @@
-"""Layer norm, in hypernetworks and in the networks they predict."""
+"""Layer norm for hypernetworks and for the networks they predict."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis; Flax's mixes float32 into float64."""
+    """Layer norm over the last axis; unlike Flax's, it does not mix float32 into float64."""
 
     epsilon: float = 1e-5
 
@@ -25,5 +25,5 @@ class LayerNorm(nn.Module):
         return y.astype(dtype)
 
 
-def _row(vector, ndim):
+def _row(vector: jax.Array, ndim: int) -> jax.Array:
     return vector.reshape((1,) * (ndim - 1) + (-1,))

@@ -31,11 +31,11 @@ class Prediction:
         network: The network as given; an NNX or Equinox module is a new one that holds the
             parameters. Of an architecture, the Flax module, through which every transformation of
             JAX passes.
-        variables: What the network's library calls it with, in shapes and dtypes that its
-            initialiser gives: the variables of `network.apply` for Flax, params or (params, state)
-            for Haiku, the state of an NNX module, the arrays of an Equinox module (with state, a
-            pair), the `params` of a function. Of an architecture `{"params": ...}`, float32: batch
-            norm then uses the statistics of the batch.
+        variables: What the network is called with in its own library, in the shapes and dtypes of
+            its initialiser: of a Flax linen module the variables of `network.apply`, of Haiku
+            params or (params, state), of NNX the module's state, of Equinox the module's arrays or,
+            with state, a pair, of a function its `params`. Of an architecture `{"params": ...}`,
+            float32: batch norm then uses the statistics of the batch.
         graph: What the GHN read.
         report: Which parameters were predicted, which were kept, and why. Those of an architecture
             are all predicted.

@@ -43,7 +43,8 @@ class GHN:
             number of classes, and defaults otherwise.
 
     Raises:
-        ValueError: If `ghn_params` are not parameters of the model, or `experiment` is of another.
+        ValueError: If `ghn_params` has other parts than the model (shapes within them are checked
+            where they are first used), or `experiment` is of another model.
     """
 
     def __init__(

@@ -198,7 +198,7 @@ def test_code_of_add_a_task_runs(as_readers_extend_it, tmp_path):
     for arguments in (train, evaluate):
         arguments = [word.replace("/tmp", str(tmp_path)) for word in arguments]
         result = subprocess.run(
-            [sys.executable, "-m", "ghn_jax.cli.main", *arguments],
+            [sys.executable, "-c", "from ghn_jax.cli.main import main; main()", *arguments],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

@@ -1,13 +1,13 @@
-"""Descriptions of networks: the cells (`Genotype`), a whole network (`Architecture`), a ResNet.
+"""Descriptions of networks: cells (`Genotype`), whole networks (`Architecture`) and ResNets.
 
 In: the choices that define a network of the DeepNets-1M space (Knyazev et al., NeurIPS 2021,
 section 3 and appendix A), as a dictionary or as keyword arguments. Out: frozen, hashable, validated
 dataclasses. They say nothing about parameters or tensors; `ghn_jax.targets` derives those.
 
-The space of cells is that of DARTS (Liu et al., ICLR 2019) with more operations: step i of a cell
-adds the results of operations 2i and 2i+1, each reading one earlier state. States 0 and 1 are the
-outputs of the two previous cells, state 2+i is the sum of step i, and the cell's output
-concatenates some of the states on channels.
+Cells follow DARTS (Liu et al., ICLR 2019), with more operations: step i of a cell adds the results
+of operations 2i and 2i+1, each of which reads one earlier state. States 0 and 1 are the outputs of
+the two previous cells, state 2+i is the sum of step i, and the cell's output concatenates some of
+the states along channels.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ OPERATIONS: tuple[str, ...] = (
     "msa",
     "cse",
 )
-"""What an edge of a cell may carry."""
+"""The operations that an edge of a cell may carry."""
 
 UNLEARNED_OPERATIONS: tuple[str, ...] = OPERATIONS[:4]
-"""Operations without weights (a `skip_connect` of stride 2 still brings two 1x1 convolutions)."""
+"""Operations without weights (though a `skip_connect` of stride 2 has two 1x1 convolutions)."""
 
 ATTENTION_HEADS = 8
-"""Heads of every `msa`: the number of channels must be a multiple of it."""
+"""Number of heads in every `msa`; the number of channels must be a multiple of it."""
 
 NodeOp = tuple[str, int]
 """An operation and the index of the state it reads."""
@@ -59,11 +59,11 @@ class Genotype:
     """The two cells a network repeats.
 
     Attributes:
-        normal: 2 * num_steps pairs (operation, input state) of the normal cell.
-        normal_concat: states concatenated as the normal cell's output, ascending, each in
+        normal: the 2 * num_steps pairs (operation, input state) of the normal cell.
+        normal_concat: the states that form the normal cell's output, in ascending order, each in
             2..num_steps+1.
-        reduce: 2 * num_steps pairs of the reduction cell.
-        reduce_concat: states concatenated as the reduction cell's output.
+        reduce: the 2 * num_steps pairs of the reduction cell.
+        reduce_concat: the states that form the reduction cell's output.
     """
 
     normal: tuple[NodeOp, ...]
@@ -89,11 +89,11 @@ class Genotype:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """The operations of the normal cell, then those of the reduction cell."""
+        """The operations of the normal cell, followed by those of the reduction cell."""
         return tuple(operation for operation, _ in self.normal + self.reduce)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the genotype as the official files write it: lists only, ready for JSON."""
+        """Return the genotype as official files write it, with lists only, ready for JSON."""
         return {
             "normal": [list(pair) for pair in self.normal],
             "normal_concat": list(self.normal_concat),
@@ -106,8 +106,8 @@ class Genotype:
         """Build a genotype from a mapping with the keys of the official files.
 
         Args:
-            values: keys normal, reduce (sequences of pairs), normal_concat, reduce_concat
-                (sequences of int, a range included).
+            values: a mapping with the keys normal and reduce (sequences of pairs), normal_concat
+                and reduce_concat (sequences of int, or a range).
 
         Returns:
             The validated genotype.
@@ -129,19 +129,20 @@ class Architecture:
     """A network of the DeepNets-1M space: stem, cells, pooling or flattening, linear layers.
 
     Attributes:
-        genotype: the cells.
+        genotype: the cells that the network repeats.
         num_cells: number of cells; cells num_cells // 3 and 2 * num_cells // 3 reduce (not cell 0).
         channels: width C of the first cells.
-        stem_type: 0 = one convolution, 1 = three with the second cell input at half the
+        stem_type: 0 for one convolution, 1 for three with the second cell input at half the
             resolution. Networks with attention have a patch embedding instead and ignore it.
         stem_pool: whether a 3x3 max pool of stride 2 follows a stem of type 0.
-        stem_kernel: kernel size of the stem's first convolution, odd.
-        norm: "batch" for batch norm, None for none (attention keeps its layer norms).
-        preprocess: whether a 1x1 convolution brings each cell input to the cell's width.
-            Without it there may be only one step and no widening: the widths would not match.
-        channel_multiplier: 1 or 2, the factor on the width at each reduction.
-        global_pool: whether pixels are averaged before the first linear layer, or flattened.
-        num_fc_layers: number of linear layers; the last one is the classifier.
+        stem_kernel: kernel size of the stem's first convolution, an odd number.
+        norm: "batch" for batch norm, None for no norm (attention keeps its layer norms).
+        preprocess: whether a 1x1 convolution brings each cell input to the cell's width. Without
+            it, only one step and no widening are possible, since the widths would not match.
+        channel_multiplier: factor on the width at each reduction, 1 or 2.
+        global_pool: whether pixels are averaged, rather than flattened, before the first linear
+            layer.
+        num_fc_layers: number of linear layers, the last of which is the classifier.
         fc_size: width of the linear layers before the classifier.
     """
 
@@ -193,7 +194,7 @@ class Architecture:
 
     @property
     def has_attention(self) -> bool:
-        """Whether any operation is `msa`: such networks are isotropic, on a patch embedding."""
+        """Whether any operation is `msa`; such networks are isotropic, on a patch embedding."""
         return "msa" in self.genotype.operations
 
     def is_reduction(self, cell_index: int) -> bool:
@@ -210,7 +211,8 @@ class Architecture:
         """Build an architecture from `to_dict`'s output; fields with a default may be missing.
 
         Args:
-            values: this class's field names; `genotype` may be a Genotype or its dictionary.
+            values: a mapping from field names to values; `genotype` may be a Genotype or its
+                dictionary.
 
         Returns:
             The validated architecture.
@@ -234,17 +236,17 @@ class Architecture:
         """Build an architecture from an entry `nets[i]` of an official DeepNets-1M meta file.
 
         Args:
-            values: the constructor arguments of the original network. Entries of a training split
-                have no width 'C'; those that describe the network instead of defining it
+            values: the constructor arguments of the original network. Those of a training split
+                lack the width 'C'; keys that describe the network instead of defining it
                 (num_nodes, num_params) are ignored.
-            channels: width that replaces 'C'; needed where there is none.
-            fc_size: width of the hidden linear layers that replaces 'fc_dim'.
+            channels: width to use instead of 'C'; required if there is no 'C'.
+            fc_size: width of the hidden linear layers to use instead of 'fc_dim'.
 
         Returns:
             The validated architecture.
 
         Raises:
-            ValueError: if an entry is missing, unknown or not valid.
+            ValueError: if an argument is missing, unknown or not valid.
         """
         check_keys("nets entry", values, _OFFICIAL_REQUIRED, _OFFICIAL_OPTIONAL)
         if channels is None and "C" not in values:
@@ -269,7 +271,7 @@ class Architecture:
         )
 
     def to_official(self) -> dict[str, Any]:
-        """Return what an official meta file holds for this architecture, width 'C' included."""
+        """Return this architecture's entry for an official meta file, including the width 'C'."""
         return {
             "stem_type": self.stem_type,
             "stem_pool": self.stem_pool,
@@ -290,10 +292,11 @@ class Architecture:
 class ResNet:
     """A residual network of bottleneck blocks (He et al., CVPR 2016), as torchvision builds it.
 
-    Small images get a 3x3 stem of stride 1 without pooling, as in the published evaluations.
+    For small images it has a 3x3 stem of stride 1 without pooling, as in the published evaluations.
 
     Attributes:
-        stage_sizes: bottleneck blocks in each of the four stages; the default is ResNet-50.
+        stage_sizes: number of bottleneck blocks in each of the four stages; the default is
+            ResNet-50.
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
@@ -308,7 +311,7 @@ class ResNet:
 
     @property
     def has_attention(self) -> bool:
-        """Whether the network contains attention: never."""
+        """Whether the network contains attention, which it never does."""
         return False
 
     def to_dict(self) -> dict[str, Any]:
@@ -320,7 +323,7 @@ class ResNet:
         """Build a ResNet from `to_dict`'s output.
 
         Args:
-            values: `stage_sizes`, a sequence of four positive integers.
+            values: a mapping with the key `stage_sizes`, a sequence of four positive integers.
 
         Returns:
             The validated description.

@@ -1,4 +1,4 @@
-"""Networks outside the generated splits that published results report: ResNet-50 and a small ViT.
+"""Networks in published results that no split generates: ResNet-50 and a small ViT.
 
 In: nothing. Out: `PREDEFINED`, name -> description (the split `predefined` of Knyazev et al.,
 NeurIPS 2021).
@@ -30,7 +30,7 @@ PREDEFINED: dict[str, Architecture | ResNet] = {"resnet50": RESNET50, "vit": VIT
 
 
 def darts() -> Architecture:
-    """The network of 20 cells that DARTS found on CIFAR-10 (Liu et al., ICLR 2019, figure 4)."""
+    """Build the 20-cell network that DARTS found on CIFAR-10 (Liu et al., ICLR 2019, figure 4)."""
     return Architecture(
         genotype=Genotype(
             normal=(

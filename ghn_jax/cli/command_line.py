@@ -1,7 +1,7 @@
-"""What the programs have in common: flags parsed by absl, mistakes told in one line.
+"""What the programs share: flags parsed by absl, and errors reported in one line.
 
-In: the command line. Out: parsed flags, or one line on the standard error and an exit status: 2 for
-a mistake on the command line or in a config, 1 for a failure later on.
+In: the command line. Out: parsed flags, or one line on standard error and an exit status: 2 for a
+mistake on the command line or in a config, 1 for a later failure.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ def run_program(
     """Run a program whose flags are defined in the module of its main function, and exit.
 
     Args:
-        main: what the program does once its flags are parsed.
-        argv: the command line, the program's name first; None is the process's.
-        errors: what `main` raises, besides ValueError and OSError, with a text for its user.
+        main: called after the flags are parsed.
+        argv: the command line, starting with the program's name; None means the process's.
+        errors: exceptions that `main` raises with a message for the user, besides ValueError and
+            OSError.
     """
 
     def call_main(left: Sequence[str]) -> None:
-        del left  # nothing but the program's name
+        del left  # only the program's name
         with errors_in_one_line(*errors):
             main()
 
@@ -50,17 +51,17 @@ def parse_flags(
     check: Callable[[Sequence[str]], None] = lambda arguments: None,
     help_text: str | None = None,
 ) -> list[str]:
-    """Parse with absl, as the `flags_parser` of `app.run`.
+    """Parse the command line with absl, as the `flags_parser` of `app.run`.
 
     Args:
-        module: name of the module that defines the program's flags; its docstring is what `--help`
-            begins with.
-        argv: the command line, the program's name first.
+        module: name of the module that defines the program's flags; `--help` begins with its
+            docstring.
+        argv: the command line, starting with the program's name.
         check: called with the arguments before they are parsed; raises ValueError.
-        help_text: what `--help` prints below that docstring; None is the module's flags.
+        help_text: what `--help` prints below that docstring; None lists the module's flags.
 
     Returns:
-        What is left of the command line: the program's name.
+        The rest of the command line, which is only the program's name.
     """
     if any(argument in _HELP for argument in argv[1:]):
         document = sys.modules[module].__doc__ or ""
@@ -74,8 +75,8 @@ def parse_flags(
     if len(left) > 1:
         fail(f"unexpected argument {left[1]!r}, expected only flags (--name=value)")
     if flags.FLAGS["verbosity"].using_default_value:
-        # absl would raise it to INFO, at which Orbax writes a hundred lines for each checkpoint.
-        # What tfds warns of through absl's own logger, our error tells again.
+        # absl would raise the level to INFO, at which Orbax logs a hundred lines per checkpoint.
+        # Our errors repeat what tfds warns about through absl's own logger.
         absl_logging.set_verbosity(absl_logging.WARNING)
         logging.getLogger("absl").setLevel(logging.ERROR)
         logging.getLogger("ghn_jax").setLevel(logging.INFO)
@@ -84,10 +85,10 @@ def parse_flags(
 
 @contextlib.contextmanager
 def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
-    """Turn errors whose text says what to do into that text; `--verbosity=1` shows the traceback.
+    """Report errors meant for the user in one line and exit; `--verbosity=1` shows the traceback.
 
     Args:
-        more: errors besides ValueError and OSError.
+        more: such errors besides ValueError and OSError.
     """
     shown: tuple[type[Exception], ...] = (ValueError, OSError, MissingExtraError, *more)
     try:
@@ -98,18 +99,18 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
-    """Print one line on the standard error and exit."""
+    """Print one line to standard error and exit."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 
 
 def flags_help(module: str) -> str:
-    """Describe the flags that a module defines, a paragraph each."""
-    # Its first line names the module.
+    """Describe the flags that a module defines, one paragraph each."""
+    # The first line of absl's text names the module.
     return str(flags.FLAGS.module_help(module)).lstrip().partition("\n")[2]
 
 
 def last_line(error: Exception) -> str:
-    """Return the last line of an error's text: of ml_collections' lines the one that says it."""
+    """Return the last line of an error's text, the one that matters in ml_collections' errors."""
     lines = str(error.args[0] if error.args else error).strip().splitlines()
     return lines[-1] if lines else "no message"

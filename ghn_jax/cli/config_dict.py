@@ -1,7 +1,7 @@
-"""Config files: found by path or by name, and turned into validated configs.
+"""Find config files by path or name, and turn them into validated configs.
 
 In: a file such as `launch/configs/digits.py`, or the name of one that comes with the package, such
-as "digits". Out: a frozen config, by default an `ExperimentConfig`. A config file begins with
+as "digits". Out: a frozen config, by default an `ExperimentConfig`. A config file starts from
 `default_config()`, which holds every field, so that every field can be overridden.
 """
 
@@ -24,8 +24,8 @@ with extra("train", "configs"):
 def default_config(config_type: type[Any] = ExperimentConfig) -> ml_collections.ConfigDict:
     """Return every field of a config at its default.
 
-    The result refuses fields that do not exist and values of another type. Fields that may be None
-    and are None still know their type.
+    The result rejects unknown fields and values of the wrong type. Optional fields that are None
+    still know their type.
     """
     config = _Section()
     for field in iterate_fields(config_type):
@@ -41,7 +41,7 @@ def default_config(config_type: type[Any] = ExperimentConfig) -> ml_collections.
 
 
 class _Section(ml_collections.ConfigDict):
-    """A section in which a name alone stands for a part: `config.ghn.message_passing = "mlp"`."""
+    """A section where a name alone stands for a part: `config.ghn.message_passing = "mlp"`."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         part = self.get(key)
@@ -58,17 +58,17 @@ class _Section(ml_collections.ConfigDict):
 def build_config(
     config: ml_collections.ConfigDict, config_type: type[Any] = ExperimentConfig
 ) -> Any:
-    """Turn what a config file returns into a validated config.
+    """Turn the ConfigDict of a config file into a validated config.
 
     Args:
-        config: sections of fields; what is missing keeps its default.
-        config_type: of the result.
+        config: sections of fields; missing ones keep their defaults.
+        config_type: the type of the result.
 
     Returns:
         The frozen config.
 
     Raises:
-        ValueError: if a field is unknown or its value is wrong; names its dotted path.
+        ValueError: if a field is unknown or its value is wrong; it names the field's dotted path.
     """
     return config_type.from_dict(config.to_dict())
 
@@ -77,18 +77,22 @@ def packaged_configs(kind: str = "") -> dict[str, pathlib.Path]:
     """Return the config files that come with the package, by name.
 
     Args:
-        kind: only those of a kind of program: "train", "finetune" or "network"; all if empty.
+        kind: kind of program whose configs to return: "train", "finetune" or "network"; all if
+            empty.
+
+    Returns:
+        A dict from name to path.
     """
     folder = pathlib.Path(str(importlib.resources.files("ghn_jax.configs")))
     files = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
-    others = ("finetune", "network")  # the rest train a GHN
+    others = ("finetune", "network")  # the others train a GHN
     if kind in others:
         return {name: path for name, path in files.items() if name.startswith(kind)}
     return {n: path for n, path in files.items() if not (kind and n.startswith(others))}
 
 
 def find_config(location: str) -> pathlib.Path | None:
-    """Return the config file of a path or of the name of a packaged one; None if there is none."""
+    """Return the config file at a path or with a packaged name; None if there is none."""
     path = pathlib.Path(location)
     return path if path.is_file() else packaged_configs().get(location)
 

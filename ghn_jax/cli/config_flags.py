@@ -1,7 +1,7 @@
 """`--config FILE --config.section.field=value --workdir DIR`, with errors instead of tracebacks.
 
 In: the command line. Out: a call of the program's main function with a validated config, by default
-an `ExperimentConfig`, and the run's folder. The file is given by its path, or by name where it
+an `ExperimentConfig`, and the run's folder. The config file is given by its path, or by name if it
 comes with the package.
 """
 
@@ -40,29 +40,30 @@ def run(
 ) -> NoReturn:
     """Run a program that takes `--config` and `--workdir`, and exit.
 
-    Mistakes on the command line or in the config end with one line on the standard error and exit
-    status 2, errors of the program with one line and exit status 1; a run that was asked to stop
-    with status 75. `--help` lists every field of the config.
+    Mistakes on the command line or in the config are reported in one line on standard error, with
+    exit status 2; errors of the program in one line, with exit status 1. A run that was asked to
+    stop exits with status 75. `--help` lists every field of the config.
 
     Args:
         main: called with the config and the run's folder.
-        argv: the command line, the program's name first; None is the process's.
-        errors: what `main` raises, besides ValueError and OSError, with a text for its user.
+        argv: the command line, starting with the program's name; None means the process's.
+        errors: exceptions that `main` raises with a message for the user, besides ValueError and
+            OSError.
         config_type: the type of the config.
-        kind: which packaged configs are for the program, see `packaged_configs`.
+        kind: the kind of packaged configs that suit the program; see `packaged_configs`.
     """
     arguments = resolve_names(sys.argv if argv is None else argv, config_type)
     config_flag = config_flags.DEFINE_config_file(
         "config",
         help_string="Python file with a function get_config() -> ConfigDict.",
-        sys_argv=arguments,  # in the process's own, names are not resolved
+        sys_argv=arguments,  # in the process's own, names would not be resolved
     )
     workdir_flag = flags.DEFINE_string(
-        "workdir", None, "Folder for checkpoints and metrics; a run in it is continued."
+        "workdir", None, "Folder for checkpoints and metrics; a run in it is resumed."
     )
 
     def call_main(left: Sequence[str]) -> None:
-        del left  # nothing but the program's name
+        del left  # only the program's name
         if workdir_flag.value is None:
             fail("--workdir is missing, expected the folder for checkpoints and metrics")
         try:
@@ -87,16 +88,16 @@ _CONFIG = re.compile(r"(--?config)(?:=(.*))?$", flags=re.DOTALL)
 
 
 def resolve_names(arguments: Sequence[str], config_type: type[Any] = ExperimentConfig) -> list[str]:
-    """Replace names that stand for something longer.
+    """Expand abbreviations on the command line.
 
     Args:
         arguments: the command line.
         config_type: the type of the config.
 
     Returns:
-        The command line with the path of the file for the name of a packaged config (`--config
-        digits`), and the field of the name for a part that has one
-        (`--config.ghn.message_passing=mlp`).
+        The command line in which the name of a packaged config (`--config digits`) is replaced by
+        its path, and a part given by name alone (`--config.ghn.message_passing=mlp`) by the field
+        that holds the name.
     """
     parts = {
         field.name.removesuffix(".name")
@@ -118,7 +119,7 @@ def resolve_names(arguments: Sequence[str], config_type: type[Any] = ExperimentC
 
 
 def _resolve(location: str) -> str:
-    """A config file may take an argument behind a colon."""
+    """Resolve the name of a config file, which may be followed by a colon and an argument."""
     name, colon, argument = location.partition(":")
     path = find_config(name)
     return location if path is None else f"{path}{colon}{argument}"
@@ -129,12 +130,12 @@ def check_arguments(
     config_type: type[Any] = ExperimentConfig,
     kind: str = "",
 ) -> None:
-    """Check the config's path, that the file gives a config, and the names of overridden fields.
+    """Check the config's path, that the file returns a config, and the names of overridden fields.
 
     Args:
-        arguments: the command line without the program's name, names of configs resolved.
+        arguments: the command line without the program's name and with config names resolved.
         config_type: the type of the config.
-        kind: which packaged configs errors list.
+        kind: the kind of packaged configs that errors list.
 
     Raises:
         ValueError: if no config file is given, it does not exist or fails, or a field is unknown.
@@ -162,7 +163,7 @@ def check_arguments(
 
 
 def _load_config_file(location: str) -> None:
-    """Raise ValueError naming the file unless its `get_config` returns a ConfigDict."""
+    """Raise ValueError with the file's name unless its `get_config` returns a ConfigDict."""
     path, *argument = location.split(":", 1)
     # What lies beside the file can be imported, as from a script: modules that register parts.
     folder = str(pathlib.Path(path).resolve().parent)
@@ -173,7 +174,7 @@ def _load_config_file(location: str) -> None:
     if specification is None or specification.loader is None:
         raise ValueError(f"--config is {path!r}, expected a Python file (.py)")
     module = importlib.util.module_from_spec(specification)
-    # A config file is the user's program: whatever it raises is a mistake in that file.
+    # A config file is the user's code, so whatever it raises is a mistake in that file.
     try:
         specification.loader.exec_module(module)
         config = module.get_config(*argument)
@@ -199,7 +200,7 @@ def _help_text(config_type: type[Any], kind: str, own_flags: str) -> str:
         f"{own_flags and own_flags + chr(10)}"
         "  --config FILE\n      Python file with a function get_config() -> ConfigDict, or one of\n"
         f"      {names}\n"
-        "  --workdir DIR\n      Folder for checkpoints and metrics; a run in it is continued.\n"
+        "  --workdir DIR\n      Folder for checkpoints and metrics; a run in it is resumed.\n"
         "  --verbosity N\n      1 shows the traceback of an error.\n"
         f"\nfields of the config:\n{describe_fields(config_type)}"
     )

@@ -3,8 +3,8 @@
     ghn-jax convert --ghn ghn2_cifar10.pt --out ghn2_cifar10
     ghn-jax convert --ghn ghn2_cifar10 --out again.pt
 
-The folder is a run like those of training. The file is read by the original's `GHN.load`. What
---ghn names decides the direction; the numbers stay the same, bit for bit.
+The folder is a run like those of training; the original's `GHN.load` reads the file. --ghn decides
+the direction, and the numbers stay the same bit for bit.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from ghn_jax.interop.checkpoint_conversion import (
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "ghn", None, "Official .pt file, or a work directory of training, or a packaged GHN: digits."
+    "ghn", None, "Official .pt file, work directory of training, or packaged GHN (digits)."
 )
-flags.DEFINE_string("out", None, "New folder for an official file, new .pt file for anything else.")
+flags.DEFINE_string("out", None, "New folder if --ghn is an official file, otherwise new .pt file.")
 flags.mark_flags_as_required(["ghn", "out"])
 
 
 def main() -> None:
-    """Convert what the flags name."""
+    """Convert the checkpoint that the flags name."""
     is_official = Path(FLAGS.ghn).suffix == ".pt" or Path(FLAGS.ghn).is_file()
     if is_official == (Path(FLAGS.out).suffix == ".pt"):
         wanted = "a folder" if is_official else "a .pt file"

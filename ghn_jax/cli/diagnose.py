@@ -2,9 +2,9 @@
 
     ghn-jax diagnose --ghn digits --architecture small_resnet --out diagnosis.png
 
-For each initialisation (random, predicted, predicted with noise, predicted and orthogonal): the
-mean correlation between filters, the stable rank and the norm against He initialisation of every
-kernel, in one figure, and their means in a table.
+Shows, for each initialisation (random, predicted, predicted with noise, predicted and orthogonal),
+the mean correlation between filters, the stable rank and the norm relative to He initialisation of
+every kernel, in one figure, and prints their means in a table.
 """
 
 from collections.abc import Sequence
@@ -27,21 +27,23 @@ from ghn_jax.finetune.initialization import NetworkInitializer
 FLAGS = flags.FLAGS
 define_ghn_flag()
 flags.DEFINE_string(
-    "architecture", None, "Network, as finetune takes it: small_resnet, resnet50, val/3."
+    "architecture", None, "Network, named as for finetune: small_resnet, resnet50, val/3."
 )
 define_deepnets_flag()
 flags.DEFINE_string("out", None, "Image to write: .png, .svg or .pdf.")
 flags.DEFINE_list("init", list(INITS), "Initialisations to draw.")
-flags.DEFINE_integer("first_layer", 1, "First layer that is post-processed.", lower_bound=1)
+flags.DEFINE_integer(
+    "first_layer", 1, "First layer to post-process, counted from 1.", lower_bound=1
+)
 flags.DEFINE_float("noise_beta", 3e-5, "Scale of the noise.", lower_bound=0.0)
 flags.DEFINE_integer(
-    "image_size", None, "Of the network, pixels; by default the GHN's.", lower_bound=1
+    "image_size", None, "The network's image size in pixels; by default the GHN's.", lower_bound=1
 )
 flags.mark_flags_as_required(["ghn", "architecture", "out"])
 
 
 def main() -> None:
-    """Diagnose what the flags name."""
+    """Diagnose the network that the flags name."""
     ghn = ghn_jax.load(FLAGS.ghn)
     size = FLAGS.image_size or ghn.experiment.space.image_size
     num_classes = ghn.config.num_classes

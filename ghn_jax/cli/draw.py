@@ -3,10 +3,10 @@
     ghn-jax draw --architecture resnet50 --out graph.svg
     ghn-jax draw --architecture my_package.my_module:make_network --out graph.png
 
-ARCHITECTURE is a name of ghn_jax.models (resnet50, vit_b16, convnext_t, swin_t, ...), `vit`, the
-12-layer one of the published results, SPLIT/INDEX of a DeepNets-1M file (val/3), or
+ARCHITECTURE is a name from ghn_jax.models (resnet50, vit_b16, convnext_t, swin_t, ...), `vit` (the
+12-layer one of the published results), SPLIT/INDEX in a DeepNets-1M file (val/3), or
 PACKAGE.MODULE:FACTORY, a function without arguments that returns an architecture or a Flax, Haiku
-or Equinox network. Nothing is allocated.
+or Equinox network. No parameters are allocated.
 """
 
 from collections.abc import Sequence
@@ -39,15 +39,15 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("architecture", None, "Name of a model, SPLIT/INDEX, or MODULE:FACTORY.")
 define_deepnets_flag()
 flags.DEFINE_string("out", None, "File to draw to: .svg, .pdf or .png.")
-flags.DEFINE_integer("image_size", 224, "Height and width of the images, pixels.", lower_bound=1)
-flags.DEFINE_integer("num_classes", 1000, "Width of the output of named networks.", lower_bound=1)
-flags.DEFINE_bool("small_images", False, "The variant of a named network for 32 px.")
+flags.DEFINE_integer("image_size", 224, "Height and width of the images, in pixels.", lower_bound=1)
+flags.DEFINE_integer("num_classes", 1000, "Number of outputs of named networks.", lower_bound=1)
+flags.DEFINE_bool("small_images", False, "Use the variant of a named network for 32 px.")
 define_arguments_flag()
 flags.mark_flags_as_required(["architecture", "out"])
 
 
 def main() -> None:
-    """Draw what the flags name."""
+    """Draw the network that the flags name."""
     graph, report = make_graph(FLAGS.architecture)
     draw(graph, FLAGS.out, title=f"{FLAGS.architecture}: {graph_properties(graph)}")
     print(graph_properties(graph))
@@ -56,8 +56,10 @@ def main() -> None:
 
 
 def make_graph(spec: str) -> tuple[ArchGraph, str]:
-    """The graph of a network, and for traced ones what of it a GHN can predict."""
+    """Return a network's graph and, if it was traced, a report of what a GHN can predict."""
     size, num_classes = FLAGS.image_size, FLAGS.num_classes
+    if FLAGS.small_images and (is_stored(spec) or is_factory(spec) or spec == "vit"):
+        raise ValueError(f"--small_images is given for {spec!r}, expected a name of ghn_jax.models")
     if is_stored(spec):
         parse_arguments(FLAGS.arguments, is_traced=False)
         network = resolve_architecture(
@@ -75,7 +77,7 @@ def make_graph(spec: str) -> tuple[ArchGraph, str]:
 
 
 def load_network(spec: str) -> Any:
-    """The network or architecture that a name or a factory stands for."""
+    """Return the network or architecture that a name or a factory stands for."""
     if spec == "vit":
         return VIT
     if is_factory(spec):

@@ -3,10 +3,10 @@
     ghn-jax evaluate --ghn digits --split test --workdir /tmp/evaluation
     ghn-jax evaluate --ghn ghn2_cifar10.pt --split test --deepnets data --images test.npz
 
-Prints a line per architecture and a table, and writes, under WORKDIR/evaluation, a summary
-`SPLIT.json`, a line per architecture in `SPLIT.jsonl`, and a plot. The GHN is a work directory of
-training, the name of one that comes with the package, or an official `.pt` file; without --workdir,
-the results of a work directory go into it, others into the current folder.
+Prints a line per architecture and a table. Writes to WORKDIR/evaluation a summary `SPLIT.json`, a
+line per architecture in `SPLIT.jsonl`, and a plot. The GHN is a work directory of training, the
+name of one that comes with the package, or an official `.pt` file. Without --workdir, the results
+of a GHN in a work directory go there, those of others to the current folder.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "num_architectures",
     None,
-    "Architectures per split; by default as published, 500 of test, 100 of each OOD split, or all"
-    " of a file.",
+    "Number of architectures per split; by default as published (500 for test, 100 for each OOD"
+    " split), or all in a file.",
     lower_bound=1,
 )
 flags.DEFINE_string(
@@ -53,24 +53,26 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "images",
     None,
-    "File .npz of 'images', (N, S, S, 3) float32, already normalised, and 'labels', instead of a"
-    " data set.",
+    "An .npz file to use instead of a data set, with 'images', (N, S, S, 3) float32, already"
+    " normalised, and 'labels'.",
 )
 flags.DEFINE_integer(
-    "seed", None, "Draws the architectures; by default the seed of the GHN's config.", lower_bound=0
+    "seed", None, "Seed of the architectures; by default that of the GHN's config.", lower_bound=0
 )
 flags.DEFINE_enum(
-    "image_split", "test", ["validation", "test"], "Which images the networks are evaluated on."
+    "image_split", "test", ["validation", "test"], "Images to evaluate the networks on."
 )
 flags.DEFINE_string(
-    "data", None, "Data set instead of the one of training, such as npz:images.npz."
+    "data", None, "Data set to use instead of the training one, such as npz:images.npz."
 )
 flags.DEFINE_string("data_dir", None, "Folder of prepared data sets.")
-flags.DEFINE_bool("random", True, "Whether to evaluate random (He) initialisation, too.")
+flags.DEFINE_bool("random", True, "Whether to also evaluate random (He) initialisation.")
 flags.DEFINE_string(
-    "workdir", None, "Where evaluation/SPLIT.json goes; by default the GHN's work directory."
+    "workdir", None, "Folder for evaluation/SPLIT.json; by default the GHN's work directory."
 )
-flags.DEFINE_string("compilation_cache_dir", None, "Folder of compiled programs kept between runs.")
+flags.DEFINE_string(
+    "compilation_cache_dir", None, "Folder to keep compiled programs in between runs."
+)
 flags.mark_flag_as_required("ghn")
 
 

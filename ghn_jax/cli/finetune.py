@@ -1,13 +1,13 @@
-"""Fine-tune networks from predicted parameters, against random ones.
+"""Fine-tune networks from predicted parameters, and compare with random ones.
 
     ghn-jax finetune --config finetune_study --ghn digits
         --architecture small_resnet,small_vit --init random,ghn,ghn-noise,ghn-orth
         --workdir /tmp/study
 
-Every initialisation is fine-tuned with each learning rate of the config's grid and with several
-seeds; the best rate on validation images is then evaluated on test images. Prints a table and
-writes it, with learning curves, into the work directory. The same command goes on with what is not
-done yet; SIGTERM and Ctrl-C save and exit with status 75.
+Fine-tunes every initialisation with each learning rate of the config's grid and with several seeds,
+then evaluates the rate that is best on validation images on test images. Prints a table and writes
+it, with learning curves, to the work directory. The same command resumes unfinished work; SIGTERM
+and Ctrl-C save and exit with status 75.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ define_ghn_flag("; not needed for --init=random")
 flags.DEFINE_list(
     "architecture",
     None,
-    "Networks, separated by commas: names of ghn_jax.models (small_resnet, resnet50, ...),"
-    " SPLIT/INDEX of a DeepNets-1M file (val/3), or package.module:factory of a Flax module.",
+    "Networks, separated by commas: names from ghn_jax.models (small_resnet, resnet50, ...),"
+    " SPLIT/INDEX in a DeepNets-1M file (val/3), or package.module:factory for a Flax module.",
 )
 flags.DEFINE_list(
     "init", None, "Initialisations: random, ghn, ghn-noise, ghn-orth; by default the config's."
@@ -41,7 +41,7 @@ flags.DEFINE_list(
 flags.DEFINE_string(
     "first_layer",
     None,
-    "First layer that is post-processed, counted from 1, or auto: the first of the second half; by"
+    "First layer to post-process, counted from 1, or auto for the first of the second half; by"
     " default the config's.",
 )
 define_deepnets_flag()
@@ -67,7 +67,7 @@ def main(config: FinetuneConfig, workdir: str) -> None:
 
 
 def _override(config: FinetuneConfig) -> FinetuneConfig:
-    """The config with what the flags say instead."""
+    """Override the config with the flags."""
     if FLAGS.init is not None:
         config = dataclasses.replace(config, inits=tuple(FLAGS.init))
     if FLAGS.first_layer is not None:

@@ -1,10 +1,10 @@
 """Write a split of generated architectures: `ghn-jax generate --split val --output data`.
 
-In: a split, a number and a seed. Out: `deepnets1m_<split>.hdf5` and its meta file, in the format of
-the published ones, for training on a fixed set or sharing one. Training does not need it: it draws
+In: a split, a number and a seed. Out: `deepnets1m_<split>.hdf5` and its meta file, in the published
+format, for training on a fixed set or for sharing one. Training does not need them, since it draws
 architectures as it goes.
 
-Architecture i depends on the seed and i alone, so that more workers give the same files.
+Architecture i depends only on the seed and i, so the number of workers does not change the files.
 """
 
 from __future__ import annotations
@@ -42,13 +42,11 @@ from ghn_jax.sampling import SPLITS, SpaceConfig, sample_architecture
 _SPLIT = flags.DEFINE_enum(
     "split", "train", tuple(SPLITS), "Split whose rules the architectures follow."
 )
-_OUTPUT = flags.DEFINE_string(
-    "output", "data", "Folder for the two files; it is created where missing."
-)
+_OUTPUT = flags.DEFINE_string("output", "data", "Folder for the two files; created if missing.")
 _NUM_ARCHITECTURES = flags.DEFINE_integer(
     "num_architectures",
     1000,
-    "How many architectures to write; published splits have 1000000 for training, 500 for val and"
+    "Number of architectures to write; published splits have 1000000 for training, 500 for val and"
     " test, and 100 otherwise.",
     lower_bound=1,
 )
@@ -56,22 +54,22 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the stream of architectures.", 
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
     1,
-    "How many processes draw architectures; more change nothing but the time.",
+    "Number of processes that draw architectures; it does not affect the result.",
     lower_bound=1,
 )
 _MERGE_EVAL = flags.DEFINE_bool(
     "merge_eval",
     False,
-    "Then copy all evaluation splits of the folder into deepnets1m_eval.hdf5, where the original"
-    " expects them.",
+    "Whether to then copy all evaluation splits in the folder to deepnets1m_eval.hdf5, where the"
+    " original expects them.",
 )
 
-# Records of this many architectures are in memory at a time, a few tens of megabytes.
+# The records of this many architectures are in memory at a time: a few tens of megabytes.
 _CHUNK_SIZE = 512
 
 
 class _SpeedColumn(ProgressColumn):
-    """Architectures per second."""
+    """Shows the speed in architectures per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -82,12 +80,12 @@ def draw_record(space: SpaceConfig, seed: int, index: int) -> Record:
     """Draw an architecture and describe it.
 
     Args:
-        space: where to draw.
-        seed: of the stream.
-        index: of the architecture.
+        space: the space to draw from.
+        seed: seed of the stream.
+        index: index of the architecture.
 
     Returns:
-        What is written about it.
+        The architecture's record.
     """
     return make_record(sample_architecture(space, seed, index), space.split)
 
@@ -98,19 +96,19 @@ def draw_records(
     """Draw architectures 0..count-1, in order.
 
     Args:
-        space: where to draw.
-        seed: of the stream.
-        count: how many.
-        num_workers: processes; 1 draws in this one.
+        space: the space to draw from.
+        seed: seed of the stream.
+        count: number of architectures.
+        num_workers: number of processes; 1 draws in this one.
 
     Yields:
-        What is written about each.
+        The record of each architecture.
     """
     draw_fn = functools.partial(draw_record, space, seed)
     if num_workers == 1:
         yield from map(draw_fn, range(count))
         return
-    # JAX has threads, which a forked process would lack.
+    # A forked process would lack JAX's threads.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(num_workers, context) as pool:
         for start in range(0, count, _CHUNK_SIZE):

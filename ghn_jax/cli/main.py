@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the program that the first argument names, and exit.
 
     Args:
-        argv: The command line, `ghn-jax` first; None is the process's.
+        argv: The command line, starting with `ghn-jax`; None means the process's.
     """
     command, *arguments = sys.argv if argv is None else argv
     if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print(f"error: program is {name!r}{hint}, expected {', '.join(PROGRAMS)}", file=sys.stderr)
         sys.exit(2)
     try:
-        # Only this one is imported: each defines flags of its own.
+        # Only this program is imported, since each defines flags of its own.
         program = importlib.import_module(f"ghn_jax.cli.{_module_name(name)}")
     except ImportError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,7 +60,7 @@ def _overview() -> str:
     lines = ["ghn-jax PROGRAM FLAGS; ghn-jax PROGRAM --help lists the flags.", ""]
     width = max(map(len, PROGRAMS))
     for name in PROGRAMS:
-        # Read, not imported, which would take seconds.
+        # Read the source, since importing it would take seconds.
         source = (Path(__file__).parent / f"{_module_name(name)}.py").read_text("utf-8")
         first_line = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
         lines.append(f"  {name:<{width}}  {first_line}")

@@ -1,6 +1,6 @@
-"""Flags that several programs have: which GHN, where a network of a file lies, how one is called.
+"""Flags that several programs share: the GHN, a stored network's folder, a network's arguments.
 
-Each program calls these functions where it defines its other flags, and lists them as its own.
+Each program calls these functions where it defines its other flags, and lists these as its own.
 """
 
 import importlib
@@ -14,11 +14,11 @@ from absl import flags
 
 from ghn_jax.cli.command_line import last_line
 
-flags.disclaim_key_flags()  # they are those of the module that calls
+flags.disclaim_key_flags()  # the flags belong to the calling module
 
 
 def define_ghn_flag(more: str = "") -> None:
-    """Define `--ghn`, whose help text `more` ends, and `--import` for what such a GHN needs."""
+    """Define `--ghn`, with `more` appended to its help text, and `--import` for what it needs."""
     flags.DEFINE_string(
         "ghn",
         None,
@@ -29,25 +29,25 @@ def define_ghn_flag(more: str = "") -> None:
 
 
 def define_import_flag(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define `--import`: modules are imported as the flags are parsed."""
+    """Define `--import`, whose modules are imported when the flags are parsed."""
     flags.DEFINE_list(
         "import",
         [],
-        "Modules that register message passing, a decoder, a task or a data set of one's own, which"
-        " the GHN was trained with; also from the current folder.",
+        "Modules, possibly in the current folder, that register your own message passing, decoder,"
+        " task or data set with which the GHN was trained.",
         flag_values=flag_values,
     )
     flags.register_validator("import", _import_modules, flag_values=flag_values)
 
 
 def _import_modules(names: Sequence[str]) -> bool:
-    """Import what the flag names."""
+    """Import the modules that the flag names."""
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # the module is the user's program
+        except Exception as error:  # the module is the user's code
             reason = f"{type(error).__name__}: {last_line(error)}"
             raise flags.ValidationError(f"cannot import {name!r}: {reason}") from error
     return True
@@ -58,7 +58,7 @@ def define_arguments_flag() -> None:
     flags.DEFINE_string(
         "arguments",
         "{}",
-        "Keyword arguments, as JSON, of the call of a network that a factory or a name makes.",
+        "Keyword arguments, as JSON, for the call of a network made by a factory or a name.",
     )
 
 
@@ -66,14 +66,14 @@ def parse_arguments(text: str, is_traced: bool) -> dict[str, Any]:
     """Read `--arguments`.
 
     Args:
-        text: The flag.
-        is_traced: Whether the network has a call of its own, which architectures have not.
+        text: The flag's value.
+        is_traced: Whether the network has a call of its own, which architectures do not.
 
     Returns:
         Keyword arguments by name.
 
     Raises:
-        ValueError: If the text is not a JSON object, or there is nothing to call with it.
+        ValueError: If the text is not a JSON object, or the network cannot be called with it.
     """
     try:
         arguments = json.loads(text)
@@ -89,5 +89,5 @@ def parse_arguments(text: str, is_traced: bool) -> dict[str, Any]:
 
 
 def define_deepnets_flag() -> None:
-    """Define `--deepnets`, the folder that an architecture SPLIT/INDEX is read from."""
-    flags.DEFINE_string("deepnets", None, "Folder of the DeepNets-1M file of SPLIT/INDEX.")
+    """Define `--deepnets`, the folder from which an architecture SPLIT/INDEX is read."""
+    flags.DEFINE_string("deepnets", None, "Folder with the DeepNets-1M file for SPLIT/INDEX.")

@@ -4,10 +4,10 @@
     ghn-jax predict --ghn ghn2_cifar10.pt --architecture val/3 --deepnets data
     ghn-jax predict --ghn digits --architecture vit --images x.npy --logits y.npy
 
-Prints the network's nodes, edges, tensors and parameters, and the seconds for its graph, the
-prediction and the forward pass. `.safetensors` have PyTorch's names and layouts, `.npz` our own. Of
-a PACKAGE.MODULE:FACTORY that makes a Flax, Haiku or Equinox network, the graph is traced, and what
-cannot be predicted is listed with the reason.
+Prints the numbers of nodes, edges, tensors and parameters, and the seconds taken by the graph, the
+prediction and the forward pass. `.safetensors` files have PyTorch's names and layouts, `.npz` files
+our own. If PACKAGE.MODULE:FACTORY makes a Flax, Haiku or Equinox network, its graph is traced, and
+whatever cannot be predicted is listed with the reason.
 """
 
 import time
@@ -53,26 +53,28 @@ define_ghn_flag()
 flags.DEFINE_string(
     "architecture",
     None,
-    "Network: SPLIT/INDEX of a DeepNets-1M file (val/3), resnet50, vit, or package.module:factory.",
+    "Network: SPLIT/INDEX in a DeepNets-1M file (val/3), resnet50, vit, or package.module:factory.",
 )
 define_deepnets_flag()
 flags.DEFINE_string(
     "images",
     None,
-    "File .npy of images, (B, S, S, 3) float32, already normalised; S also decides the network's"
-    " variant, else the GHN does.",
+    "An .npy file of images, (B, S, S, 3) float32, already normalised; S decides the network's"
+    " variant, which otherwise the GHN does.",
 )
-flags.DEFINE_string("logits", None, "File .npy for the logits of the images.")
-flags.DEFINE_string("out", None, "File .npz or .safetensors for the predicted parameters.")
+flags.DEFINE_string("logits", None, "An .npy file to write the images' logits to.")
+flags.DEFINE_string(
+    "out", None, "An .npz or .safetensors file to write the predicted parameters to."
+)
 define_arguments_flag()
 flags.mark_flags_as_required(["ghn", "architecture"])
 
 
 def main() -> None:
-    """Predict what the flags name."""
+    """Predict the parameters of the network that the flags name."""
     if (FLAGS.images is None) != (FLAGS.logits is None):
         raise ValueError(
-            f"--images is {FLAGS.images} and --logits is {FLAGS.logits}, expected both or none"
+            f"--images is {FLAGS.images} and --logits is {FLAGS.logits}, expected both or neither"
         )
     if FLAGS.out is not None:
         check_target_path(FLAGS.out)
@@ -104,7 +106,7 @@ def main() -> None:
     _report("prediction", f"{seconds:.3f} s, after {compilation:.3f} s of compilation")
     params = flatten_params(plan, prediction.variables["params"])
     if images is None:
-        _report("forward pass", "not run, for want of --images")
+        _report("forward pass", "not run, since there are no --images")
     else:
         _run(plan, params, images)
     if FLAGS.out is not None:
@@ -113,7 +115,7 @@ def main() -> None:
 
 
 def predict_traced(ghn: GHN, network: Any, images: np.ndarray | None, image_size: int) -> None:
-    """Predict a network that is not of the space: what `ghn_jax.tracing` can describe."""
+    """Predict a network from outside the architecture space that `ghn_jax.tracing` can describe."""
     arguments = parse_arguments(FLAGS.arguments, is_traced=True)
     if images is not None and not isinstance(network, nn.Module):
         raise ValueError(
@@ -133,11 +135,11 @@ def predict_traced(ghn: GHN, network: Any, images: np.ndarray | None, image_size
     _report("prediction", f"{seconds:.3f} s with graph and compilation")
     print(prediction.report, flush=True)
     if images is None:
-        _report("forward pass", "not run, for want of --images")
+        _report("forward pass", "not run, since there are no --images")
     else:
         state = [name for name in prediction.variables if name != "params"]
 
-        def forward(variables, x):
+        def forward(variables: dict[str, Any], x: jax.Array) -> jax.Array:
             return network.apply(variables, x, mutable=state, **arguments)[0]
 
         start = time.perf_counter()
@@ -160,7 +162,7 @@ def _report_graph(graph: ArchGraph, num_parameters: int) -> None:
 def _read_images(ghn: GHN) -> np.ndarray:
     images = read_images(FLAGS.images)
     if is_stored(FLAGS.architecture):
-        # Networks of a file are for the images of a data set, and so is the GHN.
+        # Stored networks are made for the images of a data set, and so is the GHN.
         check_images(FLAGS.images, images, ghn.experiment.space.image_size)
     return images
 

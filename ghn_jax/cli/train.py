@@ -2,10 +2,10 @@
 
     ghn-jax train --config digits --workdir /tmp/digits
 
-A run in an existing workdir goes on from its latest checkpoint. SIGTERM and Ctrl-C save and exit
-with status 75: the same command goes on. All devices of the machine train, and those of others if
-each process has JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment,
-or is started by Slurm, Open MPI or on a TPU pod.
+A run in an existing workdir resumes from its latest checkpoint. SIGTERM and Ctrl-C save and exit
+with status 75; the same command then resumes. Training uses all devices of the machine, and those
+of other machines if each process has JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+in its environment, or is started by Slurm or Open MPI or on a TPU pod.
 """
 
 import dataclasses

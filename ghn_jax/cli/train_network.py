@@ -1,4 +1,4 @@
-"""Train one network from scratch, by itself: the baseline of predicted parameters.
+"""Train a single network from scratch, as the baseline for predicted parameters.
 
     ghn-jax train-network --config network_digits
         --architecture small_resnet --workdir /tmp/network [--ghn digits]
@@ -6,9 +6,8 @@
         --architecture val/3 --deepnets data --workdir /tmp/network
 
 Logs loss and validation accuracy by step and prints the accuracy on test images. With --ghn, also
-says, and draws, how many iterations of this training the parameters which that GHN predicts are
-worth. The same command goes on from the latest checkpoint; SIGTERM and Ctrl-C save and exit with
-status 75.
+prints and draws how many iterations of this training the GHN's predicted parameters are worth. The
+same command resumes from the latest checkpoint; SIGTERM and Ctrl-C save and exit with status 75.
 """
 
 from collections.abc import Sequence
@@ -36,16 +35,16 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "architecture",
     None,
-    "Network: a name of ghn_jax.models (small_resnet, resnet18, ...), SPLIT/INDEX of a DeepNets-1M"
-    " file (val/3), resnet50, vit, or package.module:factory of a Flax module or an architecture,"
-    " such as ghn_jax.architectures:darts.",
+    "Network: a name from ghn_jax.models (small_resnet, resnet18, ...), SPLIT/INDEX in a"
+    " DeepNets-1M file (val/3), resnet50, vit, or package.module:factory for a Flax module or an"
+    " architecture, such as ghn_jax.architectures:darts.",
 )
 define_deepnets_flag()
 define_ghn_flag("; its prediction is compared with the training")
 
 
 def main(config: NetworkConfig, workdir: str) -> None:
-    """Train, evaluate on test images, and compare with a prediction where asked."""
+    """Train, evaluate on test images and, if asked, compare with a prediction."""
     if not FLAGS.architecture:
         fail("--architecture is missing, expected the network to train")
     data, training = config.data, config.training
@@ -58,7 +57,7 @@ def main(config: NetworkConfig, workdir: str) -> None:
             raise ValueError(
                 f"training.drop_path is {training.drop_path} and training.auxiliary_weight is"
                 f" {training.auxiliary_weight}, expected 0 for {FLAGS.architecture!r}: only"
-                " networks of the space have them"
+                " networks of the architecture space have them"
             )
         module = RegularizedNetwork(plain.plan, bool(training.auxiliary_weight))
     ghn = None if FLAGS.ghn is None else ghn_jax.load(FLAGS.ghn)

@@ -1,11 +1,11 @@
-"""Compile ahead what training will need, and keep it on disk for every later run.
+"""Compile ahead of time what training will need, and keep it on disk for later runs.
 
     ghn-jax warmup --config cifar10_ghn2
         --config.training.compilation_cache_dir=~/.cache/ghn_jax
 
-Architectures are drawn from the config's space; the programs that cover 99% of their calls, and of
-the GHN's calls for them, are compiled in processes of `training.num_compile_threads` threads each,
-by default as many processes as the cores are enough for. Rare ones compile when training meets
+Draws architectures from the config's space and compiles the programs that cover 99% of their calls
+and of the GHN's calls for them. Compilation runs in processes of `training.num_compile_threads`
+threads each, by default as many as the cores allow. Rare programs are compiled when training needs
 them.
 """
 
@@ -15,9 +15,9 @@ import itertools
 import multiprocessing
 import os
 import queue
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import rich.progress
@@ -26,6 +26,7 @@ from absl import flags
 from ghn_jax.cli import config_flags
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.hypernetworks.predictor import Predictor
+from ghn_jax.hypernetworks.preparation import PreparedGraphs
 from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.programs.table import Selection
 from ghn_jax.targets.plan import Plan
@@ -35,20 +36,20 @@ from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches
 from ghn_jax.training.trainer import create_task
 
 flags.DEFINE_integer(
-    "num_architectures", 500, "Architectures whose calls are counted.", lower_bound=1
+    "num_architectures", 500, "Number of architectures whose calls are counted.", lower_bound=1
 )
-flags.DEFINE_float("coverage", 0.99, "Share of all calls whose programs are compiled.")
+flags.DEFINE_float("coverage", 0.99, "Share of all calls that the compiled programs cover.")
 flags.DEFINE_integer(
     "num_processes",
     None,
-    "Processes that compile; by default one for each training.num_compile_threads cores.",
+    "Number of processes that compile; by default one per training.num_compile_threads cores.",
     lower_bound=1,
 )
 FLAGS = flags.FLAGS
 
 
 def main(config: ExperimentConfig, workdir: str) -> None:
-    """Draw architectures, count their blocks, compile the most frequent ones."""
+    """Draw architectures, count their blocks and compile the most frequent ones."""
     folder = config.training.compilation_cache_dir or str(Path(workdir) / "compiled")
     num_cores = len(os.sched_getaffinity(0))
     num_processes = FLAGS.num_processes or max(num_cores // config.training.num_compile_threads, 1)
@@ -87,9 +88,9 @@ def compile_share(
     share: tuple[int, int],
     done: "queue.Queue[int | None]",
 ) -> tuple[int, int]:
-    """Compile one process' share: of the GHN's programs, then of the targets'.
+    """Compile one process's share of the GHN's programs, then of the targets' programs.
 
-    Tells `done` of both how many it has, and None for each that is done.
+    For each of the two, puts the number of programs on `done`, then None for each that is done.
     """
     training = config.training
     enable_compilation_cache(folder)
@@ -107,8 +108,8 @@ def compile_share(
     num_steps = max(num_architectures // training.meta_batch_size, 1)
     plans: list[Plan] = []
 
-    def prepare_all():
-        # One step at a time: graphs take half a megabyte each.
+    def prepare_all() -> Iterator[PreparedGraphs]:
+        # One step at a time, since each graph takes half a megabyte.
         batches = iterate_meta_batches(source, rules, 0, num_workers=0)
         with contextlib.closing(batches) as meta_batches:
             for meta_batch in itertools.islice(meta_batches, num_steps):
@@ -116,7 +117,7 @@ def compile_share(
                     plans.extend(part.plans)
                     yield predictor.prepare(part.graphs, part.capacity)
 
-    def progress(keys, total):
+    def progress(keys: Iterable[Any], total: int) -> Iterator[Any]:
         done.put(total)
         for key in keys:
             yield key

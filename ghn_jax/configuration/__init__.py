@@ -1,1 +1,1 @@
-"""Configs: values checked, dataclasses from and to what files hold."""
+"""Configs: checks of values, and conversion between dataclasses and the contents of files."""

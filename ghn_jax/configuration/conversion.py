@@ -1,9 +1,9 @@
-"""Between nested frozen dataclasses and nested dictionaries, checked field by field.
+"""Convert between nested frozen dataclasses and nested dictionaries, checking each field.
 
-In: a dataclass type and a mapping (a ConfigDict's dictionary, or what JSON gave back). Out: the
-dataclass, or a ValueError that names the field by its dotted path, the value, what was expected
-and, for a misspelt name, the nearest one. `describe_fields` lists a type's fields for `--help`,
-with the sentences of the `Attributes:` sections of the class docstrings.
+In: a dataclass type and a mapping (from a ConfigDict or JSON). Out: the dataclass, or a ValueError
+that names the field by its dotted path, the value, what was expected and, for a misspelt name, the
+nearest one. `describe_fields` lists a type's fields for `--help`, with the sentences in the
+`Attributes:` sections of the class docstrings.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def build_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "confi
 
     Args:
         cls: a dataclass type whose fields are int, float, str, bool, unions with None, tuples of
-            these, or dataclasses. Lists stand for tuples, an int for a float, and a name for the
-            config of a variant.
-        values: field name -> value; fields that have a default may be missing.
-        path: dotted path of `values`, the beginning of every name in an error.
+            these, or dataclasses. A list may stand for a tuple, an int for a float, and a name for
+            the config of a variant.
+        values: values by field name; fields that have a default may be missing.
+        path: dotted path of `values`, with which field names in errors begin.
 
     Returns:
         The validated dataclass.
@@ -60,7 +60,7 @@ def build_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "confi
     try:
         return cls(**converted)
     except ValueError as error:
-        # The class names its own fields only; put the path in front.
+        # The class names only its own field, so the path is put in front.
         message = str(error)
         separator = "." if re.split(r"[ .\[]", message)[0] in fields else ": "
         raise ValueError(f"{path}{separator}{message}") from error
@@ -70,15 +70,15 @@ def build_variant(part: type[VariantConfig], value: Any, path: str) -> Any:
     """Build the config of a variant.
 
     Args:
-        part: The config type of what it is a variant of.
-        value: A name, a mapping of a name and fields, or the config itself.
-        path: Of the value, the beginning of every name in an error.
+        part: The config type of the part that has the variants.
+        value: A variant's name, a mapping with a name and fields, or the config itself.
+        path: Dotted path of the value, with which field names in errors begin.
 
     Returns:
         The config.
 
     Raises:
-        ValueError: If there is no such variant, or it has no such field or value.
+        ValueError: If there is no such variant, or a field is unknown or has a bad value.
     """
     if isinstance(value, part):
         return value
@@ -91,7 +91,7 @@ def build_variant(part: type[VariantConfig], value: Any, path: str) -> Any:
 
 
 def to_dictionary(value: Any) -> Any:
-    """Return a dataclass as nested dictionaries and lists that JSON can hold."""
+    """Return a dataclass as nested dictionaries and lists, ready for JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: to_dictionary(getattr(value, field.name))
@@ -104,13 +104,13 @@ def to_dictionary(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class FieldDescription:
-    """One field of a nested dataclass type.
+    """Describes one field of a nested dataclass type.
 
     Attributes:
-        name: dotted path, without the name of the outermost type.
-        hint: its type.
-        default: its default, `dataclasses.MISSING` where there is none.
-        sentence: what the docstring says about it, on one line.
+        name: the field's dotted path, without the name of the outermost type.
+        hint: the field's type.
+        default: the field's default, `dataclasses.MISSING` if it has none.
+        sentence: what the docstring says about the field, on one line.
     """
 
     name: str
@@ -120,14 +120,14 @@ class FieldDescription:
 
 
 def iterate_fields(cls: type, prefix: str = "") -> Iterator[FieldDescription]:
-    """Yield the fields of a dataclass type, nested dataclasses unfolded, in order.
+    """Yield the fields of a dataclass type in order, unfolding nested dataclasses.
 
     Args:
         cls: a dataclass type with an `Attributes:` section in its docstring.
-        prefix: put in front of every name.
+        prefix: prefix of every name.
 
     Yields:
-        One description per field that is not itself a dataclass.
+        A description of each field that is not itself a dataclass.
 
     Raises:
         ValueError: if the docstring does not describe a field.
@@ -160,7 +160,7 @@ def _is_variant(hint: Any) -> bool:
 def _iterate_variants(
     part: type[VariantConfig], prefix: str, default: str, sentence: str | None
 ) -> Iterator[FieldDescription]:
-    """Yield the name, and the fields of all variants: None is a variant's own default."""
+    """Yield the name and the fields of all variants; None means a variant's own default."""
     names = ", ".join(part.variants)
     yield FieldDescription(
         f"{prefix}name", str, default, f"{(sentence or part.__name__).rstrip('.')} ({names})."
@@ -184,12 +184,12 @@ def _iterate_variants(
 
 
 def describe_fields(cls: type, prefix: str = "config.", width: int = 100) -> str:
-    """Return the list of a type's fields for `--help`: dotted name, default, sentence.
+    """List a type's fields for `--help`: dotted name, default and sentence.
 
     Args:
-        cls: a dataclass type as `iterate_fields` takes.
-        prefix: put in front of every name.
-        width: columns of the text.
+        cls: a dataclass type, as for `iterate_fields`.
+        prefix: prefix of every name.
+        width: width of the text in columns.
 
     Returns:
         Two or more lines per field: name and default, then the indented sentence.
@@ -209,7 +209,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    """Return `value` as the type `hint` says, or raise ValueError naming `path`."""
+    """Convert `value` to the type `hint`, or raise a ValueError that names `path`."""
     origin = typing.get_origin(hint)
     if _is_variant(hint):
         return build_variant(hint, value, path)
@@ -228,7 +228,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _convert_tuple(hint, value, path)
     if hint is float and type(value) is int:
         return float(value)
-    # bool is a subclass of int, so types are compared exactly: True is no count.
+    # bool is a subclass of int, so types are compared exactly: True is not a count.
     if type(value) is not hint:
         raise ValueError(f"{path} is {value!r}, expected {hint.__name__}")
     return value
@@ -253,7 +253,7 @@ def _hint_name(hint: Any) -> str:
 
 
 def _attribute_sentences(cls: type) -> dict[str, str]:
-    """Return field name -> text from the `Attributes:` section of the docstring."""
+    """Return the texts in the `Attributes:` section of a class docstring by field name."""
     _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
     sentences: dict[str, str] = {}
     name = None

@@ -1,7 +1,7 @@
-"""Checks of argument values.
+"""Check argument values.
 
 In: a name, a value and what is allowed. Out: nothing, or a ValueError that names the argument, the
-value and what was expected, with a near match where a name was misspelt.
+value and what was expected, with a near match if a name was misspelt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def suggest(value: object, options: Iterable[object]) -> str:
 def check_keys(
     owner: str, values: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> None:
-    """Raise ValueError unless the mapping has all required keys and none beyond the optional."""
+    """Raise ValueError unless a mapping has all required keys and no others but optional ones."""
     known = required + optional
     if not isinstance(values, Mapping):
         raise ValueError(f"{owner} is {values!r}, expected a mapping with keys {', '.join(known)}")
@@ -41,7 +41,7 @@ def check_keys(
 
 
 def check_choice(name: str, value: object, options: tuple[object, ...]) -> None:
-    """Raise ValueError unless the value is one of the options and of the same type."""
+    """Raise ValueError unless the value equals one of the options and has its type."""
     # 1 == True in Python, so types are compared too: a stem_type of True is a mistake.
     if not any(value == option and type(value) is type(option) for option in options):
         expected = ", ".join(repr(option) for option in options)
@@ -107,7 +107,7 @@ def describe_value(value: Any) -> str:
 
 
 def as_tuple(name: str, values: Any) -> tuple[Any, ...]:
-    """Return any iterable but a string as a tuple, or raise ValueError."""
+    """Convert any iterable but a string to a tuple, or raise ValueError."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(f"{name} is {values!r}, expected a sequence")
     return tuple(values)

@@ -1,8 +1,8 @@
-"""Variants of a part, by name: modules that register themselves, each with a config of its own.
+"""Variants of a part by name: modules that register themselves, each with a config of its own.
 
-In: module classes, registered under names. Out: for each a frozen config dataclass,
-`Module.Config`, whose fields are those of the module; and, from a config, the module. A larger
-config nests it: a name alone stands for the variant with its defaults.
+In: module classes, registered under names. Out: for each class a frozen config dataclass,
+`Module.Config`, whose fields are those of the module; and for a config, the module. Larger configs
+nest these configs, and a name alone stands for the variant with its defaults.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ghn_jax.configuration.validation import check_positive_int, suggest
 _M = TypeVar("_M", bound=type)
 
 PositiveInt = Annotated[int, check_positive_int]
-"""The type of a field that is an int of at least 1; any check of (name, value) is annotated so."""
+"""Type of a field that is an int of at least 1; any check of (name, value) can annotate a field."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VariantConfig:
-    """Which variant of a part; the config of each adds the fields that only it has.
+    """Chooses a variant of a part; each variant's config adds the fields that only it has.
 
     Attributes:
         name: name of the variant.
@@ -45,10 +45,10 @@ class Variants:
     """The variants of one part.
 
     Args:
-        part: What they are variants of, such as "message passing"; in errors.
-        config: A subclass of `VariantConfig` for the part, from which those of variants descend.
-        register_name: Name of the function that registers one; in errors.
-        provided: Fields of modules that the hypernetwork fills in; they are in no config.
+        part: The part's name in errors, such as "message passing".
+        config: The part's subclass of `VariantConfig`, from which the variants' configs derive.
+        register_name: Name, in errors, of the function that registers a variant.
+        provided: Module fields that the hypernetwork fills in and that configs do not have.
     """
 
     def __init__(
@@ -66,13 +66,14 @@ class Variants:
         config.variants = self
 
     def register(self, name: str) -> Callable[[_M], _M]:
-        """Register a module under a name; a decorator of its class.
+        """Register a module class under a name.
 
         Args:
-            name: In configs.
+            name: The variant's name in configs.
 
         Returns:
-            The decorator. The class gets the attribute `Config`, the type of its config.
+            A decorator for the class, which gives it the attribute `Config`, the type of its
+            config.
 
         Raises:
             ValueError: If another class has the name, or a field of the class has no default.
@@ -82,10 +83,10 @@ class Variants:
 
         def decorate(module: _M) -> _M:
             known = self._modules.get(name)
-            # A notebook's cell or a config file may run twice.
+            # The same class may come again, since a notebook cell or a config file may run twice.
             if known is not None and _location(known) != _location(module):
                 raise ValueError(
-                    f"name is {name!r}, expected another: it is that of {known.__qualname__} of"
+                    f"name is {name!r}, expected another: it is taken by {known.__qualname__} of"
                     f" {known.__module__}"
                 )
             module.Config = self._derive_config(name, module)  # type: ignore[attr-defined]
@@ -98,7 +99,7 @@ class Variants:
         return iter(self._modules)
 
     def __getitem__(self, name: str) -> Any:
-        """The module class of a name; ValueError lists the names there are."""
+        """Return the module class with a name; a ValueError lists the known names."""
         if name not in self._modules:
             raise ValueError(
                 f"name is {name!r}{suggest(name, self)}, expected one of {', '.join(self)}, or one"
@@ -107,21 +108,21 @@ class Variants:
         return self._modules[name]
 
     def config_type(self, name: str) -> type[VariantConfig]:
-        """The type of a variant's config."""
+        """Return the type of a variant's config."""
         config: type[VariantConfig] = self[name].Config
         return config
 
     def config(self, name: str, **fields: Any) -> Any:
-        """The config of a variant, with some of its fields."""
+        """Create the config of a variant from some of its fields."""
         return self.config_type(name)(name, **fields)
 
     def create(self, config: VariantConfig, **provided: Any) -> Any:
-        """Make the module that a config describes.
+        """Create the module that a config describes.
 
         Args:
-            config: Of a variant.
-            **provided: Values for those fields of the module that are not in its config; it need
-                not have them.
+            config: The config of a variant.
+            **provided: Values for module fields that are not in its config; those that the module
+                lacks are ignored.
 
         Returns:
             The module.
@@ -141,14 +142,14 @@ class Variants:
             if field.default is dataclasses.MISSING:
                 raise ValueError(
                     f"{module.__qualname__}.{field.name} has no default, expected one: a config"
-                    " may give nothing but the name"
+                    " may give only the name"
                 )
             default = dataclasses.field(default=field.default)
             fields.append((field.name, hints[field.name], default))
         config = dataclasses.make_dataclass("Config", fields, bases=(self._config,), frozen=True)
         config.__doc__ = inspect.getdoc(module)
         config.__module__ = module.__module__
-        config.__qualname__ = f"{module.__qualname__}.Config"  # where pickle finds it
+        config.__qualname__ = f"{module.__qualname__}.Config"  # where pickle looks for it
         return config
 
 
@@ -157,15 +158,15 @@ def _location(module: Any) -> tuple[str, str]:
 
 
 def parse_variant(part: type[VariantConfig], value: Any) -> Any:
-    """Return the name and the values of a variant's config that a config file or JSON gives.
+    """Parse a variant's config as given by a config file or JSON.
 
     Args:
         part: The config type of the part.
-        value: A name, or a mapping with one.
+        value: A variant's name, or a mapping with a name.
 
     Returns:
         The type of the variant's config, and a mapping of its fields. Fields that are None are
-        left out: a config lists those of all variants.
+        left out, since config files list the fields of all variants.
 
     Raises:
         ValueError: If there is no such variant.

@@ -1,1 +1,1 @@
-"""Architectures and graphs in the files of DeepNets-1M, read and written."""
+"""Read and write architectures and graphs in DeepNets-1M files."""

@@ -1,9 +1,9 @@
 """Read the meta file of DeepNets-1M graphs without holding it in memory.
 
 In: `deepnets1m_<split>_meta.json`, {"<split>": {"nets": [entry, ...], "meta": {...}}, ...}. Out:
-the tables of ids of one split, and where each entry lies in the file. A million entries are
-gigabytes once parsed and half a gigabyte as text, in every process that reads them; their positions
-are 16 megabytes.
+the tables of ids for one split, and the position of each entry in the file. In every process that
+reads them, a million entries would take half a gigabyte as text and gigabytes once parsed; their
+positions take 16 megabytes.
 """
 
 from __future__ import annotations
@@ -17,29 +17,28 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _CHUNK_SIZE = 1 << 20  # bytes read at a time
-_LONGEST_VALUE = 1 << 24  # bytes; an entry has less than a thousand, a table some thousands
+_LONGEST_VALUE = 1 << 24  # bytes; an entry has less than a thousand, a table a few thousand
 
 
 class MetaFile:
-    """A split's part of a meta file.
+    """The part of a meta file that belongs to one split.
 
-    `len(meta)` is the number of networks, `meta.entry(i)` what the file says about one.
+    `len(meta)` is the number of networks, and `meta.entry(i)` is what the file says about one.
 
     Attributes:
-        path: of the file.
-        tables: "primitives_ext" and "unique_op_names", each from id to name.
+        path: path of the file.
+        tables: the tables "primitives_ext" and "unique_op_names", each a dict from id to name.
     """
 
     def __init__(self, path: Path, split: str) -> None:
-        """Parse a file once from its start to its end.
+        """Parse a file once, from start to end.
 
         Args:
-            path: of the file.
-            split: one that it has.
+            path: path of the file.
+            split: name of a split in the file.
 
         Raises:
-            ValueError: if there is no such file, it is not what a meta file is, or it lacks the
-                split.
+            ValueError: if the file does not exist, is not a meta file, or lacks the split.
         """
         if not path.is_file():
             raise ValueError(f"{path} does not exist, expected the meta file beside the graphs")
@@ -64,7 +63,7 @@ class MetaFile:
                 stream.expect_end()
         except ValueError as error:
             raise ValueError(
-                f"{path} is no meta file of DeepNets-1M, or cut short: {error}"
+                f"{path} is not a DeepNets-1M meta file, or is truncated: {error}"
             ) from error
         if split not in splits:
             raise ValueError(f"{path} has no split {split!r}, expected one of {', '.join(splits)}")
@@ -78,7 +77,10 @@ class MetaFile:
         """Return the entry of a network, unchanged.
 
         Args:
-            index: of the network.
+            index: index of the network.
+
+        Returns:
+            The entry.
         """
         start, stop = self._spans[index].tolist()
         with self.path.open("rb") as file:
@@ -102,12 +104,12 @@ class _JsonStream:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._text = ""
-        self._position = 0  # in the text
-        self._offset = 0  # of the text in the file
+        self._position = 0  # of the parser, in the text
+        self._offset = 0  # of the text, in the file
         self._decoder = json.JSONDecoder()
 
     def keys(self) -> Iterator[str]:
-        """Yield the keys of an object; each value is to be read before the next key."""
+        """Yield the keys of an object; the caller reads each value before the next key."""
         self._take("{")
         if self._peek() == "}":
             self._take("}")
@@ -120,7 +122,7 @@ class _JsonStream:
                 return
 
     def skip_items(self) -> Iterator[tuple[int, int]]:
-        """Yield where in the file each item of an array lies: first byte and the one behind."""
+        """Yield the position in the file of each item of an array: its first byte and its end."""
         self._take("[")
         if self._peek() == "]":
             self._take("]")
@@ -140,7 +142,7 @@ class _JsonStream:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._position)
             except json.JSONDecodeError:
-                # Cut off by the chunk, perhaps: tables and entries are much shorter than this.
+                # The chunk may have cut it off; tables and entries are much shorter than the limit.
                 if len(self._text) - self._position > _LONGEST_VALUE or not self._read_on():
                     raise
             else:
@@ -164,7 +166,7 @@ class _JsonStream:
         return found
 
     def _peek(self) -> str:
-        """Skip white space; the next character, or nothing at the end."""
+        """Skip white space and return the next character, or "" at the end."""
         while True:
             while self._text[self._position : self._position + 1].isspace():
                 self._position += 1
@@ -174,7 +176,7 @@ class _JsonStream:
     def _read_on(self) -> bool:
         chunk = self._file.read(_CHUNK_SIZE)
         self._offset += self._position
-        # One character per byte, so that positions in the text are positions in the file.
+        # Decode to one character per byte, so that text positions match file positions.
         self._text = self._text[self._position :] + chunk.decode("latin-1")
         self._position = 0
         return bool(chunk)

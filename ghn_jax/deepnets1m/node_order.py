@@ -1,13 +1,13 @@
 """Undo the permutation between the rows of `nodes` and those of `adj` in DeepNets-1M files.
 
-The original's generator numbers nodes in a topological order, in which cells interleave, and writes
-`adj` in it; but it collects `nodes` cell by cell. Both lists keep the order within a cell, so `adj`
-is an interleaving of the cells' lists of rows. Which one, the file does not say. The network does:
-its graph must come out.
+The original's generator numbers nodes in a topological order in which cells interleave, and writes
+`adj` in that order; but it collects `nodes` cell by cell. Both lists keep the order within a cell,
+so `adj` is an interleaving of the cells' lists of rows. The file does not say which one, but it
+follows from the network, whose graph must come out.
 
 In: a network as a file holds it, and the plan of the same architecture. Out: for every row of
-`adj` its row of `nodes`, and its node in the plan. Nothing in training or evaluation needs it,
-since a file's graph is taken as the original takes it; it shows that both graphs are one.
+`adj`, its row of `nodes` and its node in the plan. Training and evaluation do not need it, since
+they read a file's graph as the original does; it shows that the two graphs are the same.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ghn_jax.targets.plan import Plan
 
 
 class NodeOrder(NamedTuple):
-    """What stands where, for the N rows of `adj`.
+    """What each of the N rows of `adj` stands for.
 
     Attributes:
         rows: (N,) int, the row of `nodes` that describes the same node.
-        plan_nodes: (N,) int, the node of the plan.
+        plan_nodes: (N,) int, the same node's index in the plan.
     """
 
     rows: np.ndarray
@@ -37,19 +37,19 @@ class NodeOrder(NamedTuple):
 def recover_node_order(stored: StoredArchitecture, plan: Plan) -> NodeOrder:
     """Find which row of `nodes`, and which node of a plan, each row of `adj` stands for.
 
-    Rows of `adj` are given nodes one by one, parents first. A node fits if its parents are those
-    of the row, if it is the next one its cell lists, and if it has the same place in the whole
-    graph, which colour refinement tells in advance; where that leaves a choice, all are tried.
+    Nodes are assigned to the rows of `adj` one by one, parents first. A node fits a row if it has
+    the same parents, is the next one that its cell lists, and has the same place in the whole
+    graph, which colour refinement determines in advance. If several nodes fit, all are tried.
 
     Args:
-        stored: a network of a file.
-        plan: of the same architecture.
+        stored: a network read from a file.
+        plan: the plan of the same architecture.
 
     Returns:
         The order.
 
     Raises:
-        ValueError: if there is none: then the file's graph is not the plan's.
+        ValueError: if there is no such order, because the two graphs differ.
     """
     own = stored.adjacency == 1
     file_parents = [tuple(np.flatnonzero(own[:, node]).tolist()) for node in range(len(own))]
@@ -61,16 +61,22 @@ def recover_node_order(stored: StoredArchitecture, plan: Plan) -> NodeOrder:
     search = _Search(stored, plan, file_parents, plan_parents)
     if not search.run():
         raise ValueError(
-            f"adj is the graph of another network: beyond {search.furthest} of its"
-            f" {len(file_parents)} nodes none of the plan's fits"
+            f"adj is the graph of another network: after {search.furthest} of its"
+            f" {len(file_parents)} nodes, no node of the plan fits the next"
         )
     return NodeOrder(np.array(search.rows), np.array(search.plan_nodes))
 
 
 class _Search:
-    """Depth-first over the rows of `adj`; what is given so far is in `rows` and `plan_nodes`."""
+    """Searches depth-first over the rows of `adj`; `rows` and `plan_nodes` hold the assignments."""
 
-    def __init__(self, stored, plan, file_parents, plan_parents) -> None:
+    def __init__(
+        self,
+        stored: StoredArchitecture,
+        plan: Plan,
+        file_parents: Sequence[tuple[int, ...]],
+        plan_parents: Sequence[tuple[int, ...]],
+    ) -> None:
         self.rows: list[int] = []
         self.plan_nodes: list[int] = []
         self.furthest = 0
@@ -81,7 +87,7 @@ class _Search:
         for row, cell in enumerate(stored.nodes[:, 1].tolist()):
             self._queues.setdefault(cell, []).append(row)
         self._next = dict.fromkeys(self._queues, 0)
-        # What a row of `nodes` says: primitive, and cell and name where the node has parameters.
+        # What a row of `nodes` says: the primitive and, if the node has parameters, cell and name.
         has_tensors = {tensor.node for tensor in plan.tensors}
         named = {
             (name.cell, name.name)
@@ -95,7 +101,7 @@ class _Search:
             )
         ]
         self._file_colors = colors[: len(file_parents)]
-        # Plan nodes by what must agree: colour, label and parents.
+        # The plan's nodes, grouped by what must agree: colour, label and parents.
         self._candidates: dict[tuple, list[int]] = {}
         for node, name in enumerate(node_names(plan)):
             label = (plan.nodes[node].primitive, tuple(name) if node in has_tensors else None)
@@ -105,7 +111,7 @@ class _Search:
     def run(self) -> bool:
         choices = [self._choices()]
         while choices:
-            if len(self.rows) == len(choices):  # taken back: another choice for this row
+            if len(self.rows) == len(choices):  # undo: try another choice for this row
                 self._next[self._taken.pop()] -= 1
                 self.rows.pop()
                 self.plan_nodes.pop()
@@ -144,19 +150,19 @@ def match_nodes(
     other_parents: Sequence[tuple[int, ...]],
     other_labels: Sequence[Hashable],
 ) -> np.ndarray:
-    """Find the same nodes in two orders of a graph whose nodes all have a place of their own.
+    """Match the nodes of a graph with those of the same graph in another order.
 
     Args:
-        parents: for each of N nodes, its parents.
-        labels: of the nodes, such as their primitives.
-        other_parents: of the same graph in another order.
-        other_labels: of the same graph in another order.
+        parents: the parents of each of the N nodes.
+        labels: the nodes' labels, such as their primitives.
+        other_parents: the parents of each node in the other order.
+        other_labels: the nodes' labels in the other order.
 
     Returns:
         (N,) int: node i is node `result[i]` in the other order.
 
     Raises:
-        ValueError: if the graphs differ, or two nodes have the same place.
+        ValueError: if the graphs differ, or two nodes have the same place in the graph.
     """
     colors = _color_nodes(parents, other_parents, labels=[*labels, *other_labels])
     first, second = colors[: len(parents)], colors[len(parents) :]
@@ -172,16 +178,16 @@ def match_nodes(
 def _color_nodes(
     *graphs: Sequence[tuple[int, ...]], labels: Sequence[Hashable] | None = None
 ) -> list[int]:
-    """Colour the nodes of several graphs: equal places in equal graphs get equal colours.
+    """Colour the nodes of several graphs, so that equal places in equal graphs get equal colours.
 
-    Colour refinement (Weisfeiler and Leman, 1968) on the disjoint union.
+    Runs colour refinement (Weisfeiler and Leman, 1968) on the disjoint union.
 
     Args:
-        graphs: for each graph, for each of its nodes, its parents.
-        labels: of all nodes; None is one label for all.
+        graphs: for each graph, the parents of each of its nodes.
+        labels: the labels of all nodes; None gives all of them the same label.
 
     Returns:
-        A colour for each node of the first graph, then of the second, ...
+        A colour for each node of the first graph, then of the second, and so on.
     """
     parents: list[tuple[int, ...]] = []
     for graph in graphs:

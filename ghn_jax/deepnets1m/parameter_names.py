@@ -1,11 +1,11 @@
-"""Names of parameters in PyTorch's networks, and in DeepNets-1M files.
+"""Names of parameters in PyTorch networks and in DeepNets-1M files.
 
-In: a plan. Out: for every parameter tensor the name of its counterpart in the `state_dict` of the
+In: a plan. Out: for every parameter tensor, the name of its counterpart in the `state_dict` of the
 original's `Network`, e.g. `cells.3._ops.0.op.1.weight`, or of torchvision's `ResNet`, e.g.
-`layer1.0.conv1.weight`; for every node of the graph of a network of cells the cell it belongs to
-and the name published files give it, which is the same without `cells.3.`.
+`layer1.0.conv1.weight`; for every node in the graph of a network of cells, the cell it belongs to
+and its name in published files, which is the same without `cells.3.`.
 
-Positions such as `op.1` count the modules of a PyTorch Sequential, relu included.
+Positions such as `op.1` count the modules of a PyTorch Sequential, including relus.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STEM_MODULES = {
     "stem1_conv": "stem1.1",
     "stem1_norm": "stem1.2",
 }
-# Parts of a cell's operation; the position of a plain `norm` depends on what it follows.
+# The parts of a cell's operation; the position of a plain `norm` depends on what precedes it.
 _PART_MODULES = {
     "conv": "op.1",
     "row": "op.1",
@@ -65,8 +65,9 @@ class NodeName(NamedTuple):
     """What a published file says about a node.
 
     Attributes:
-        cell: index of the cell; the stem counts to the first one, the head to the last.
-        name: of its parameter without the cell's prefix, or of the operation where it has none.
+        cell: index of the node's cell; the stem belongs to the first cell, the head to the last.
+        name: name of the node's parameter without the cell's prefix, or of its operation if it has
+            no parameter.
     """
 
     cell: int
@@ -77,13 +78,13 @@ def torch_parameter_names(plan: Plan) -> tuple[str, ...]:
     """Name every parameter tensor as the PyTorch network does.
 
     Args:
-        plan: of an architecture of the DeepNets space, or of a ResNet.
+        plan: the plan of an architecture of the DeepNets space, or of a ResNet.
 
     Returns:
         One name for each of `plan.tensors`, in that order.
 
     Raises:
-        ValueError: if the plan is of another kind of network.
+        ValueError: if the plan describes another kind of network.
     """
     if isinstance(plan.architecture, ResNet):
         return tuple(_torchvision_name(tensor.path) for tensor in plan.tensors)
@@ -96,19 +97,19 @@ def node_names(plan: Plan) -> tuple[NodeName, ...]:
     """Name every node of a plan's graph as published files do.
 
     Args:
-        plan: of an architecture of the DeepNets space.
+        plan: the plan of an architecture of the DeepNets space.
 
     Returns:
-        One cell and name for each of `plan.nodes`, in that order. As in the original, a node
-        without parameters belongs to the cell of the nodes before it.
+        The cell and name of each of `plan.nodes`, in that order. As in the original, a node without
+        parameters belongs to the cell of the nodes before it.
 
     Raises:
-        ValueError: if the plan is of another kind of network.
+        ValueError: if the plan describes another kind of network.
     """
     last_cell = _check_cells(plan).num_cells - 1
     of_node: dict[int, str] = {}
     for tensor, name in zip(plan.tensors, torch_parameter_names(plan), strict=True):
-        of_node.setdefault(tensor.node, name)  # of a norm's two tensors, its scale
+        of_node.setdefault(tensor.node, name)  # a norm has two tensors; its scale comes first
     cell = 0
     names = []
     for index, node in enumerate(plan.nodes):
@@ -154,7 +155,7 @@ def _torch_name(path: tuple[str, ...], calls: frozenset[str]) -> str:
     match = _CELL_CALL.fullmatch(call)
     if match is None:
         if call.startswith("fc"):
-            return f"classifier.{3 * int(call[2:])}.{suffix}"  # relu and dropout lie between
+            return f"classifier.{3 * int(call[2:])}.{suffix}"  # relu and dropout are in between
         module = _STEM_MODULES[call]
     else:
         base = f"cell{match['cell']}_{match['input']}"
@@ -162,7 +163,7 @@ def _torch_name(path: tuple[str, ...], calls: frozenset[str]) -> str:
         if owner.startswith("op"):
             owner = f"_ops.{owner[2:]}"
         module = f"cells.{match['cell']}.{owner}.{_inner_module(base, match['part'], inner, calls)}"
-    # The scale and bias of a norm are `weight` and `bias` of the same module.
+    # A norm's scale and bias are `weight` and `bias` of the same module.
     return f"{module}.{suffix}"
 
 

@@ -1,14 +1,14 @@
 """Read DeepNets-1M files: architectures with their graphs (docs/method.md, 'Official files').
 
-In: `deepnets1m_<split>.hdf5` with `<split>/<i>/adj` and `<split>/<i>/nodes`, and beside it
-`deepnets1m_<split>_meta.json`; published evaluation splits share `deepnets1m_eval.hdf5`. Out:
-architectures, and graphs for a GHN. A training split has a million graphs and entries: both are
-read when asked for.
+In: `deepnets1m_<split>.hdf5` with `<split>/<i>/adj` and `<split>/<i>/nodes`, and next to it
+`deepnets1m_<split>_meta.json`; the published evaluation splits share `deepnets1m_eval.hdf5`. Out:
+architectures, and graphs for a GHN. A training split has a million graphs and entries, which are
+read only on request.
 
-The original's generator groups the rows of `nodes` by cell while those of `adj` follow a
-topological order in which cells interleave, so that a row may describe another node than its edges
-belong to. The original reads them side by side, and so do we: a file's graph is taken as it is, or
-published GHNs would see other graphs than they were trained on. `node_order` finds the permutation.
+The original's generator groups the rows of `nodes` by cell, while those of `adj` follow a
+topological order in which cells interleave, so that a row may describe a different node from the
+one its edges belong to. The original reads them side by side, and so do we: otherwise published
+GHNs would see different graphs from those they were trained on. `node_order` finds the permutation.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ class StoredArchitecture(NamedTuple):
     """What a file holds about one network.
 
     Attributes:
-        architecture: its description.
+        architecture: the network's description.
         adjacency: (N, N) uint8 [from, to], shortest-path distances; 1 is an edge, 0 no path.
-        nodes: (N, 3) uint16: primitive, cell and name, ids as in the file.
+        nodes: (N, 3) uint16, the file's ids of each node's primitive, cell and name.
         primitives: the primitive of each node, one of `ghn_jax.graphs.PRIMITIVES`.
-        names: the name of each node: its parameter's without the cell's prefix, else its operation.
+        names: the name of each node's parameter without the cell's prefix, or of its operation if
+            it has no parameter.
     """
 
     architecture: Architecture
@@ -57,8 +58,8 @@ class StoredArchitecture(NamedTuple):
 class DeepNets1M:
     """A split of published or generated architectures, read lazily.
 
-    `len(nets)` is their number, `nets[i]` a `StoredArchitecture`. It may be used in, and
-    sent to, other processes: each opens the file anew.
+    `len(nets)` is the number of architectures and `nets[i]` a `StoredArchitecture`. An instance can
+    be sent to other processes, each of which opens the file itself.
     """
 
     def __init__(
@@ -67,14 +68,16 @@ class DeepNets1M:
         """Open a split.
 
         Args:
-            directory: holds `deepnets1m_<split>.hdf5` or `deepnets1m_eval.hdf5` and its meta file.
+            directory: folder with `deepnets1m_<split>.hdf5` or `deepnets1m_eval.hdf5`, and its meta
+                file.
             split: one of `ghn_jax.sampling.SPLITS`.
-            image_size: height and width of the images, pixels: decides the factor on the widths of
-                `wide` and which parameter counts bound the widths of training architectures.
-            seed: of the widths of training architectures, which have none in the file.
+            image_size: height and width of the images, in pixels. It decides the factor on the
+                widths of `wide`, and which parameter counts bound the widths of training
+                architectures.
+            seed: seed for the widths of training architectures, which have none in the file.
 
         Raises:
-            ValueError: if there is no such file, it lacks the split, is cut short, or does not
+            ValueError: if the file does not exist, lacks the split, is truncated, or does not
                 belong to the meta file.
         """
         check_choice("split", split, tuple(SPLITS))
@@ -115,7 +118,7 @@ class DeepNets1M:
         """Return the meta file's entry of a network, unchanged.
 
         Args:
-            index: of the network.
+            index: index of the network.
 
         Returns:
             The original's constructor arguments, `num_nodes` and `num_params`.
@@ -125,12 +128,13 @@ class DeepNets1M:
         return self._meta.entry(index)
 
     def architecture(self, index: int, draw: int = 0) -> Architecture:
-        """Return a network's description; a training architecture gets a width.
+        """Return a network's description; a training architecture is given a width.
 
         Args:
-            index: of the network.
-            draw: which of the widths it may have in training: one number per visit gives it a new
-                one each time, as the original does. Ignored where the file has a width.
+            index: index of the network.
+            draw: which of its possible widths a training architecture gets. A new number at each
+                visit gives it a new width each time, as in the original. Ignored if the file has a
+                width.
 
         Returns:
             The architecture. Widths of `wide` are multiplied by 4 (2 for large images).
@@ -159,13 +163,13 @@ class DeepNets1M:
         """Return a network's graph as the file has it, with the shapes of its parameters.
 
         Args:
-            index: of the network.
+            index: index of the network.
             num_classes: width of the network's output.
-            max_distance: longest distance with an edge.
-            architecture: the network at another width; None is that of `self[index]`.
+            max_distance: longest distance that an edge spans.
+            architecture: the network at another width; None means that of `self[index]`.
 
         Returns:
-            The graph. Primitives, edges and the order of nodes are the file's.
+            The graph, with the file's primitives, edges and order of nodes.
 
         Raises:
             ValueError: if a parameter tensor of the network has no node in the file.
@@ -202,7 +206,7 @@ class DeepNets1M:
         )
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The arrays of a network, checked against the meta file."""
+        """Read the arrays of a network and check them against the meta file."""
         try:
             group = self._open()[f"{self.split}/{index}"]
             adjacency, nodes = group["adj"][()], group["nodes"][()]
@@ -227,9 +231,9 @@ class DeepNets1M:
         return adjacency, nodes
 
     def _check_number(self) -> None:
-        """Raise ValueError unless the file has as many networks as the meta file."""
+        """Raise ValueError unless the file and the meta file have the same number of networks."""
         group, count = self._open()[self.split], len(self)
-        # Counting a million groups takes seconds, finding two does not.
+        # Counting a million groups would take seconds; looking up two does not.
         if (count and str(count - 1) not in group) or str(count) in group:
             raise ValueError(
                 f"{self.path} does not belong to its meta file: the meta file has {count} networks"
@@ -243,7 +247,9 @@ class DeepNets1M:
             try:
                 self._file = h5py.File(self.path, "r")
             except OSError as error:
-                raise ValueError(f"{self.path} is no HDF5 file, or cut short: {error}") from error
+                raise ValueError(
+                    f"{self.path} is not an HDF5 file, or is truncated: {error}"
+                ) from error
             self._file_owner = os.getpid()
             if self.split not in self._file:
                 raise ValueError(f"{self.path} has no split {self.split!r}")
@@ -266,12 +272,12 @@ def _current_primitive(name: str) -> str:
 
 
 def _current_name(name: str) -> str:
-    """Return a node's name as current files write it; older ones differ in three ways."""
+    """Return a node's name as current files write it; older files differ in three ways."""
     if not name:
         return "input"
     if name.endswith("to_out.0."):
         return f"{name}weight"
-    # `_ops.3.1.weight` is `_ops.3.op.1.weight`.
+    # `_ops.3.1.weight` becomes `_ops.3.op.1.weight`.
     return re.sub(r"_ops\.(\d+)\.(\d)", r"_ops.\1.op.\2", name)
 
 

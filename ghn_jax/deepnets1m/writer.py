@@ -1,8 +1,8 @@
 """Write DeepNets-1M files, readable by `reader.DeepNets1M` and by the original.
 
 In: architectures of a split. Out: `deepnets1m_<split>.hdf5` and `deepnets1m_<split>_meta.json`
-(docs/method.md, 'Official files'). Unlike in files of the original's generator, nodes are listed in
-the order of their edges. Adjacencies are compressed, which HDF5 readers do not notice.
+(docs/method.md, 'Official files'). Unlike in files from the original's generator, nodes are listed
+in the order of their edges. Adjacencies are compressed, which is transparent to HDF5 readers.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ with extra("train", "DeepNets-1M files"):
     import h5py
 
 MAX_STORED_DISTANCE = 250
-"""Longest distance written: what the original writes, and what fits in uint8 beside 'no path'."""
+"""Longest distance written, the same as in the original; it leaves room in uint8 for 'no path'."""
 
 DATASET_IMAGE_SIZES = {"cifar10": 32, "imagenet": 224}
-"""Keys of `num_params` in meta files -> image size for which parameters are counted."""
+"""Maps keys of `num_params` in meta files to the image sizes at which parameters are counted."""
 
 
 _TITLE = "DeepNets-1M"
@@ -44,10 +44,10 @@ class Record(NamedTuple):
     """What a file says about one network, before names become ids.
 
     Attributes:
-        entry: of the meta file.
+        entry: the network's entry in the meta file.
         adjacency: (N, N) uint8 [from, to], shortest-path distances; 1 is an edge, 0 no path.
-        primitives: of the N nodes, 1x1 convolutions told from others.
-        names: cell and name of the N nodes.
+        primitives: primitives of the N nodes, with 1x1 convolutions distinguished from others.
+        names: cells and names of the N nodes.
     """
 
     entry: dict[str, Any]
@@ -60,11 +60,12 @@ def make_record(architecture: Architecture, split: str) -> Record:
     """Describe an architecture as files do.
 
     Args:
-        architecture: drawn from the split.
+        architecture: an architecture drawn from the split.
         split: one of `ghn_jax.sampling.SPLITS`.
 
     Returns:
-        The record. Training networks have no width in it, those of `wide` the width of `test`.
+        The record. For training networks it has no width; for those of `wide`, the width they would
+        have in `test`.
     """
     plan = lower(architecture, DATASET_IMAGE_SIZES["cifar10"], REFERENCE_CLASSES)
     reference = dataclasses.replace(
@@ -91,21 +92,21 @@ def make_record(architecture: Architecture, split: str) -> Record:
 
 
 class DeepNets1MWriter:
-    """Writes a split; a context manager.
+    """Writes a split; used as a context manager.
 
-    Everything goes to temporary names. Leaving the block renames both files, unless it is left by
-    an exception: then they are removed, so that what has the final name is always whole.
+    Everything is written under temporary names. Leaving the block renames both files, or removes
+    them if an exception was raised, so that files under their final names are always complete.
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
         """Choose the files.
 
         Args:
-            directory: where they go; created where missing.
+            directory: folder for the files; created if missing.
             split: one of `ghn_jax.sampling.SPLITS`.
 
         Raises:
-            ValueError: if one of the files exists.
+            ValueError: if one of the files already exists.
         """
         check_choice("split", split, tuple(SPLITS))
         self.split = split
@@ -131,7 +132,7 @@ class DeepNets1MWriter:
         """Append a network.
 
         Args:
-            record: of a network of the split.
+            record: the record of a network of the split.
         """
         rows = [
             (
@@ -168,16 +169,16 @@ class DeepNets1MWriter:
 
 
 def merge_evaluation_splits(directory: str | os.PathLike[str]) -> Path:
-    """Copy the evaluation splits of a folder into one file, the only one the original looks in.
+    """Copy the evaluation splits in a folder into one file, the only one the original reads.
 
     Args:
-        directory: with some of `deepnets1m_{val,test,wide,deep,dense,bnfree}.hdf5`.
+        directory: folder with some of `deepnets1m_{val,test,wide,deep,dense,bnfree}.hdf5`.
 
     Returns:
-        The new `deepnets1m_eval.hdf5`, beside which is its meta file.
+        The path of the new `deepnets1m_eval.hdf5`; its meta file is next to it.
 
     Raises:
-        ValueError: if there is no such split, or one of the new files exists.
+        ValueError: if the folder has no evaluation split, or one of the new files already exists.
     """
     merged = Path(directory) / "deepnets1m_eval.hdf5"
     for path in (merged, meta_path(merged)):
@@ -209,7 +210,7 @@ def merge_evaluation_splits(directory: str | os.PathLike[str]) -> Path:
 
 
 def _extended_primitive(node: TracedNode) -> str:
-    """Return the file's primitive: 1x1 convolutions and linear layers have their own."""
+    """Return a node's primitive in files, which distinguish 1x1 convolutions and linear layers."""
     return "conv_1x1" if node.primitive == "conv" and node.shape[2:] == (1, 1) else node.primitive
 
 

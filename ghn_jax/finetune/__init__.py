@@ -1,4 +1,4 @@
-"""From predicted parameters to a trained network."""
+"""Fine-tuning: from predicted parameters to a trained network."""
 
 from ghn_jax.finetune.layers import Layer, layer_order
 from ghn_jax.finetune.postprocessing import Postprocessed, postprocess

@@ -1,11 +1,11 @@
-"""Fine-tune networks from several initialisations, and compare.
+"""Fine-tune networks from several initialisations and compare them.
 
 In: networks, initialisations, a grid of learning rates and seeds. Out: a folder with one run for
-each combination, the rate chosen on validation images for each initialisation, its accuracy on test
-images as mean and standard error over seeds, a table and learning curves.
+each combination; for each initialisation, the learning rate chosen on validation images and its
+accuracy on test images, as mean and standard error over seeds; a table and learning curves.
 
-A run that is done is not done again, and one that was interrupted goes on from its checkpoint: the
-same call, or one with more architectures, initialisations, rates or seeds, finishes the comparison.
+Finished runs are not repeated and interrupted ones continue from their checkpoints, so the same
+call, or one with more architectures, initialisations, rates or seeds, completes the comparison.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RESULT = "result.json"
 
 
 class _Start(NamedTuple):
-    """Where the runs of a row begin."""
+    """The starting point shared by the runs of a row."""
 
     architecture: str
     init: str
@@ -57,13 +57,13 @@ class Comparison:
 
     Args:
         config: What is compared, and how each run trains.
-        dataset: Images; trained on are the first `config.num_shots` of each class.
-        ghn: Predicts; None if only random initialisation is asked for.
+        dataset: The images; the first `config.num_shots` of each class are used for training.
+        ghn: The GHN that predicts parameters; None if only random initialisation is requested.
         workdir: Folder of the comparison.
-        ghn_name: What the GHN is called in the results.
+        ghn_name: The GHN's name in the results.
 
     Raises:
-        ValueError: If a GHN is needed and there is none, or a class has too few images.
+        ValueError: If `ghn` is None but needed, or a class has too few images.
     """
 
     def __init__(
@@ -87,16 +87,16 @@ class Comparison:
         self._workdir = pathlib.Path(workdir)
 
     def run(self, modules: Mapping[str, nn.Module]) -> list[Row]:
-        """Make all runs that are not done yet.
+        """Make all runs that are not finished yet.
 
         Args:
-            modules: Flax module by the name of its architecture.
+            modules: Flax modules by the names of their architectures.
 
         Returns:
             A row for each architecture and initialisation.
         """
         config = self._config
-        # Before the first run: what is wrong with the last architecture is told at once.
+        # Prepare all architectures before the first run, so that a bad one is reported at once.
         prepared = {name: self._prepare(module) for name, module in modules.items()}
         starts = [
             _Start(name, init, *parts) for name, parts in prepared.items() for init in config.inits
@@ -123,7 +123,7 @@ class Comparison:
         return initializer, NetworkTrainer(module, self._dataset, config)
 
     def _tune(self, start: _Start) -> Iterator[RunResult]:
-        """The result of each learning rate and seed, from an earlier run or one made now."""
+        """Yield the result for each learning rate and seed, from an earlier run or a new one."""
         first_seed = self._config.training.seed
         for rate in self._config.rates:
             for seed in range(first_seed, first_seed + self._config.num_seeds):
@@ -135,7 +135,7 @@ class Comparison:
                 yield result
 
     def _train(self, start: _Start, rate: float, seed: int) -> list[tuple[int, float]]:
-        """The curve of one run; it is empty if the loss was not finite."""
+        """Make one run and return its curve, which is empty if the loss was not finite."""
         try:
             curve = self._run_network(start, rate, seed).curve
         except DivergedError:
@@ -143,7 +143,7 @@ class Comparison:
         return [(point.step, point.accuracy) for point in curve]
 
     def _choose(self, start: _Start, results: Iterable[RunResult]) -> Row:
-        """The row of the rate that is the best on validation images, measured on test images."""
+        """Choose the rate that is best on validation images, and measure it on test images."""
         by_rate: dict[float, list[RunResult]] = {}
         for result in results:
             by_rate.setdefault(result.learning_rate, []).append(result)
@@ -152,12 +152,12 @@ class Comparison:
         return Row(start.architecture, start.init, best, runs)
 
     def _with_test(self, start: _Start, result: RunResult) -> RunResult:
-        """The result with its accuracy on test images, computed from the run's last checkpoint."""
+        """Add the accuracy on test images, computed from the run's last checkpoint."""
         if result.test is not None:
             return result
         rate, seed, accuracy = result.learning_rate, result.seed, 0.0
         if result.curve:
-            # Nothing is left to train: the variables are those of the checkpoint.
+            # Training is finished, so this only restores the variables from the checkpoint.
             trained = self._run_network(start, rate, seed).variables
             accuracy = start.trainer.evaluate(trained, "test")
         result = result._replace(test=accuracy)
@@ -178,7 +178,7 @@ class Comparison:
         return self._workdir / "runs" / safe / start.init / f"rate_{rate:g}" / f"seed_{seed}"
 
     def _record(self, init: str) -> dict[str, Any]:
-        """What a run's result depends on, besides what its folder's name says."""
+        """Return what a run's result depends on, besides what the name of its folder says."""
         config = self._config.to_dict()
         record = {name: config[name] for name in ("data", "training", "num_shots")}
         record["optimizer"] = {**config["optimizer"], "learning_rate": None}

@@ -1,4 +1,4 @@
-"""What a comparison of initialisations gave: rows, and how they are shown and written."""
+"""The results of a comparison of initialisations: rows, and how they are shown and written."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ RESULTS = "results.json"
 
 
 class RunResult(NamedTuple):
-    """What one fine-tuning gave.
+    """The result of one fine-tuning run.
 
     Attributes:
         seed: The run's seed.
         learning_rate: The run's learning rate.
-        curve: (step, top-1 on validation images in [0, 1]).
-        test: Top-1 on test images; None if the rate was not chosen.
+        curve: Pairs of a step and the top-1 accuracy on validation images, in [0, 1].
+        test: Top-1 accuracy on test images; None if the rate was not chosen.
     """
 
     seed: int
@@ -36,18 +36,18 @@ class RunResult(NamedTuple):
 
     @property
     def validation(self) -> float:
-        """Top-1 on validation images after the last step; 0 if the loss was not finite."""
+        """Top-1 accuracy on validation images after the last step; 0 if the loss was not finite."""
         return self.curve[-1][1] if self.curve else 0.0
 
 
 class Row(NamedTuple):
-    """One line of the table: an architecture from one initialisation.
+    """One row of the table: an architecture trained from one initialisation.
 
     Attributes:
-        architecture: As on the command line.
-        init: Initialisation.
-        learning_rate: The best one on validation images.
-        runs: One for each seed, with that rate.
+        architecture: The architecture's name on the command line.
+        init: The name of the initialisation.
+        learning_rate: The learning rate that was best on validation images.
+        runs: The runs with that rate, one for each seed.
     """
 
     architecture: str
@@ -56,12 +56,12 @@ class Row(NamedTuple):
     runs: list[RunResult]
 
     def mean(self, read: Callable[[RunResult], float]) -> tuple[float, float]:
-        """Mean and standard error over seeds (0 of a single one)."""
+        """Return the mean and its standard error over seeds, which is 0 for a single seed."""
         return mean_and_standard_error([read(run) for run in self.runs])
 
 
 class ComparisonProgress:
-    """A bar over the runs of a comparison, or a line for each where there is no terminal."""
+    """A progress bar over the runs of a comparison, or a line per run without a terminal."""
 
     def __init__(self, num_runs: int) -> None:
         columns = (
@@ -100,9 +100,9 @@ def write_comparison(
 
     Args:
         workdir: Folder of the comparison, created if missing.
-        rows: All of them.
-        config: The comparison's config, as JSON holds it.
-        ghn_name: What the GHN is called.
+        rows: The rows of the comparison.
+        config: The comparison's config, as JSON values.
+        ghn_name: The GHN's name in the results.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     summary = {
@@ -137,7 +137,7 @@ _HEADER = ("architecture", "init", "rate", "untrained", "validation", "test")
 
 
 def rich_table(rows: Sequence[Row]) -> rich.table.Table:
-    """The table for a terminal."""
+    """Format the rows as a table for the terminal."""
     table = rich.table.Table(title="top-1 in %, mean ± standard error over seeds")
     for index, name in enumerate(_HEADER):
         table.add_column(name, justify="left" if index < 2 else "right")
@@ -147,17 +147,17 @@ def rich_table(rows: Sequence[Row]) -> rich.table.Table:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The table in Markdown; top-1 in %, mean ± standard error over seeds."""
+    """Format the rows as a Markdown table; top-1 in %, mean ± standard error over seeds."""
     lines = [list(_HEADER), ["---"] * 2 + ["---:"] * 4, *(_cells(row) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def draw_curves(rows: Sequence[Row], path: pathlib.Path) -> None:
-    """Draw validation accuracy by step, one panel per architecture, a band of one standard error.
+    """Draw validation accuracy by step, one panel per architecture, with standard error bands.
 
     Args:
         rows: The rows of a comparison.
-        path: The image to write, such as `curves.png`.
+        path: The image file to write, such as `curves.png`.
     """
     with extra("train", "pictures"):
         from matplotlib.figure import Figure

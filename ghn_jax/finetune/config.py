@@ -1,4 +1,4 @@
-"""What training one network by itself is told, as frozen dataclasses."""
+"""Configs for training a single network, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ def _check_distinct(name: str, values: tuple[Any, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkTrainingConfig:
-    """The training of one network.
+    """How one network is trained.
 
     Attributes:
-        num_epochs: passes over the training images.
-        num_steps: number of updates, instead of whole epochs; None trains `num_epochs`.
-        seed: seed of the order of the images, their augmentation and dropout.
+        num_epochs: number of passes over the training images.
+        num_steps: number of updates, instead of whole epochs; None trains for `num_epochs`.
+        seed: seed for the order of the images, their augmentation and dropout.
         label_smoothing: share of the target probability spread evenly over all classes.
-        image_sizes: heights of images, pixels, of which each step draws one (mixed image sizes);
-            none leaves the data set's. The network's parameters must not depend on it.
-        cutout: side, in pixels, of the square that is blanked in each training image; 0 is none.
-        drop_path: probability, at the last epoch, that an operation in a cell is skipped for an
-            image; it grows linearly from 0. For networks of the space only.
-        auxiliary_weight: weight of the auxiliary head's loss; 0 is without such a head. For
-            networks of the space only.
-        calibrate: whether batch norm's running statistics are those of training images before the
-            first step; otherwise they begin at mean 0 and variance 1.
-        evaluate_every: number of steps between evaluations on validation images; None is before
-            the first and after the last step only.
+        image_sizes: heights of images, in pixels, from which each step draws one (mixed image
+            sizes); empty keeps the data set's size. The network's parameters must not depend on it.
+        cutout: side, in pixels, of the square that is blanked in each training image; 0 disables.
+        drop_path: probability, in the last epoch, of skipping an operation in a cell for an image;
+            it grows linearly from 0. Only for networks of the architecture space.
+        auxiliary_weight: weight of the auxiliary head's loss; 0 means no such head. Only for
+            networks of the architecture space.
+        calibrate: whether to compute batch norm's running statistics from training images before
+            the first step; otherwise they start at mean 0 and variance 1.
+        evaluate_every: number of steps between evaluations on validation images; None evaluates
+            only before the first and after the last step.
         log_every: number of steps between lines of metrics.
-        checkpoint_every: number of steps between checkpoints; None saves after the last step only.
-        keep_checkpoints: number of most recent checkpoints kept.
-        evaluation_batch_size: number of images in each batch of an evaluation.
-        max_validation_images: largest number of validation images used, spread evenly; None is all.
+        checkpoint_every: number of steps between checkpoints; None saves only after the last step.
+        keep_checkpoints: number of most recent checkpoints to keep.
+        evaluation_batch_size: number of images in each evaluation batch.
+        max_validation_images: largest number of validation images to use, spread evenly; None uses
+            all.
     """
 
     num_epochs: int = 50
@@ -88,12 +89,12 @@ class NetworkTrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """A whole run that trains one network.
+    """A complete run that trains one network.
 
     Attributes:
         data: the images.
-        optimizer: the update rule of the network's parameters.
-        training: the loop.
+        optimizer: the update rule for the network's parameters.
+        training: the training loop.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -102,34 +103,34 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
-        """Build a config from nested mappings; ValueError names a wrong field by its path."""
+        """Build a config from nested mappings; a ValueError names a bad field by its path."""
         return build_dataclass(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested dictionaries and lists that JSON can hold and `from_dict` reads."""
+        """Return nested dictionaries and lists, ready for JSON and for `from_dict`."""
         dictionary: dict[str, Any] = to_dictionary(self)
         return dictionary
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(NetworkConfig):
-    """A comparison of initialisations: each is fine-tuned, several times, and tabulated.
+    """A comparison of initialisations, each fine-tuned several times and tabulated.
 
     Attributes:
         data: the images.
-        optimizer: the update rule; its learning rate is the grid's only one if there is no grid.
-        training: the loop.
-        num_shots: number of training images of each class; None is all of them.
-        learning_rates: grid of rates, of which the best one on validation images is taken for each
-            initialisation; none is `optimizer.learning_rate`.
-        num_seeds: number of repetitions: training.seed, training.seed + 1, ... Each draws the
-            random initialisation, the noise, the classifier and the order of images anew.
-        inits: what is compared: random, ghn, ghn-noise (GHN with noise), ghn-orth (with noise, then
-            orthogonal).
-        noise_beta: scale of the noise of ghn-noise and ghn-orth.
-        first_layer: first layer, from 1, that is post-processed; None is the first of the second
-            half.
-        classifier: predicted, random, or auto: random if the number of classes is not the GHN's.
+        optimizer: the update rule; its learning rate is used if `learning_rates` is empty.
+        training: the training loop.
+        num_shots: number of training images of each class; None uses all of them.
+        learning_rates: rates to try, of which each initialisation gets the one that is best on
+            validation images; empty tries `optimizer.learning_rate` only.
+        num_seeds: number of repetitions, with seeds training.seed, training.seed + 1, ... Each
+            draws a new random initialisation, noise, classifier and order of images.
+        inits: initialisations to compare: random, ghn, ghn-noise (GHN with noise), ghn-orth (with
+            noise, then made orthogonal).
+        noise_beta: scale of the noise in ghn-noise and ghn-orth.
+        first_layer: number of the first layer to post-process, from 1; None starts with the second
+            half of the layers.
+        classifier: predicted, random, or auto (random if the GHN has another number of classes).
     """
 
     num_shots: int | None = None

@@ -1,7 +1,7 @@
-"""Why predicted parameters lack diversity: how alike the filters of each layer are.
+"""Diagnose the lack of diversity in predicted parameters: how alike each layer's filters are.
 
-In: the kernels of a network, by the name of their initialisation. Out: for each layer the
-correlation between filters, the rank and the norm against He initialisation; and one figure.
+In: a network's kernels from several initialisations, by name. Out: for each layer the correlation
+between filters, the rank, and the norm relative to He initialisation; and one figure.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from ghn_jax.finetune.postprocessing import correlation_matrix
 
 
 class LayerDiagnosis(NamedTuple):
-    """A layer, its kernel seen as one filter (in kh kw) for each output channel.
+    """Measurements of a layer whose kernel is seen as one filter (in kh kw) per output channel.
 
     Attributes:
-        name: Of the layer.
+        name: The layer's name.
         num_filters: Number of output channels.
-        filter_size: Number of elements of a filter.
-        correlation: Mean absolute correlation between two filters; 0 where there is one, or where
-            filters have one element.
-        rank: Stable rank, the squared Frobenius over the squared spectral norm, divided by the
-            largest that is possible: 1 where all directions are used alike, near 0 where there is
-            one.
-        norm: Frobenius norm divided by its expectation at He initialisation, where elements have
+        filter_size: Number of elements in a filter.
+        correlation: Mean absolute correlation between two filters; 0 if there is only one filter or
+            filters have only one element.
+        rank: Stable rank (squared Frobenius norm over squared spectral norm) divided by its largest
+            possible value: 1 if all directions are used equally, near 0 if only one is.
+        norm: Frobenius norm divided by its expected value at He initialisation, where elements have
             variance 2 / filter_size.
     """
 
@@ -48,8 +47,8 @@ def diagnose(layers: Sequence[Layer], kernels: Sequence[np.ndarray]) -> list[Lay
     """Diagnose the kernels of a network.
 
     Args:
-        layers: In the order of the graph.
-        kernels: One for each: (kh, kw, in, out) or (in, out).
+        layers: The layers in the order of the graph.
+        kernels: The kernel of each layer, (kh, kw, in, out) or (in, out).
 
     Returns:
         One diagnosis for each layer.
@@ -64,7 +63,7 @@ def diagnose(layers: Sequence[Layer], kernels: Sequence[np.ndarray]) -> list[Lay
 
 
 @jax.jit
-def _measure(filters):
+def _measure(filters: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     num_filters, size = filters.shape
     if num_filters > 1 and size > 1:
         correlation = jnp.abs(correlation_matrix(filters))
@@ -82,12 +81,12 @@ def _measure(filters):
 def draw_diagnosis(
     diagnoses: Mapping[str, Sequence[LayerDiagnosis]], path: str | pathlib.Path, title: str = ""
 ) -> None:
-    """Draw correlation, rank and norm of every layer, a line for each initialisation.
+    """Draw the correlation, rank and norm of every layer, with a line for each initialisation.
 
     Args:
-        diagnoses: Of the same layers, by name of the initialisation.
-        path: Of the image, such as `diagnosis.png` or `.svg`.
-        title: Of the figure.
+        diagnoses: Diagnoses of the same layers, by the name of the initialisation.
+        path: The image file to write, such as `diagnosis.png` or `.svg`.
+        title: The figure's title.
     """
     with extra("train", "pictures"):
         from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
-"""The variables with which fine-tuning begins: random, predicted, or predicted and post-processed.
+"""The variables that fine-tuning starts from: random, predicted, or predicted and post-processed.
 
 In: a Flax module, a GHN and the name of an initialisation. Out: the module's variables. The
-classifier is predicted only where it means the same classes; otherwise it is the module's own.
+classifier is predicted only if it stands for the same classes; otherwise the module initialises it.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ NUM_CHANNELS = 3
 
 
 class NetworkInitializer:
-    """Makes the variables of one network, by each of the four initialisations.
+    """Makes the variables of one network by any of the four initialisations.
 
     Args:
-        module: (B, S, S, 3) images -> (B, num_classes) logits, a Flax linen module.
-        ghn: Predicts; None where only 'random' is asked for.
-        image_size: S, pixels.
-        num_classes: Of the network's classifier.
-        classifier: 'predicted', 'random', or 'auto': predicted if the GHN has as many classes.
-        noise_beta: Scale of the noise of 'ghn-noise' and 'ghn-orth'.
-        first_layer: First layer that they change, from 1, or 'auto'.
-        call_arguments: Of the module's call.
+        module: A Flax linen module, (B, S, S, 3) images -> (B, num_classes) logits.
+        ghn: The GHN that predicts parameters; None if only 'random' is requested.
+        image_size: Height and width S of the images, in pixels.
+        num_classes: Number of classes of the network's classifier.
+        classifier: 'predicted', 'random', or 'auto' (predicted if the GHN has as many classes).
+        noise_beta: Scale of the noise in 'ghn-noise' and 'ghn-orth'.
+        first_layer: Number of the first layer that those two change, from 1, or 'auto'.
+        call_arguments: Keyword arguments for the module's call.
 
     Raises:
-        ValueError: If an argument is not as described, the module has no classifier of so many
-            classes, or `first_layer` lies beyond the last layer before it.
+        ValueError: If an argument is not as described, the module has no classifier with that many
+            classes, or `first_layer` lies beyond the last layer before the classifier.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class NetworkInitializer:
                 f"architecture {type(module).__name__} has no classifier, expected its last linear"
                 f" layer to have {num_classes} outputs, one for each class"
             )
-        self.layers.sort(key=lambda layer: layer.is_classifier)  # stable: the classifier last
+        self.layers.sort(key=lambda layer: layer.is_classifier)  # stable; puts the classifier last
         find_first_layer(first_layer, len(self.layers))
         same = ghn.config.num_classes == num_classes
         if classifier == "predicted" and not same:
@@ -114,14 +114,14 @@ class NetworkInitializer:
 
         Args:
             init: 'random', 'ghn', 'ghn-noise' or 'ghn-orth'.
-            key: For the module's own initialiser (of the classifier, and of what cannot be
-                predicted), and for the noise.
+            key: Random key for the noise and for the module's own initialiser, which supplies the
+                classifier and whatever cannot be predicted.
 
         Returns:
-            The variables, numpy arrays.
+            The variables, as numpy arrays.
 
         Raises:
-            ValueError: If there is no such initialisation, or it needs a GHN and there is none.
+            ValueError: If `init` is unknown, or needs a GHN and there is none.
         """
         check_choice("init", init, INITS)
         check_random_key("key", key)
@@ -135,7 +135,7 @@ class NetworkInitializer:
         return self.postprocess(variables, init == "ghn-orth", noise_key).variables
 
     def postprocess(self, variables: PyTree, orthogonalize: bool, key: jax.Array) -> Postprocessed:
-        """Post-process variables as 'ghn-orth' does, or 'ghn-noise' if not `orthogonalize`."""
+        """Post-process variables as 'ghn-orth' does, or 'ghn-noise' without `orthogonalize`."""
         return postprocess(
             variables,
             self.layers,
@@ -146,7 +146,7 @@ class NetworkInitializer:
         )
 
     def read_kernels(self, variables: PyTree) -> list[np.ndarray]:
-        """The kernels of `layers` in variables."""
+        """Read the kernels of `layers` from variables."""
         kernels = Kernels(variables, self.layers)
         return [kernels.read(number) for number in range(len(self.layers))]
 
@@ -156,7 +156,7 @@ class NetworkInitializer:
         _, self._predicted = self._traced.description.finish(fill_variables(self._traced, arrays))
 
     def _with_drawn(self, drawn: PyTree) -> PyTree:
-        """The predicted variables; those that are not predicted are drawn ones."""
+        """Return the predicted variables, with `drawn` in place of those that are not predicted."""
         if self._predicted is None:
             raise ValueError("ghn is None, expected a GHN for every initialisation but 'random'")
         paths, structure = jax.tree_util.tree_flatten_with_path(self._predicted)

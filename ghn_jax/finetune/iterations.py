@@ -1,7 +1,7 @@
-"""How many iterations of training a prediction is worth, as in Knyazev et al. 2021 (figure 1).
+"""How many training iterations a prediction is worth, as in Knyazev et al. 2021 (figure 1).
 
 In: the accuracies of a network trained from scratch, by step, and the accuracy of its predicted
-parameters. Out: the step at which training got as far, and a figure.
+parameters. Out: the step at which training reached the same accuracy, and a figure.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def iterations_to_reach(curve: Sequence[tuple[int, float]], accuracy: float) -> 
     """Find the step at which training first reached an accuracy.
 
     Args:
-        curve: (step, accuracy) in ascending order of steps.
-        accuracy: To be reached.
+        curve: Pairs (step, accuracy) in ascending order of steps.
+        accuracy: The accuracy to reach.
 
     Returns:
-        The step, between two evaluations by linear interpolation; None if it was not reached.
+        The step, linearly interpolated between two evaluations; None if training did not reach it.
     """
     previous: tuple[int, float] | None = None
     for step, value in curve:
@@ -38,7 +38,7 @@ def iterations_to_reach(curve: Sequence[tuple[int, float]], accuracy: float) -> 
 def describe_iterations(
     curve: Sequence[tuple[int, float]], accuracy: float, steps_per_epoch: int
 ) -> str:
-    """Say it in a line."""
+    """Describe in one line how many iterations the predicted parameters are worth."""
     predicted = f"predicted parameters: top-1 {100 * accuracy:.2f}%"
     reached = iterations_to_reach(curve, accuracy)
     if reached is None:
@@ -50,13 +50,13 @@ def describe_iterations(
 def draw_iterations(
     curve: Sequence[tuple[int, float]], accuracy: float, path: str | pathlib.Path, title: str = ""
 ) -> None:
-    """Draw the curve of training, the prediction's accuracy, and where they meet.
+    """Draw the training curve, the prediction's accuracy, and the point where they meet.
 
     Args:
-        curve: (step, accuracy in [0, 1]).
-        accuracy: Of the predicted parameters.
-        path: Of the image, such as `iterations.png`.
-        title: Of the figure.
+        curve: Pairs (step, accuracy in [0, 1]).
+        accuracy: Accuracy of the predicted parameters, in [0, 1].
+        path: The image file to write, such as `iterations.png`.
+        title: The figure's title.
     """
     with extra("train", "pictures"):
         from matplotlib.figure import Figure

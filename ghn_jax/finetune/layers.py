@@ -1,7 +1,7 @@
 """The kernels of a network in the order in which data flows through them.
 
-In: the graph of a network. Out: `Layer`s, the last one the classifier; and how the matrix of each
-is read from the network's variables, of whatever library, and written back.
+In: a network's graph. Out: its `Layer`s, the last one the classifier, and a way to read their
+kernels from the network's variables, whatever the library, and to write them back.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Layer(NamedTuple):
     """A kernel of a network.
 
     Attributes:
-        path: Of the array that holds it, within the network's parameters.
-        shape: (kh, kw, in, out), or (in, out) of a linear layer.
-        view: Where in the array it lies, if the network rearranges or shares it out; None where the
-            array is the kernel.
-        is_classifier: Whether the graph marks it as the classifier.
+        path: Path in the network's parameters of the array that holds the kernel.
+        shape: (kh, kw, in, out), or (in, out) for a linear layer.
+        view: Where in the array the kernel lies, if the network rearranges or splits the array;
+            None if the array is the kernel.
+        is_classifier: Whether the graph marks the layer as the classifier.
     """
 
     path: TreePath
@@ -46,13 +46,14 @@ def layer_order(graph: ArchGraph, views: Sequence[View | None] | None = None) ->
     """List the kernels of a network in the order of its graph.
 
     Args:
-        graph: Of the network; nodes are in topological order.
-        views: For each tensor of a traced graph, where it lies (`Prediction.views` or
-            `TracedNetwork.views`). None where every tensor is an array of its own, as in the
-            networks of the space.
+        graph: The network's graph, with nodes in topological order.
+        views: For each tensor of a traced graph, where it lies (`TracedNetwork.views` or
+            `Prediction.views`). None if every tensor is an array of its own, as in networks
+            of the architecture space.
 
     Returns:
-        The layers with two or more axes; norms, biases and positional encodings are none.
+        The layers whose kernels have two or more axes; norms, biases and positional encodings do
+        not count as layers.
 
     Raises:
         ValueError: If there is not a view for every tensor.
@@ -76,14 +77,14 @@ def layer_order(graph: ArchGraph, views: Sequence[View | None] | None = None) ->
 
 
 class Kernels:
-    """The variables of a network, and the kernels in them.
+    """Reads and writes the kernels in a network's variables.
 
     Args:
-        variables: Any pytree: of Flax (with its collections, or `params` alone), NNX, or plain.
+        variables: Any pytree, whether of Flax (all collections, or `params` alone), NNX, or plain.
         layers: `Layer`s, or the paths of arrays with two or more axes, output channels last.
 
     Raises:
-        ValueError: If a path is that of no array, or of several, or the array has not two axes.
+        ValueError: If a path matches no array or several, or its array has fewer than two axes.
     """
 
     def __init__(self, variables: PyTree, layers: Iterable[Layer | TreePath | str]) -> None:
@@ -98,12 +99,12 @@ class Kernels:
         ]
 
     def read(self, number: int) -> np.ndarray:
-        """The kernel of a layer, in the layer's shape."""
+        """Return the kernel of a layer, in the layer's shape."""
         layer, leaf = self.layers[number], np.asarray(self._leaves[self._indices[number]])
         return leaf if layer.view is None else layer.view.read(leaf)
 
     def write(self, number: int, kernel: Any) -> None:
-        """Replace the kernel of a layer; the variables given stay as they are."""
+        """Replace the kernel of a layer; the original variables are not modified."""
         layer, index = self.layers[number], self._indices[number]
         leaf = self._leaves[index]
         new = np.array(leaf)
@@ -114,7 +115,7 @@ class Kernels:
         self._leaves[index] = new
 
     def variables(self) -> PyTree:
-        """The variables with all that was written."""
+        """Return the variables with everything that was written."""
         return jax.tree.unflatten(self._structure, self._leaves)
 
     def _plain(self, index: int, path: TreePath) -> Layer:
@@ -134,13 +135,13 @@ def _path_of(layer: Layer | TreePath | str) -> TreePath:
 
 
 def _names(path: tuple[Any, ...]) -> TreePath:
-    """A path in a tree as strings; the `value` of an NNX variable is the variable."""
+    """Convert a tree path to strings, without the `value` of an NNX variable."""
     names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
     return names[:-1] if names and names[-1] in ("value", "") else names
 
 
 def _find(names: Sequence[TreePath], path: TreePath) -> int:
-    """The leaf at a path, which may leave out what comes before, such as the collection."""
+    """Find the leaf at a path, which may lack leading parts such as the collection."""
     exact = [index for index, name in enumerate(names) if name in (path, ("params", *path))]
     ends = [index for index, name in enumerate(names) if name[-len(path) :] == path]
     found = exact or ends

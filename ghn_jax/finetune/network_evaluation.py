@@ -1,7 +1,7 @@
-"""Measure one network while it trains: top-1, and batch norm's running statistics.
+"""Measure one network while it trains: top-1 accuracy and batch norm's running statistics.
 
-In: a state of the network, and a data set. Out: an accuracy, or new running statistics. The images
-of an evaluation are kept in memory where they fit, since it comes again and again.
+In: the network's state and a data set. Out: an accuracy, or new running statistics. Evaluation
+images are kept in memory if they fit, since evaluations repeat.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class NetworkEvaluator:
     """Measures states of one network.
 
     Args:
-        programs: The network's.
-        dataset: Images.
-        training: How many images are used, and how many at a time.
+        programs: The network's programs.
+        dataset: The images.
+        training: Says how many images to use, and how many at a time.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class NetworkEvaluator:
         self._kept: dict[str, list[EvaluationBatch]] = {}
 
     def accuracy(self, state: NetworkState, split: str) -> float:
-        """Top-1 in [0, 1], with batch norm on running statistics."""
+        """Measure top-1 accuracy, in [0, 1], with batch norm using running statistics."""
         variables = {"params": state.params, **state.collections}
         counts = [
             (self._programs.count_correct(variables, *batch), batch.counted_mask.sum())
@@ -49,7 +49,7 @@ class NetworkEvaluator:
         return correct / sum(int(count) for _, count in counts)
 
     def calibrate(self, state: NetworkState, batches: TrainBatches) -> NetworkState:
-        """Fill batch norm's running statistics, if there are any, from the first batches."""
+        """Compute batch norm's running statistics, if there are any, from the first batches."""
         if not state.collections.get("batch_stats"):
             return state
         variables = {"params": state.params, **state.collections}
@@ -70,7 +70,7 @@ class NetworkEvaluator:
         part = dataset.split(split)
         most = training.max_validation_images if split == "validation" else None
         if most is not None and len(part) > most:
-            # Spread evenly over the split, whose order may be that of the classes.
+            # Spread evenly over the split, which may be sorted by class.
             positions = np.linspace(0, len(part) - 1, most).astype(np.int64)
             dataset = dataclasses.replace(dataset, validation=part.subset(positions))
         batch_size = min(training.evaluation_batch_size, len(dataset.split(split)))

@@ -1,7 +1,7 @@
 """The programs that train and evaluate one network, compiled once for any number of runs.
 
 In: a Flax module and how it is trained. Out: jitted functions of its state, images and labels, in
-which the learning rate, the seed and the drop path's rate are data.
+which the learning rate, the seed and the drop path rate are data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ghn_jax.tasks.classification import cross_entropy
 
 
 class NetworkState(NamedTuple):
-    """What a step changes: parameters, other collections (running statistics), the optimizer."""
+    """What a step changes: parameters, other collections (running statistics), optimizer state."""
 
     params: PyTree
     collections: PyTree
@@ -36,9 +36,9 @@ class CallArguments:
     """How a module is called.
 
     Attributes:
-        train: Keyword arguments while it is trained.
-        evaluate: Keyword arguments while it is evaluated, batch norm on running statistics.
-        has_drop_path: Whether it takes `drop_path_rate`.
+        train: Keyword arguments for training.
+        evaluate: Keyword arguments for evaluation, with batch norm using running statistics.
+        has_drop_path: Whether the module's call takes `drop_path_rate`.
     """
 
     train: Mapping[str, Any]
@@ -47,13 +47,14 @@ class CallArguments:
 
 
 def call_arguments(module: nn.Module) -> CallArguments:
-    """Find out how a module is told whether it is trained.
+    """Find the arguments that tell a module whether it is being trained.
 
     Args:
-        module: Whose call takes `train`, `use_running_average`, `deterministic`, or none of them.
+        module: A module whose call takes `train`, `use_running_average`, `deterministic`, or none
+            of them.
 
     Returns:
-        The arguments.
+        The arguments for training and for evaluation.
     """
     names = inspect.signature(type(module).__call__).parameters
     train: dict[str, Any] = {}
@@ -70,19 +71,19 @@ class NetworkPrograms:
     """Jitted functions of one network.
 
     Args:
-        module: (B, S, S, 3) images -> (B, K) logits, or while it is trained a pair with the logits
-            of an auxiliary head.
-        training: How it is trained.
-        optimizer: Its learning rate is 1: updates are multiplied by the rate of the step.
+        module: (B, S, S, 3) images -> (B, K) logits; during training possibly a pair with the
+            logits of an auxiliary head.
+        training: How the network is trained.
+        optimizer: An optimizer with learning rate 1; updates are multiplied by the step's rate.
 
     Attributes:
         arguments: How the module is called.
         init_opt_state: Parameters -> the optimizer's state.
         update: (state, images, labels, (rate, drop path), key, image size or None) -> (state,
-            loss); takes the memory of the state it is given.
-        count_correct: (variables, images, labels, mask) -> how many of the masked ones are right.
+            loss); reuses the memory of the state it is given.
+        count_correct: (variables, images, labels, mask) -> number of correct ones under the mask.
         batch_statistics: (variables, images, fill) -> batch norm's running statistics after one
-            update of such that are all equal to `fill`.
+            update, starting from statistics that all equal `fill`.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class NetworkPrograms:
         training: NetworkTrainingConfig,
         optimizer: optax.GradientTransformation,
     ) -> None:
-        # First gradients are all that is taken here.
+        # Only first derivatives, in reverse mode, are taken here.
         self.module = module = with_operations(module, operations_with_adjoints())
         self.arguments = call_arguments(module)
         self._training, self._optimizer = training, optimizer
@@ -164,10 +165,10 @@ def check_image_sizes(module: nn.Module, sizes: Sequence[int]) -> None:
 
     Args:
         module: The network.
-        sizes: The size of the data set's images, pixels, then `training.image_sizes`.
+        sizes: The size of the data set's images, in pixels, followed by `training.image_sizes`.
 
     Raises:
-        ValueError: If the network fails on a size, or has other parameters.
+        ValueError: If the network fails on a size, or its parameters differ in shape.
     """
     shapes = []
     for size in sizes if len(sizes) > 1 else ():
@@ -188,11 +189,11 @@ def check_image_sizes(module: nn.Module, sizes: Sequence[int]) -> None:
 
 
 def as_state(variables: PyTree) -> NetworkState:
-    """Take variables apart; the optimizer's state is missing."""
+    """Split variables into parameters and other collections, without optimizer state."""
     others = {name: value for name, value in variables.items() if name != "params"}
     return NetworkState(variables["params"], others, None)
 
 
 def to_variables(state: NetworkState) -> PyTree:
-    """Put variables together again, as numpy arrays."""
+    """Join parameters and other collections into variables, as numpy arrays."""
     return jax.tree.map(np.asarray, {"params": state.params, **state.collections})

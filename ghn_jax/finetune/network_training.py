@@ -1,14 +1,14 @@
 """Train one network: from scratch, or from predicted parameters.
 
 In: a Flax module, its variables and a data set. Out: trained variables, and the losses and
-accuracies on the way.
+accuracies along the way.
 
     trainer = NetworkTrainer(module, dataset, config)
     result = trainer.run(variables, seed=0, learning_rate=0.01, workdir="/tmp/run")
     accuracy = trainer.evaluate(result.variables, "test")
 
-One `NetworkTrainer` is for many runs: learning rate, seed and variables are data, so that a grid of
-rates over several seeds and initialisations compiles the network once. A run in a folder goes on
+One `NetworkTrainer` serves many runs: learning rate, seed and variables are data, so that a grid of
+rates over several seeds and initialisations compiles the network once. A run in a folder resumes
 from its checkpoint bit for bit.
 """
 
@@ -45,19 +45,19 @@ from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.optimizers import create_optimizer
 from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
 
-_SIZE_STREAM = 4  # of the image sizes; 0 to 3 are the loader's
+_SIZE_STREAM = 4  # the random stream of image sizes; 0 to 3 are the loader's
 
 
 class DivergedError(ValueError):
-    """The loss is no longer finite."""
+    """Raised when the loss is no longer finite."""
 
 
 class CurvePoint(NamedTuple):
-    """An evaluation.
+    """The result of one evaluation.
 
     Attributes:
-        step: Number of updates made.
-        accuracy: Top-1 on validation images, in [0, 1].
+        step: Number of updates made so far.
+        accuracy: Top-1 accuracy on validation images, in [0, 1].
     """
 
     step: int
@@ -68,8 +68,8 @@ class NetworkResult(NamedTuple):
     """A trained network.
 
     Attributes:
-        variables: For `module.apply`, numpy arrays.
-        curve: Accuracies on validation images, the first one before training.
+        variables: The variables for `module.apply`, as numpy arrays.
+        curve: Accuracies on validation images, starting with the one before training.
     """
 
     variables: PyTree
@@ -77,16 +77,16 @@ class NetworkResult(NamedTuple):
 
 
 class NetworkTrainer:
-    """Programs and data that train one network, for any number of runs.
+    """Trains one network, any number of times.
 
     Args:
-        module: (B, S, S, 3) images -> (B, K) logits, or while it is trained a pair with the logits
-            of an auxiliary head.
+        module: (B, S, S, 3) images -> (B, K) logits; during training possibly a pair with the
+            logits of an auxiliary head.
         dataset: Images of K classes.
         config: The config of the runs.
 
     Raises:
-        ValueError: If the config asks for what the network does not have.
+        ValueError: If the config asks for something that the network does not support.
     """
 
     def __init__(self, module: nn.Module, dataset: Dataset, config: NetworkConfig) -> None:
@@ -106,10 +106,11 @@ class NetworkTrainer:
                 f" {type(module).__name__}, which has no drop path"
             )
         check_image_sizes(module, (size, *training.image_sizes))
-        self._batch_size = min(config.data.batch_size, len(dataset.train))  # few shots may be fewer
+        # A few-shot set can be smaller than a batch.
+        self._batch_size = min(config.data.batch_size, len(dataset.train))
         self.steps_per_epoch = len(dataset.train) // self._batch_size
         self.num_steps = training.num_steps or training.num_epochs * self.steps_per_epoch
-        # The rate is data: the optimizer's is 1, and updates are multiplied by it.
+        # The rate is data: the optimizer has rate 1, and its updates are multiplied by ours.
         optimizer = dataclasses.replace(config.optimizer, learning_rate=1.0)
         self.programs = NetworkPrograms(
             module, training, create_optimizer(optimizer, self.num_steps)
@@ -125,21 +126,21 @@ class NetworkTrainer:
         workdir: str | pathlib.Path | None = None,
         quiet: bool = False,
     ) -> NetworkResult:
-        """Train, from the folder's checkpoint if there is one.
+        """Train the network, resuming from the folder's checkpoint if there is one.
 
         Args:
-            variables: The network's, {"params": ..., other collections}.
-            seed: Instead of the config's.
-            learning_rate: Instead of the config's.
+            variables: The network's variables, {"params": ..., other collections}.
+            seed: Seed to use instead of the config's.
+            learning_rate: Learning rate to use instead of the config's.
             workdir: Folder for checkpoints and metrics; None writes nothing.
-            quiet: Whether no progress is shown.
+            quiet: Whether to hide progress.
 
         Returns:
             The trained variables and the curve.
 
         Raises:
             DivergedError: If the loss is not finite.
-            InterruptedRunError: If SIGTERM or SIGINT came; what was done is saved.
+            InterruptedRunError: If SIGTERM or SIGINT arrived; progress is saved.
             CheckpointError: If the folder holds a run with other settings.
         """
         training, optimizer = self.config.training, self.config.optimizer
@@ -161,23 +162,23 @@ class NetworkTrainer:
         return NetworkResult(to_variables(state), network.curve)
 
     def evaluate(self, variables: PyTree, split: str) -> float:
-        """Top-1 accuracy, in [0, 1], with batch norm on running statistics.
+        """Measure top-1 accuracy, in [0, 1], with batch norm using running statistics.
 
         Args:
-            variables: The network's.
+            variables: The network's variables.
             split: 'train', 'validation' (at most `training.max_validation_images`) or 'test'.
         """
         return self.evaluator.accuracy(as_state(variables), split)
 
     def calibrate(self, variables: PyTree, seed: int | None = None) -> PyTree:
-        """Fill batch norm's running statistics from training images.
+        """Compute batch norm's running statistics from training images.
 
         Args:
-            variables: The network's, such as those predicted.
-            seed: Decides the order of the images; None is the config's.
+            variables: The network's variables, such as predicted ones.
+            seed: Seed for the order of the images; None uses the config's.
 
         Returns:
-            New variables.
+            The variables with the new statistics.
         """
         seed = self.config.training.seed if seed is None else seed
         check_count("seed", seed)
@@ -185,13 +186,13 @@ class NetworkTrainer:
         return to_variables(self.evaluator.calibrate(as_state(variables), batches))
 
     def train_batches(self, seed: int, cutout: int) -> TrainBatches:
-        """The training images of a run, in batches."""
+        """Return the training images of a run, in batches."""
         return TrainBatches(self.dataset, self._batch_size, seed, cutout)
 
     def step(
         self, state: NetworkState, batch: Batch, rate: float, seed: int, step: int
     ) -> tuple[NetworkState, jax.Array]:
-        """Make update number `step`, from 0: the new state and the loss."""
+        """Make update number `step`, counted from 0, and return the new state and the loss."""
         images, labels = batch
         training = self.config.training
         size = None
@@ -211,12 +212,12 @@ class _Outcome(NamedTuple):
 
 
 class NetworkTraining:
-    """A network as the run loop trains it.
+    """Adapts the training of a network to the run loop.
 
     Args:
-        trainer: Makes the steps.
+        trainer: The trainer that makes the steps.
         config: The run's config, with its seed and learning rate.
-        variables: The network's before the first step.
+        variables: The network's variables before the first step.
 
     Attributes:
         curve: Accuracies on validation images so far.
@@ -225,17 +226,17 @@ class NetworkTraining:
     def __init__(self, trainer: NetworkTrainer, config: NetworkConfig, variables: PyTree) -> None:
         self.config, self.curve = config, list[CurvePoint]()
         own = {field.name for field in dataclasses.fields(NetworkConfig)}
-        # What a comparison adds to the config says which runs there are, not how one trains.
+        # The fields that a comparison adds say which runs there are, not how one of them trains.
         others = {field.name for field in dataclasses.fields(config)} - own
         self.may_change = {"training.log_every", "training.keep_checkpoints", *others}
         self._trainer, self._variables = trainer, dict(variables)
         training = config.training
         self._images = trainer.train_batches(training.seed, training.cutout)
-        self._losses: list[Any] = []  # since the last line of metrics; on the device until then
+        self._losses: list[Any] = []  # since the last line of metrics, kept on the device
 
     def init_state(self) -> NetworkState:
-        """The given variables, with a fresh optimizer."""
-        # Copies: a step takes the memory of the state it is given.
+        """Combine the given variables with a fresh optimizer state."""
+        # Copies, because a step reuses the memory of the state it is given.
         state = as_state(jax.tree.map(jnp.array, self._variables))
         state = state._replace(opt_state=self._trainer.programs.init_opt_state(state.params))
         if self.config.training.calibrate:
@@ -243,7 +244,7 @@ class NetworkTraining:
         return state
 
     def restore(self, store: CheckpointStore) -> NetworkState:
-        """The state of the latest checkpoint, if its network has parameters of the same shapes."""
+        """Restore the state from the latest checkpoint; CheckpointError if its shapes differ."""
         given = as_state(self._variables)
         init_opt_state = self._trainer.programs.init_opt_state
         checkpoint = store.restore(lambda params: (given.collections, init_opt_state(params)))
@@ -251,17 +252,18 @@ class NetworkTraining:
         if shapes != expected:
             raise CheckpointError(
                 f"{store.folder} holds another network's parameters, expected those of the network"
-                " that is trained: take another work directory"
+                " being trained: use another work directory"
             )
         counters = checkpoint.counters
         self.curve = [CurvePoint(int(step), accuracy) for step, accuracy in counters["curve"]]
-        self._losses = [np.float32(x) for x in counters.get("losses", [])]  # older ones have none
-        # Copies: a step takes the memory of the state it is given.
+        # Old checkpoints have no losses.
+        self._losses = [np.float32(x) for x in counters.get("losses", [])]
+        # Copies, because a step reuses the memory of the state it is given.
         params, state = jax.tree.map(jnp.array, (checkpoint.params, checkpoint.state))
         return NetworkState(params, *state)
 
     def save(self, store: CheckpointStore, state: NetworkState, step: int) -> None:
-        """Save all that `restore` needs; DivergedError if the loss is not finite."""
+        """Save everything that `restore` needs; DivergedError if the loss is not finite."""
         losses = [float(loss) for loss in jax.device_get(self._losses)]
         self._check(step, sum(losses))
         store.save(
@@ -274,7 +276,7 @@ class NetworkTraining:
         )
 
     def batches(self, state: NetworkState, step: int) -> Prefetcher[Batch]:
-        """The images of the steps from one on, without end, prepared ahead."""
+        """Return the endless batches from a step on, prepared ahead of time."""
         del state
         return self._images.prefetch(step)
 
@@ -287,12 +289,12 @@ class NetworkTraining:
         return state, _Outcome(loss, stop)
 
     def record(self, step: int, batch: Batch, outcome: _Outcome, report: RunReport) -> None:
-        """Keep the loss on the device: nothing waits for it before the next line of metrics."""
+        """Keep the loss on the device, so that nothing waits for it before the next log line."""
         del step, batch, report
         self._losses.append(outcome.loss)
 
     def log(self, step: int, report: RunReport) -> None:
-        """Write the mean loss since the last time; DivergedError if it is not finite."""
+        """Log the mean loss since the last call; DivergedError if it is not finite."""
         loss = float(np.mean(jax.device_get(self._losses)))
         self._losses.clear()
         report.metrics.write(step, {"loss": loss})
@@ -300,7 +302,7 @@ class NetworkTraining:
         report.progress.update(step, loss=loss, note=f"top-1 {100 * self.curve[-1].accuracy:.2f}%")
 
     def evaluate(self, state: NetworkState, step: int) -> Mapping[str, float]:
-        """The accuracy on validation images, which goes into the curve."""
+        """Measure the accuracy on validation images and add it to the curve."""
         accuracy = self._trainer.evaluator.accuracy(state, "validation")
         self.curve.append(CurvePoint(step, accuracy))
         return {"validation/top1": accuracy}

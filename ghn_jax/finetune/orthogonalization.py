@@ -1,7 +1,7 @@
 """Make a predicted kernel orthogonal (GHN-orth: Knyazev, ICML 2022 workshop, arXiv 2207.10049).
 
-A kernel in Flax's layout -> a kernel of the same shape, orthogonal as a matrix (out, rest): of QR,
-the Q whose R has a positive diagonal (docs/method.md, 'Fine-tuning protocol').
+A kernel in Flax's layout -> a kernel of the same shape whose matrix (out, rest) is orthogonal: the
+Q of a QR decomposition whose R has a positive diagonal (docs/method.md, 'Fine-tuning protocol').
 """
 
 import jax
@@ -9,17 +9,17 @@ import jax.numpy as jnp
 
 
 def as_tall_matrix(kernel: jax.Array) -> tuple[jax.Array, bool]:
-    """A kernel as the matrix that the original decomposes.
+    """Reshape a kernel to the matrix that the original decomposes.
 
     Args:
-        kernel: (kh, kw, in, out), or (in, out) of a linear layer.
+        kernel: (kh, kw, in, out), or (in, out) for a linear layer.
 
     Returns:
-        (out, in kh kw), in PyTorch's order of elements, transposed where that is wider than tall;
-        and whether it was transposed.
+        The matrix (out, in kh kw), in PyTorch's order of elements, transposed if it is wider than
+        tall; and whether it was transposed.
 
     Raises:
-        ValueError: if the kernel has fewer than two axes.
+        ValueError: If the kernel has fewer than two axes.
     """
     if kernel.ndim < 2:
         raise ValueError(f"kernel has shape {kernel.shape}, expected (..., in, out)")
@@ -34,16 +34,16 @@ def orthogonalize(kernel: jax.Array) -> jax.Array:
     """Replace a kernel by the orthogonal factor of its QR decomposition.
 
     Args:
-        kernel: (kh, kw, in, out), or (in, out) of a linear layer.
+        kernel: (kh, kw, in, out), or (in, out) for a linear layer.
 
     Returns:
-        The same shape. Its columns, one per output, are orthonormal where there are no more
-        outputs than inputs to each; otherwise its rows are.
+        A kernel of the same shape. Its columns, one per output, are orthonormal if there are at
+        most as many outputs as inputs to each; otherwise its rows are.
 
     Raises:
-        ValueError: if the kernel has fewer than two axes.
+        ValueError: If the kernel has fewer than two axes.
     """
-    # Decomposing a tall matrix column by column depends on the order of columns.
+    # QR orthogonalises column by column, so its result depends on the order of the columns.
     matrix, is_wide = as_tall_matrix(kernel)
     q, r = jnp.linalg.qr(matrix)
     q = q * jnp.sign(jnp.diagonal(r))[None, :]

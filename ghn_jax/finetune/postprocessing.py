@@ -1,11 +1,11 @@
-"""Break the symmetry of predicted parameters before training goes on (GHN-orth).
+"""Break the symmetry of predicted parameters before fine-tuning (GHN-orth).
 
-In: a network's variables and its kernels in order. Out: the variables with noise added to the
-kernels and each replaced by an orthogonal one, and how alike their filters were before and after.
+In: a network's variables and its kernels in order. Out: the variables with noise added to each
+kernel and the result made orthogonal, and how alike the filters were before and after.
 
-Predicted filters are correlated: in each kernel the decoder varies little from one output channel
-to the next. Source: Knyazev, "Pretraining a Neural Network before Knowing Its Architecture", ICML
-2022 workshop, arXiv 2207.10049 (docs/method.md, 'Fine-tuning protocol').
+Predicted filters are correlated: within a kernel, the decoder's output varies little from one
+output channel to the next. Source: Knyazev, "Pretraining a Neural Network before Knowing Its
+Architecture", ICML 2022 workshop, arXiv 2207.10049 (docs/method.md, 'Fine-tuning protocol').
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ AUTO = "auto"
 
 
 class KernelStatistics(NamedTuple):
-    """How alike the filters of a kernel are, seen as a matrix (out, in kh kw) or, where that is
-    wider than tall, its transpose, as the original takes it.
+    """Measures how alike the filters of a kernel are.
+
+    The kernel is seen as a matrix (out, in kh kw), transposed if it is wider than tall, as in the
+    original.
 
     Attributes:
-        correlation: Mean absolute correlation between two rows; 1 where all are alike.
-        correlation_std: Standard deviation of all entries of the correlation matrix: the noise is
-            in proportion to it.
-        largest_eigenvalue: Of the matrix' Gram matrix; 1 once orthogonal.
+        correlation: Mean absolute correlation between two rows; 1 if all are alike.
+        correlation_std: Standard deviation of all entries of the correlation matrix, to which the
+            noise is proportional.
+        largest_eigenvalue: Largest eigenvalue of the Gram matrix; 1 once orthogonal.
     """
 
     correlation: float
@@ -46,11 +48,11 @@ class LayerChange(NamedTuple):
     """What post-processing did to a layer.
 
     Attributes:
-        layer: Which.
-        number: Of the layer, from 1, as `first_layer` counts.
-        is_changed: Whether it was post-processed: from `first_layer` on, but the classifier.
-        before: Statistics before.
-        after: Statistics after.
+        layer: The layer.
+        number: The layer's number, counted from 1 like `first_layer`.
+        is_changed: Whether it was post-processed, which holds from `first_layer` on.
+        before: Statistics before post-processing.
+        after: Statistics after post-processing.
     """
 
     layer: Layer
@@ -64,8 +66,8 @@ class Postprocessed(NamedTuple):
     """The result of `postprocess`.
 
     Attributes:
-        variables: As given, with new kernels (numpy arrays).
-        changes: One for each layer but the classifier, in order.
+        variables: The given variables with new kernels (numpy arrays).
+        changes: The changes to each layer except the classifier, in order.
     """
 
     variables: PyTree
@@ -83,26 +85,27 @@ def postprocess(
 ) -> Postprocessed:
     """Add noise to the kernels of a network and make them orthogonal.
 
-    Every kernel of `order` from `first_layer` on is changed, but the last one, the classifier: its
-    matrix (out, in kh kw) gets Gaussian noise of standard deviation noise_beta times that of the
-    entries of its rows' correlation matrix, then is replaced by the Q of its QR decomposition whose
-    R has a positive diagonal.
+    Changes every kernel of `order` from `first_layer` on, except the last one, the classifier.
+    Gaussian noise is added to the kernel's matrix (out, in kh kw); its standard deviation is
+    noise_beta times that of the entries of the correlation matrix of the rows. The matrix is then
+    replaced by the Q of its QR decomposition whose R has a positive diagonal.
 
     Args:
-        variables: Any pytree: of Flax (with its collections or without), NNX, or plain.
+        variables: Any pytree, whether of Flax (with its collections or without), NNX, or plain.
         order: The kernels in the order of the graph, the classifier last: `layer_order(graph)`, or
             paths of arrays with two or more axes, output channels last.
         orthogonalize: Whether kernels become orthogonal (GHN-orth).
         noise_beta: Scale of the noise; 0 adds none. 3e-5 in the paper.
-        first_layer: The first layer that is changed, counted from 1; "auto" is half of the layers.
-        key: For the noise; None is `jax.random.key(0)`.
+        first_layer: Number of the first layer to change, counted from 1; "auto" changes the second
+            half of the layers.
+        key: Random key for the noise; None means `jax.random.key(0)`.
 
     Returns:
         New variables, and statistics of every layer before and after.
 
     Raises:
-        ValueError: If `order` has no classifier and another kernel, `first_layer` lies beyond the
-            last kernel, or another argument is not as described.
+        ValueError: If `order` has fewer than two kernels, `first_layer` lies beyond the last kernel
+            before the classifier, or another argument is not as described.
     """
     check_flag("orthogonalize", orthogonalize)
     check_number("noise_beta", noise_beta)
@@ -126,17 +129,18 @@ def postprocess(
 
 
 def find_first_layer(first_layer: int | str, num_layers: int) -> int:
-    """The number that `first_layer` means for a network of so many kernels.
+    """Resolve `first_layer` for a network with a given number of kernels.
 
     Args:
-        first_layer: From 1, or "auto": the first one of the second half.
-        num_layers: Number of kernels, the classifier included.
+        first_layer: A layer's number from 1, or "auto" for the first one of the second half.
+        num_layers: Number of kernels, including the classifier.
 
     Returns:
         A number in 1 .. num_layers - 1.
 
     Raises:
-        ValueError: If there is no kernel besides the classifier, or it is not in that range.
+        ValueError: If there is no kernel besides the classifier, or `first_layer` is not in that
+            range.
     """
     if num_layers < 2:
         raise ValueError(
@@ -154,7 +158,7 @@ def find_first_layer(first_layer: int | str, num_layers: int) -> int:
 
 
 def measure(kernel: Any) -> KernelStatistics:
-    """How alike the filters of a kernel are.
+    """Measure how alike the filters of a kernel are.
 
     Args:
         kernel: (kh, kw, in, out) or (in, out).
@@ -166,7 +170,7 @@ def measure(kernel: Any) -> KernelStatistics:
 
 
 def correlation_matrix(matrix: jax.Array) -> jax.Array:
-    """Correlation between rows, (R, C) -> (R, R); 0 for a constant row, where it is undefined."""
+    """Correlate rows, (R, C) -> (R, R); 0 for a constant row, whose correlation is undefined."""
     centred = matrix - jnp.mean(matrix, axis=1, keepdims=True)
     norms = jnp.linalg.norm(centred, axis=1, keepdims=True)
     unit = jnp.where(norms > 0, centred / jnp.where(norms > 0, norms, 1), 0)
@@ -174,7 +178,7 @@ def correlation_matrix(matrix: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _measure(kernel):
+def _measure(kernel: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     matrix, _ = as_tall_matrix(kernel)
     correlation = correlation_matrix(matrix)
     num_rows = matrix.shape[0]
@@ -184,13 +188,15 @@ def _measure(kernel):
     return mean, _std(correlation), largest
 
 
-def _std(values):
-    # Of n - 1, as PyTorch's; a single value has none.
+def _std(values: jax.Array) -> jax.Array:
+    # Divides by n - 1, as PyTorch does, which is undefined for a single value.
     return jnp.std(values, ddof=1) if values.size > 1 else jnp.zeros((), values.dtype)
 
 
 @jax.jit(static_argnums=3)
-def _change(kernel, key, noise_beta, orthogonalize):
+def _change(
+    kernel: jax.Array, key: jax.Array, noise_beta: jax.Array | float, orthogonalize: bool
+) -> jax.Array:
     matrix, _ = as_tall_matrix(kernel)
     std = noise_beta * _std(correlation_matrix(matrix))
     kernel = kernel + std * jax.random.normal(key, kernel.shape, kernel.dtype)

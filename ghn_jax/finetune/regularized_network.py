@@ -1,4 +1,4 @@
-"""A network of the space as DARTS trains it: with drop path and an auxiliary head.
+"""A network of the architecture space as DARTS trains it, with drop path and an auxiliary head.
 
 In: a plan. Out: a Flax module with the blocks of `TargetNetwork(plan)` under the same names, plus
 the head. Source: Liu, Simonyan, Yang, DARTS, ICLR 2019, section 3 and appendix A.
@@ -24,12 +24,12 @@ _HEAD_FEATURES = (128, 768)
 
 
 class RegularizedNetwork(nn.Module):
-    """(B, S, S, 3) images -> (B, K) logits; while trained, a pair with the auxiliary head's.
+    """(B, S, S, 3) images -> (B, K) logits; in training, a pair with the auxiliary head's logits.
 
     Attributes:
         plan: The lowered architecture.
-        has_auxiliary_head: Whether there is one, on the output of the second reduction cell.
-        operations: What it computes with, see `ghn_jax.targets.spelling`.
+        has_auxiliary_head: Whether the output of the second reduction cell has an auxiliary head.
+        operations: The operations that it computes with; see `ghn_jax.targets.spelling`.
     """
 
     plan: Plan
@@ -42,7 +42,7 @@ class RegularizedNetwork(nn.Module):
         if not isinstance(architecture, Architecture):
             raise ValueError(
                 f"architecture is a {type(architecture).__name__}, expected one of cells: drop path"
-                " and the auxiliary head are defined for these"
+                " and the auxiliary head are defined only for these"
             )
         if self.has_auxiliary_head and size > SMALL_IMAGE_LIMIT:
             raise ValueError(
@@ -57,8 +57,8 @@ class RegularizedNetwork(nn.Module):
 
         Args:
             images: (B, S, S, 3), normalised.
-            train: Whether batch norm uses the batch, paths are dropped and dropout acts.
-            drop_path_rate: Probability that an operation's result is dropped, () float32.
+            train: Whether batch norm uses the batch, paths are dropped and dropout is active.
+            drop_path_rate: () float32, probability of dropping an operation's result.
 
         Returns:
             Logits (B, K), or a pair of them.
@@ -83,32 +83,32 @@ class RegularizedNetwork(nn.Module):
         return (values[-1], auxiliary) if train and auxiliary is not None else values[-1]
 
     def _is_operation(self, value: int, name: str) -> bool:
-        """Whether a value is the result of an operation of the same cell, no skip connection."""
+        """Whether a value comes from an operation of the same cell other than a skip connection."""
         if value == 0:
             return False
         match = _OPERATION.match(self.plan.calls[value - 1].name)
         return match is not None and name.startswith(match[1])
 
     def _drop(self, x: jax.Array, rate: jax.Array | float) -> jax.Array:
-        """Zero an operation's result for some images; the others are scaled up to keep the mean."""
+        """Zero an operation's result for some images, and scale the others up to keep the mean."""
         keep = 1 - jnp.asarray(rate, x.dtype)
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
         mask = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
         return jnp.where(mask, x / keep, jnp.zeros_like(x))
 
     def _auxiliary_call(self) -> int:
-        """The last block of the cell at two thirds of the depth."""
+        """Return the last block of the cell at two thirds of the depth."""
         assert isinstance(self.plan.architecture, Architecture)
         prefix = f"cell{2 * self.plan.architecture.num_cells // 3}_"
         return max(i for i, call in enumerate(self.plan.calls) if call.name.startswith(prefix))
 
 
 class AuxiliaryHead(nn.Module):
-    """(B, S, S, C) -> (B, K): pool to 2x2, 1x1 and 2x2 convolutions with norms, linear.
+    """(B, S, S, C) -> (B, K): pool to 2x2, 1x1 and 2x2 convolutions with norms, linear layer.
 
     Attributes:
-        num_classes: K.
-        operations: What it computes with.
+        num_classes: Number of classes K.
+        operations: The operations that it computes with.
     """
 
     num_classes: int
@@ -125,7 +125,7 @@ class AuxiliaryHead(nn.Module):
 
 
 def _pool_to_2x2(x: jax.Array) -> jax.Array:
-    """Mean over two windows along each axis: of 5 of 8 pixels, otherwise of half of them."""
+    """Average two windows along each axis: 5 pixels wide for 8 pixels, otherwise half as wide."""
     for axis in (1, 2):
         size = x.shape[axis]
         window = 5 if size == 8 else -(-size // 2)

@@ -1,4 +1,4 @@
-"""Graphs of target networks: what a GHN reads."""
+"""Graphs of target networks, which are a GHN's input."""
 
 from ghn_jax.graphs.arch_graph import ArchGraph, graph_from_nodes
 from ghn_jax.graphs.batching import GraphBatch, batch_graphs

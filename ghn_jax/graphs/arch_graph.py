@@ -25,9 +25,10 @@ class ArchGraph:
     """The graph a GHN reads: N nodes in topological order, E edges, and the network's parameters.
 
     Attributes:
-        graph: One graph of numpy arrays. nodes: "primitive" (N,) int32, index into `PRIMITIVES`;
-            "shape" (N, 4) int32, (out, in, height, width) of the node's parameter, zeros for none.
-            edges: "distance" (E,) int32, 1 for edges of the network, 2..50 for virtual edges.
+        graph: A single graph of numpy arrays. Its nodes have "primitive" (N,) int32, index into
+            `PRIMITIVES`, and "shape" (N, 4) int32, (out, in, height, width) of the node's
+            parameter, zeros if it has none. Its edges have "distance" (E,) int32, 1 for the
+            network's own edges and 2..50 for virtual edges.
         tensors: Every parameter tensor of the network, with the index of its node.
     """
 
@@ -44,7 +45,7 @@ class ArchGraph:
         distance: np.ndarray,
         tensors: Sequence[ParameterTensor] = (),
     ) -> ArchGraph:
-        """Make a graph from its arrays, int32 and of the shapes listed above."""
+        """Make a graph from int32 arrays of the shapes listed in the class's docstring."""
         graph = jraph.GraphsTuple(
             nodes={"primitive": primitive, "shape": shape},
             edges={"distance": distance},
@@ -63,37 +64,37 @@ class ArchGraph:
 
     @property
     def shape(self) -> np.ndarray:
-        """(N, 4) int32, (out, in, height, width) of the node's parameter; zeros for none."""
+        """(N, 4) int32, (out, in, height, width) of each node's parameter; zeros if none."""
         return np.asarray(self.graph.nodes["shape"])
 
     @property
     def senders(self) -> np.ndarray:
-        """(E,) int32."""
+        """(E,) int32, the node where each edge starts."""
         return np.asarray(self.graph.senders)
 
     @property
     def receivers(self) -> np.ndarray:
-        """(E,) int32."""
+        """(E,) int32, the node where each edge ends."""
         return np.asarray(self.graph.receivers)
 
     @property
     def distance(self) -> np.ndarray:
-        """(E,) int32, 1 for edges of the network, 2..50 for virtual edges."""
+        """(E,) int32, 1 for the network's own edges, 2..50 for virtual edges."""
         return np.asarray(self.graph.edges["distance"])
 
     @property
     def num_nodes(self) -> int:
-        """N."""
+        """The number of nodes N."""
         return len(self.primitive)
 
     def distance_matrix(self) -> np.ndarray:
-        """(N, N) uint8 [receiver, sender], 0 where there is no edge."""
+        """Return the distances as (N, N) uint8 [receiver, sender], 0 where there is no edge."""
         matrix = np.zeros((self.num_nodes, self.num_nodes), np.uint8)
         matrix[self.receivers, self.senders] = self.distance
         return matrix
 
     def to_networkx(self) -> networkx.DiGraph:
-        """The network's own edges as a networkx graph, nodes with their `primitive` name."""
+        """Return the network's own edges as a networkx graph; nodes have a `primitive` name."""
         graph = networkx.DiGraph()
         for node, primitive in enumerate(self.primitive):
             graph.add_node(node, primitive=PRIMITIVES[primitive])
@@ -109,12 +110,12 @@ def graph_from_nodes(
     tensors: Sequence[ParameterTensor],
     max_distance: int = MAX_VIRTUAL_DISTANCE,
 ) -> ArchGraph:
-    """Build the graph of nodes given in topological order with their parents.
+    """Build a graph from nodes in topological order and their parents.
 
     Args:
         nodes: Primitive, parameter shape and parents of each node; parents come earlier.
         tensors: Parameter tensors that refer to the nodes.
-        max_distance: Longest distance with an edge.
+        max_distance: Longest distance that an edge spans.
 
     Returns:
         The graph.
@@ -137,14 +138,14 @@ def graph_from_nodes(
 
 
 def shortest_paths(parents: Sequence[tuple[int, ...]], max_distance: int) -> np.ndarray:
-    """Shortest-path distances between all nodes of a directed acyclic graph.
+    """Compute the shortest-path distances between all nodes of a directed acyclic graph.
 
-    One row per node from its parents' rows: the distance from u to v is one more than the smallest
-    distance from u to a parent of v.
+    Each node's row follows from its parents' rows: the distance from u to v is one more than the
+    smallest distance from u to a parent of v.
 
     Args:
         parents: For each node in topological order, the nodes with an edge to it.
-        max_distance: Longer distances become 0.
+        max_distance: Longest distance to keep; longer ones become 0.
 
     Returns:
         (N, N) uint8 [receiver, sender], 0 where there is no path.
@@ -162,8 +163,8 @@ def shortest_paths(parents: Sequence[tuple[int, ...]], max_distance: int) -> np.
                 f"node {node} has parent {max(sources)}, expected nodes in topological order:"
                 " parents first"
             )
-        # A node is at distance 0 from itself, so that the row of a parent also gives the edge from
-        # it.
+        # A node is at distance 0 from itself, so a parent's row also accounts for the edge from the
+        # parent.
         row = distances[node]
         for source in sources:
             np.minimum(row[:node], distances[source, :node], out=row[:node])

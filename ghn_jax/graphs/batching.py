@@ -1,7 +1,7 @@
-"""Batch graphs and pad them to a bounded set of sizes; the host's numpy ends here.
+"""Batch graphs and pad them to a bounded set of sizes; this is where the host's numpy ends.
 
-Graphs travel as `jraph.GraphsTuple`, see `ArchGraph`. A GHN reads B graphs as arrays padded to the
-same number of nodes N, so that all of them are swept in parallel.
+Graphs are passed around as `jraph.GraphsTuple`; see `ArchGraph`. A GHN reads B graphs as arrays
+padded to the same number of nodes N, so that it can sweep all of them in parallel.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ class GraphBatch(NamedTuple):
     Attributes:
         primitive: (B, N) int32, index into `PRIMITIVES`; 0 on padding.
         shape_index: (B, N, 4) int32, rows of the shape vocabulary.
-        distance: (B, N, N) uint8 [receiver, sender]; 0 = no edge, as on padding.
-        node_mask: (B, N) bool, False on padding, which comes last but for places left empty.
+        distance: (B, N, N) uint8 [receiver, sender]; 0 means no edge, and is found on padding.
+        node_mask: (B, N) bool, False on padding, which comes last except for places left empty.
         edges: (B, E, 2) int32, sender and receiver of the networks' own edges, -1 on padding; None
-            where message passing reads distances only.
+            if message passing reads distances only.
     """
 
     primitive: np.ndarray
@@ -32,13 +32,14 @@ class GraphBatch(NamedTuple):
     edges: np.ndarray | None = None
 
     def to_jraph(self, nodes: jax.Array) -> jraph.GraphsTuple:
-        """Hand node states to modules written for jraph.
+        """Convert node states to a tuple for modules written for jraph.
 
         Args:
-            nodes: (B, N, D).
+            nodes: (B, N, D) node states.
 
         Returns:
-            One tuple of all graphs, B * N nodes and one more, between which the padding edges are.
+            One tuple of all graphs, with B * N nodes and one more, which the padding edges join to
+            itself.
 
         Raises:
             ValueError: If the batch has no edges.
@@ -46,7 +47,7 @@ class GraphBatch(NamedTuple):
         if self.edges is None:
             raise ValueError(
                 "edges is missing, expected those of the networks: a module of message passing that"
-                " reads them says `needs_edges = True`"
+                " reads them sets `needs_edges = True`"
             )
         num_graphs, num_nodes, size = nodes.shape
         offset = num_nodes * jnp.arange(num_graphs, dtype=jnp.int32).reshape(-1, 1, 1)
@@ -63,7 +64,7 @@ class GraphBatch(NamedTuple):
         )
 
     def from_jraph(self, graph: jraph.GraphsTuple) -> jax.Array:
-        """The node states of `to_jraph`'s tuple, whatever their width: (B, N, F)."""
+        """Return the (B, N, F) node states of a tuple made by `to_jraph`, whatever their width."""
         return graph.nodes[:-1].reshape(*self.node_mask.shape, -1)
 
 
@@ -79,17 +80,17 @@ def batch_graphs(
 
     Args:
         graphs: At most B graphs, each of at most N nodes, as `ArchGraph.graph` describes them.
-        lookup_shapes: From (n, 4) parameter shapes to (n, 4) rows of the shape vocabulary.
-        num_graphs: B.
-        num_nodes: N.
-        places: Of each graph's nodes, its place among the N; None keeps their order.
-        with_edges: Whether the batch has `edges`, of N, 2 N, 4 N, ... rows.
+        lookup_shapes: Maps (n, 4) parameter shapes to (n, 4) rows of the shape vocabulary.
+        num_graphs: Number of graphs B in the batch.
+        num_nodes: Number of nodes N in each graph of the batch.
+        places: For each graph, the places of its nodes among the N; None keeps their order.
+        with_edges: Whether the batch has `edges`, padded to N, 2 N, 4 N, ... rows.
 
     Returns:
         The batch; padding has no edges.
 
     Raises:
-        ValueError: If there are more graphs than B or a graph needs more places than N.
+        ValueError: If there are more than B graphs, or a graph needs more than N places.
     """
     if len(graphs) > num_graphs:
         raise ValueError(
@@ -118,7 +119,7 @@ def batch_graphs(
 
 
 def _list_edges(distance: np.ndarray) -> np.ndarray:
-    """(B, N, N) distances -> (B, E, 2), the edges of length 1."""
+    """(B, N, N) distances -> (B, E, 2) edges of length 1."""
     num_graphs, num_nodes, _ = distance.shape
     is_own = distance == 1
     size, most = num_nodes, int(is_own.sum(axis=(1, 2)).max(initial=0))

@@ -1,4 +1,4 @@
-"""Numbers that describe a graph, as the papers report them of architectures."""
+"""The numbers by which the papers describe the graphs of architectures."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,18 @@ import numpy as np
 
 from ghn_jax.graphs.arch_graph import ArchGraph, shortest_paths
 
-_LONGEST = 250  # as far as distances of a graph are stored
+_LONGEST = 250  # the longest distance that graphs store
 
 
 class GraphProperties(NamedTuple):
-    """Numbers of a graph's own edges.
+    """Properties of a graph without its virtual edges.
 
     Attributes:
-        num_nodes: N.
-        num_edges: E.
-        mean_degree: Edges at a node, in and out: 2 E / N.
-        mean_path: Mean shortest-path length over the pairs with a path.
-        depth: Edges of the longest path.
+        num_nodes: Number of nodes N.
+        num_edges: Number of edges E.
+        mean_degree: Mean number of edges at a node, in and out: 2 E / N.
+        mean_path: Mean shortest-path length over all pairs that a path joins.
+        depth: Number of edges on the longest path.
     """
 
     num_nodes: int
@@ -37,10 +37,10 @@ def graph_properties(graph: ArchGraph) -> GraphProperties:
     """Measure a graph.
 
     Args:
-        graph: Of a network; virtual edges do not count.
+        graph: The graph of a network; virtual edges do not count.
 
     Returns:
-        Its numbers.
+        Its properties.
     """
     parents = find_parents(graph)
     distances = shortest_paths(parents, _LONGEST)
@@ -55,7 +55,7 @@ def graph_properties(graph: ArchGraph) -> GraphProperties:
 
 
 def find_parents(graph: ArchGraph) -> list[tuple[int, ...]]:
-    """The nodes with an edge to each node."""
+    """List the parents of each node, which are the nodes with an edge to it."""
     parents: list[list[int]] = [[] for _ in range(graph.num_nodes)]
     own = graph.distance == 1
     for sender, receiver in zip(graph.senders[own], graph.receivers[own], strict=True):
@@ -64,7 +64,7 @@ def find_parents(graph: ArchGraph) -> list[tuple[int, ...]]:
 
 
 def find_depths(parents: list[tuple[int, ...]]) -> np.ndarray:
-    """(N,) edges of the longest path to each node, which come after their parents."""
+    """Count the edges on the longest path to each node, (N,); parents come before children."""
     depths = np.zeros(len(parents), int)
     for node, sources in enumerate(parents):
         if sources:

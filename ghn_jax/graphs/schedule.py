@@ -1,8 +1,8 @@
-"""The order in which sequential message passing visits nodes, several at once where they allow it.
+"""The order in which sequential message passing visits nodes, several at once where possible.
 
-Nodes that no path joins do not hear of each other within a pass, so that they can be visited
-together and the result is the same. A graph of N nodes then takes fewer steps than N: at least as
-many as its longest path has nodes.
+Nodes that no path joins cannot influence each other within a pass, so visiting them together gives
+the same result. A graph of N nodes then takes fewer than N steps, but at least as many as its
+longest path has nodes.
 """
 
 import heapq
@@ -13,18 +13,18 @@ from ghn_jax.graphs.arch_graph import ArchGraph
 
 
 def schedule_nodes(graph: ArchGraph, nodes_at_once: int) -> np.ndarray:
-    """Place nodes in steps of a fixed number of places.
+    """Assign nodes to steps with a fixed number of places.
 
-    Each step takes of the nodes whose parents are done those that the longest paths start from.
-    Places of a step that no node is ready for stay empty.
+    Among the nodes whose parents are done, each step takes those from which the longest paths
+    start. If too few nodes are ready, places of a step stay empty.
 
     Args:
-        graph: N nodes. Where an edge leads from a later node to an earlier one, as in some official
-            files, the order counts and each step gets one node.
-        nodes_at_once: Places of a step.
+        graph: A graph of N nodes. If an edge leads from a later node to an earlier one, as in some
+            official files, the given order is kept and each step gets one node.
+        nodes_at_once: Number of places in each step.
 
     Returns:
-        (N,) int32, the place of each node: step s has the places from s * `nodes_at_once` on.
+        (N,) int32, the place of each node; the places of step s start at s * `nodes_at_once`.
     """
     if nodes_at_once == 1 or np.any(graph.senders >= graph.receivers):
         return np.arange(graph.num_nodes, dtype=np.int32) * nodes_at_once
@@ -34,7 +34,7 @@ def schedule_nodes(graph: ArchGraph, nodes_at_once: int) -> np.ndarray:
     num_waiting = np.bincount(graph.receivers[own], minlength=graph.num_nodes).tolist()
     for sender, receiver in own_edges:
         children[sender].append(receiver)
-    height = [0] * graph.num_nodes  # edges of the longest path from the node
+    height = [0] * graph.num_nodes  # number of edges on the longest path from the node
     for node in reversed(range(graph.num_nodes)):
         height[node] = max((1 + height[child] for child in children[node]), default=0)
     ready = [(-height[node], node) for node, num in enumerate(num_waiting) if num == 0]

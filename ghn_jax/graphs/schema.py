@@ -1,6 +1,6 @@
-"""What a graph is made of: nodes of operations, and the parameter tensors that belong to them.
+"""What a graph consists of: nodes for operations, and the parameter tensors that belong to them.
 
-Whoever describes a network, a plan of blocks, a trace of its computation or a file, describes it in
+Every description of a network, be it a plan of blocks, a trace of its computation or a file, uses
 these terms.
 """
 
@@ -25,11 +25,11 @@ class ParameterTensor:
     """One parameter tensor of a target network.
 
     Attributes:
-        path: Path in the target's parameter tree.
-        shape: Flax layout: convolutions (kh, kw, in, out), depthwise (kh, kw, 1, C), dense (in,
-            out), vectors (C,), positional encodings (1, s, s, C).
-        node: Index of the graph node that stands for it.
-        role: One of `ROLES`.
+        path: The tensor's path in the target's parameter tree.
+        shape: The shape in Flax layout: convolutions (kh, kw, in, out), depthwise (kh, kw, 1, C),
+            dense (in, out), vectors (C,), positional encodings (1, s, s, C).
+        node: Index of the graph node that the tensor belongs to.
+        role: The tensor's role, one of `ROLES`.
     """
 
     path: tuple[str, ...]

@@ -14,14 +14,14 @@ class GHNConfig:
     """Configuration of a hypernetwork; it travels with the parameters in a checkpoint.
 
     Attributes:
-        num_classes: Classes of the target networks.
+        num_classes: Number of classes that the target networks predict.
         hidden_size: Width D of node embeddings, a multiple of 4.
         max_shape: Largest tile (out, in, height, width); larger parameters repeat it.
-        message_passing: How nodes hear of each other: the config of a variant, or its name.
-        virtual_edges: Longest distance with a virtual edge, 2..250; 1 means none.
+        message_passing: How nodes exchange information: a variant's config, or its name.
+        virtual_edges: Longest distance that a virtual edge spans, 2..250; 1 means none.
         layer_norm: Whether node embeddings are layer-normalised before decoding.
         normalize_parameters: Whether predicted parameters are scaled by their fan-in.
-        decoder: How kernels are decoded: the config of a variant, or its name.
+        decoder: How kernels are decoded: a variant's config, or its name.
     """
 
     num_classes: int = 10
@@ -70,16 +70,16 @@ class GHNConfig:
 
 
 def ghn1(**overrides: Any) -> GHNConfig:
-    """GHN-1 (Zhang et al., ICLR 2019): no virtual edges, no normalisation."""
+    """Configure GHN-1 (Zhang et al., ICLR 2019): no virtual edges, no normalisation."""
     fields = {"virtual_edges": 1, "layer_norm": False, "normalize_parameters": False}
     return GHNConfig(**{**fields, **overrides})
 
 
 def ghn2(**overrides: Any) -> GHNConfig:
-    """GHN-2 (Knyazev et al., NeurIPS 2021): virtual edges, layer norm, parameter normalisation."""
+    """Configure GHN-2 (Knyazev et al., NeurIPS 2021): virtual edges, both normalisations."""
     return GHNConfig(**overrides)
 
 
 def mlp(**overrides: Any) -> GHNConfig:
-    """The MLP baseline (Knyazev et al., NeurIPS 2021): as GHN-2, but blind to edges."""
+    """Configure the MLP baseline (Knyazev et al., NeurIPS 2021): GHN-2 without the edges."""
     return GHNConfig(**{"message_passing": "mlp", **overrides})

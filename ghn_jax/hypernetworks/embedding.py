@@ -1,8 +1,8 @@
-"""Node embeddings before message passing: what a node is, and the shape of its parameter.
+"""Node embeddings before message passing: what a node computes, and its parameter's shape.
 
-(B, N) primitives and (B, N, 4) shape rows -> (B, N, D): primitive embedding + concatenation of four
-embeddings of D / 4 for out channels, in channels, kernel height and width
-(docs/method.md, 'Node embedding').
+(B, N) primitives and (B, N, 4) shape rows -> (B, N, D): the primitive's embedding plus the
+concatenation of four embeddings of width D / 4, for output channels, input channels, kernel height
+and kernel width (docs/method.md, 'Node embedding').
 """
 
 import functools
@@ -16,15 +16,15 @@ from ghn_jax.graphs.primitives import PRIMITIVES
 
 
 class ShapeVocabulary:
-    """The rows of the shape embeddings, and which row stands for which size.
+    """Maps sizes to rows of the shape embeddings.
 
-    A size between two rows takes the nearest, the lower on a tie; 4 to 7 channels take the row of
-    8, 2x2 kernels that of 3x3, sizes beyond the end the last row. Nodes without a shape take one
-    row more.
+    A size between two rows takes the nearest one, and the lower one on a tie. 4 to 7 channels take
+    the row for 8, 2x2 kernels the row for 3x3, and sizes beyond the end the last row. Nodes without
+    a shape take an additional row.
 
     Args:
-        num_classes: Has a row of its own among the channels.
-        max_kernel: Largest kernel of a tile, S.
+        num_classes: Number of classes, which has a row of its own among the channels.
+        max_kernel: Size S of the largest kernel in a tile.
     """
 
     def __init__(self, num_classes: int, max_kernel: int) -> None:
@@ -37,16 +37,16 @@ class ShapeVocabulary:
         self._spatial_rows[2] = self._spatial_rows[3]
 
     def lookup(self, shapes: np.ndarray) -> np.ndarray:
-        """Find the rows of parameter shapes.
+        """Look up the rows for parameter shapes.
 
         Args:
             shapes: (..., 4) int, (out, in, height, width); all zeros where there is no parameter.
 
         Returns:
-            (..., 4) int32 rows: two of the channel and two of the spatial embedding.
+            (..., 4) int32, two rows of the channel embedding and two of the spatial one.
 
         Raises:
-            ValueError: If a shape has negative numbers, or zeros beside positive ones.
+            ValueError: If a shape has negative numbers, or mixes zeros with positive ones.
         """
         shapes = np.asarray(shapes)
         if shapes.shape[-1:] != (4,):
@@ -63,7 +63,7 @@ class ShapeVocabulary:
 
 
 def _nearest_rows(sizes: np.ndarray) -> np.ndarray:
-    # The row of every size up to the last; 0 stands for "no shape", the row after the last.
+    # The row for every size up to the last; size 0 means "no shape" and takes the row after those.
     distance = np.abs(np.arange(sizes[-1] + 1)[:, None] - sizes[None, :])
     rows = np.argmin(distance, axis=1).astype(np.int32)
     rows[0] = len(sizes)
@@ -72,7 +72,7 @@ def _nearest_rows(sizes: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def shape_vocabulary(num_classes: int, max_kernel: int) -> ShapeVocabulary:
-    """The vocabulary of a hypernetwork; made once."""
+    """Return a hypernetwork's vocabulary, which is made once."""
     return ShapeVocabulary(num_classes, max_kernel)
 
 
@@ -80,7 +80,7 @@ class NodeEmbedding(nn.Module):
     """Embeds the primitive and the parameter shape of every node.
 
     Attributes:
-        hidden_size: D, a multiple of 4.
+        hidden_size: Width D of the embeddings, a multiple of 4.
         num_classes: See `ShapeVocabulary`.
         max_kernel: See `ShapeVocabulary`.
     """
@@ -90,7 +90,9 @@ class NodeEmbedding(nn.Module):
     max_kernel: int
 
     @nn.compact
-    def __call__(self, primitive: jax.Array, shape_index: jax.Array) -> jax.Array:
+    def __call__(
+        self, primitive: jax.Array | np.ndarray, shape_index: jax.Array | np.ndarray
+    ) -> jax.Array:
         """(B, N) int32, (B, N, 4) int32 -> (B, N, D)."""
         vocabulary = shape_vocabulary(self.num_classes, self.max_kernel)
         init, quarter = nn.initializers.normal(1.0), self.hidden_size // 4

@@ -1,42 +1,46 @@
-"""Linear layers and MLPs with the initialisation of the published hypernetworks."""
+"""Linear layers and MLPs, initialised as in the published hypernetworks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 
-def uniform_by_fan_in(fan_in: int) -> Callable:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for kernels and biases."""
+def uniform_by_fan_in(fan_in: int) -> Callable[..., jax.Array]:
+    """Initialise from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for both parameters."""
     bound = 1.0 / math.sqrt(fan_in)
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
 
 def plain_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiply the last axis of x with the first of a kernel: (..., A), (A, ...) -> (..., ...)."""
+    """Contract the last axis of x with a kernel's first: (..., A), (A, ...) -> (..., ...)."""
     return jnp.tensordot(x, kernel, axes=1)
 
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """As `plain_product`, whose gradient JAX computes transposed and then turns around.
+    """Compute `plain_product`, with a gradient that needs no transposition.
 
-    For a kernel of a million elements turning takes a CPU longer than the product does.
+    JAX's own gradient computes the kernel's gradient transposed and then transposes it back. For a
+    kernel of a million elements that takes a CPU longer than the product itself.
     """
     return plain_product(x, kernel)
 
 
-def _product_fwd(x, kernel):
+def _product_fwd(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return product(x, kernel), (x, kernel)
 
 
-def _product_bwd(residuals, dy):
+def _product_bwd(
+    residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     rows, columns = x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1)
     dy = dy.reshape(rows.shape[0], columns.shape[1])
@@ -53,13 +57,13 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def linear(features: int, fan_in: int, name: str | None = None) -> nn.Dense:
-    """A dense layer initialised as PyTorch does by default."""
+    """Create a dense layer with PyTorch's default initialisation."""
     init = uniform_by_fan_in(fan_in)
     return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
 
 
 class MLP(nn.Module):
-    """Two linear layers, relu between, and relu after the second where `activate_output`.
+    """Two linear layers with a relu between them and, by default, another at the end.
 
     Attributes:
         hidden_size: Width of the first layer's output.

@@ -1,9 +1,9 @@
-"""A graph hypernetwork, as the papers write it: graph -> node embeddings -> tiles -> parameters.
+"""A graph hypernetwork as the papers write it: graph -> node embeddings -> tiles -> parameters.
 
 In: an `ArchGraph`, or B of them padded to one size. Out: every parameter tensor of the networks
-they stand for. `jax.jit`, `grad`, `jvp`, `vmap` and `shard_map` go through all of it. Where many
-graphs go through, one program for each would be too many: `hypernetworks.predictor` runs the same
-stages on programs that graphs share.
+they describe. `jax.jit`, `grad`, `jvp`, `vmap` and `shard_map` all work on it. With many graphs,
+compiling a program for each would take too long: `hypernetworks.predictor` runs the same stages in
+programs that graphs share.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from ghn_jax.programs.cache import compile_lowered
 
 
 class Hypernetwork(nn.Module):
-    """A hypernetwork, composed as its configuration says or of modules of one's own.
+    """A hypernetwork, composed of the modules that its config names or of your own.
 
     Attributes:
-        config: Which modules it is composed of.
-        message_passing: A module (B, N, D), GraphBatch -> (B, N, D) instead of the configuration's.
-        decoder: A `Decoder` of kernels instead of the configuration's.
-        nodes_at_once: How many consecutive nodes message passing visits together; in the batches it
-            gets, no edge joins two of them.
-        reverse_only: Whether parts with a gradient written by hand use it: the same numbers in less
-            time, but `jax.jvp` does not go through. What predicts on shared programs does.
+        config: Says which modules it is composed of.
+        message_passing: A module (B, N, D), GraphBatch -> (B, N, D) to use instead of the config's.
+        decoder: A kernel `Decoder` to use instead of the config's.
+        nodes_at_once: Number of consecutive nodes that message passing visits together; in the
+            batches it is given, no edge joins two of them.
+        reverse_only: Whether parts that have a hand-written gradient use it: the same numbers in
+            less time, but `jax.jvp` does not work. Prediction on shared programs uses it.
     """
 
     config: GHNConfig
@@ -54,7 +54,7 @@ class Hypernetwork(nn.Module):
     nodes_at_once: int = 1
     reverse_only: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
         size, max_shape = config.hidden_size, config.max_shape
         self.embedding = NodeEmbedding(size, config.num_classes, max_shape[2])
@@ -69,7 +69,7 @@ class Hypernetwork(nn.Module):
 
     @nn.nowrap
     def create_passing(self, name: str | None = None) -> Any:
-        """The module of message passing that the configuration describes, named as its scope."""
+        """Create the message passing module that the config describes."""
         config = self.config
         return MESSAGE_PASSING.create(
             config.message_passing,
@@ -81,7 +81,7 @@ class Hypernetwork(nn.Module):
 
     @nn.nowrap
     def create_decoders(self) -> Decoders:
-        """The decoder of kernels, and that of all it does not decode, not bound to parameters."""
+        """Create the kernel decoder and the decoder for everything else, both unbound."""
         config, num_channels = self.config, max(self.config.max_shape[:2])
         sizes = {
             "hidden_size": config.hidden_size,
@@ -99,27 +99,27 @@ class Hypernetwork(nn.Module):
 
     @property
     def passing_scope(self) -> str:
-        """Name of the part of the parameters that is message passing's."""
+        """The name of the message passing module's subtree in the parameters."""
         if self.message_passing is not None:
             return "message_passing"
         return parameter_scope(MESSAGE_PASSING[self.config.message_passing.name])
 
     @property
     def needs_edges(self) -> bool:
-        """Whether message passing reads the edges of a batch, not its distances only."""
+        """Whether message passing reads a batch's edges, not just its distances."""
         module = self.message_passing or MESSAGE_PASSING[self.config.message_passing.name]
         return getattr(module, "needs_edges", False)
 
     @nn.nowrap
     def for_programs(self, nodes_at_once: int) -> Hypernetwork:
-        """The same hypernetwork as shared programs run it: reverse mode only, and faster.
+        """Return the variant that shared programs run: faster, but reverse mode only.
 
         Args:
-            nodes_at_once: How many nodes of a graph message passing visits together.
+            nodes_at_once: Number of a graph's nodes that message passing visits together.
 
         Returns:
-            The model. A module of one's own that has a method `for_programs` is replaced by what
-            that gives.
+            The model. If your own message passing module has a method `for_programs`, the module
+            is replaced by the result of that method.
         """
         passing: Any = self.message_passing
         if hasattr(passing, "for_programs"):
@@ -128,7 +128,7 @@ class Hypernetwork(nn.Module):
 
     @nn.nowrap
     def parameter_names(self) -> set[str]:
-        """Names of the parts that have parameters, the first level of their tree."""
+        """Return the names of the parts that have parameters: the tree's top-level keys."""
         norm = {"norm"} if self.config.layer_norm else set()
         return {"embedding", self.passing_scope, "kernels", "vectors"} | norm
 
@@ -140,16 +140,16 @@ class Hypernetwork(nn.Module):
         """Predict every parameter tensor.
 
         Args:
-            graph: A graph; or B graphs padded to N nodes, as `make_batch` makes them, whose arrays
-                may be traced.
-            tensors: For each graph of a batch, its tensors.
+            graph: One graph, or B graphs padded to N nodes by `make_batch`, whose arrays may be
+                traced.
+            tensors: The tensors of each graph in a batch; a single graph brings its own.
 
         Returns:
-            Of an `ArchGraph`, arrays in the order and shapes of `graph.tensors`; of a batch, such a
-            list for each graph.
+            For an `ArchGraph`, arrays in the order and shapes of `graph.tensors`; for a batch, one
+            such list for each graph.
 
         Raises:
-            ValueError: If a batch comes without tensors.
+            ValueError: If `graph` is a batch and `tensors` is missing.
         """
         if isinstance(graph, ArchGraph):
             batch = make_batch(self.config, [graph], self.needs_edges)
@@ -157,7 +157,7 @@ class Hypernetwork(nn.Module):
         if tensors is None:
             raise ValueError("tensors is missing, expected those of each graph of the batch")
         nodes = self.embed_nodes(graph)  # (B, N, D)
-        if self.is_initializing():  # all parameters are drawn, whatever this graph asks for
+        if self.is_initializing():  # create all parameters, whatever this graph needs
             kinds = [kind for decoder in self._decoders.values() for kind in decoder.kinds]
             self.decode(nodes[:1, 0], {TileKey(kind): np.zeros(1, np.int32) for kind in kinds})
         return [
@@ -171,7 +171,7 @@ class Hypernetwork(nn.Module):
             batch: B graphs padded to N nodes.
 
         Returns:
-            (B, N, D), what the decoders read.
+            (B, N, D) node embeddings, as the decoders read them.
         """
         nodes = self.embedding(batch.primitive, batch.shape_index)  # (B, N, D)
         nodes = self.passing(nodes, batch)
@@ -184,8 +184,8 @@ class Hypernetwork(nn.Module):
     def _decode_tensors(
         self, nodes: jax.Array, tensors: Sequence[ParameterTensor]
     ) -> list[jax.Array]:
-        """(N, D) -> the tensors of one graph: each kind of tile once, of the nodes that have it."""
-        places: dict[TileKey, list[int]] = {}  # of the tensors
+        """(N, D) -> the tensors of one graph; all tiles of a kind are decoded together."""
+        places: dict[TileKey, list[int]] = {}  # positions in `tensors`
         for place, tensor in enumerate(tensors):
             key = request_tile(self._decoders, tensor.shape, tensor.role)
             places.setdefault(key, []).append(place)
@@ -205,25 +205,25 @@ class Hypernetwork(nn.Module):
         return arrays
 
     def decode(self, embeddings: jax.Array, requests: Mapping[TileKey, Any]) -> dict:
-        """Decode the tiles of chosen nodes.
+        """Decode tiles for selected nodes.
 
         Args:
-            embeddings: (M, D), nodes of all graphs.
+            embeddings: (M, D), the nodes of all graphs.
             requests: For each kind of tile, (G,) int32 indices into `embeddings`.
 
         Returns:
             For each key, the (G, ...) tiles that `TileKey` describes; vectors and classifier biases
-            are normalised where the configuration says so.
+            are normalised if the config says so.
 
         Raises:
-            ValueError: If a key is of an unknown kind.
+            ValueError: If a key's kind is unknown.
         """
         return {key: self._decode_kind(embeddings[index], key) for key, index in requests.items()}
 
     def embed_and_decode(
         self, batch: GraphBatch, requests: Mapping[TileKey, Any]
     ) -> dict[TileKey, jax.Array]:
-        """As `embed_nodes` and `decode`; indices of `requests` count the B * N nodes."""
+        """Run `embed_nodes`, then `decode`; `requests` holds indices into the B * N nodes."""
         embeddings = self.embed_nodes(batch)
         return self.decode(embeddings.reshape(-1, embeddings.shape[-1]), requests)
 
@@ -237,7 +237,7 @@ def initialize(model: Hypernetwork | GHNConfig, key: jax.Array) -> dict[str, Any
     """Draw a hypernetwork's parameters.
 
     Args:
-        model: The hypernetwork, or the configuration of one.
+        model: The hypernetwork, or its config.
         key: A random key.
 
     Returns:
@@ -247,12 +247,12 @@ def initialize(model: Hypernetwork | GHNConfig, key: jax.Array) -> dict[str, Any
 
 
 def parameter_shapes(model: Hypernetwork | GHNConfig) -> dict[str, Any]:
-    """Describe what `initialize` returns, by `jax.ShapeDtypeStruct`s, without drawing anything."""
+    """Describe what `initialize` returns as `jax.ShapeDtypeStruct`s, without drawing anything."""
     return jax.eval_shape(_init_fn(model), jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def as_model(model: Hypernetwork | GHNConfig) -> Hypernetwork:
-    """The hypernetwork itself, or the one that a configuration describes."""
+    """Return the hypernetwork itself, or the one that a config describes."""
     return Hypernetwork(model) if isinstance(model, GHNConfig) else model
 
 
@@ -270,15 +270,15 @@ def _init_fn(model: Hypernetwork | GHNConfig) -> Callable[[jax.Array], dict[str,
 def make_batch(
     config: GHNConfig, graphs: Sequence[ArchGraph], with_edges: bool = False
 ) -> GraphBatch:
-    """Pad graphs to the largest of them.
+    """Batch graphs, padding each to the size of the largest.
 
     Args:
-        config: Of the hypernetwork, whose shape embeddings give the rows of shapes.
-        graphs: B graphs.
-        with_edges: Whether the batch lists the networks' edges.
+        config: The hypernetwork's config, which determines the rows of its shape embeddings.
+        graphs: The B graphs.
+        with_edges: Whether the batch lists the networks' own edges.
 
     Returns:
-        The batch, numpy.
+        The batch, as numpy arrays.
     """
     vocabulary = shape_vocabulary(config.num_classes, config.max_shape[2])
     num_nodes = max(graph.num_nodes for graph in graphs)
@@ -290,19 +290,19 @@ def make_batch(
 def predict_parameters(
     model: Hypernetwork, variables: Mapping[str, Any], graph: ArchGraph
 ) -> dict[str, Any]:
-    """Predict a target's parameters as the tree that its network takes.
+    """Predict a target network's parameters as the tree that the network takes.
 
     Args:
-        model: A hypernetwork.
-        variables: {"params": ...} of it.
-        graph: Of an architecture, whose tensors know their paths.
+        model: The hypernetwork.
+        variables: Its {"params": ...}.
+        graph: The graph of an architecture, whose tensors know their paths.
 
     Returns:
-        Nested dictionaries of arrays, traceable.
+        Nested dictionaries of arrays; the computation can be traced.
 
     Raises:
-        ValueError: If two tensors of the graph have the same path: parts of one parameter, as
-            traced networks have them, which `ghn_jax.GHN.predict` puts together.
+        ValueError: If two of the graph's tensors have the same path. In traced networks these are
+            parts of one parameter, which `ghn_jax.GHN.predict` puts together.
     """
     arrays = model.apply(variables, graph)
     paths = [tensor.path for tensor in graph.tensors]

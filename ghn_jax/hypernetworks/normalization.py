@@ -1,6 +1,6 @@
 """Normalisation of predicted parameters (GHN-2, section 3; docs/method.md).
 
-Kernels are scaled to the variance that keeps activations' size, sqrt(beta / fan_in); norm scales
+Kernels are multiplied by sqrt(beta / fan_in), which preserves the scale of activations; norm scales
 become 2 sigmoid(p / 2), in [0, 2], and biases tanh(p / 5), in [-1, 1].
 """
 
@@ -13,32 +13,32 @@ from ghn_jax.hypernetworks.config import GHNConfig
 
 
 def normalize_scale(p: jax.Array) -> jax.Array:
-    """2 sigmoid(p / 2), elementwise."""
+    """Normalise norm scales: 2 sigmoid(p / 2), elementwise."""
     return 2 * jax.nn.sigmoid(0.5 * p)
 
 
 def normalize_bias(p: jax.Array) -> jax.Array:
-    """tanh(p / 5), elementwise."""
+    """Normalise biases: tanh(p / 5), elementwise."""
     return jnp.tanh(0.2 * p)
 
 
 def normalize_vectors(tiles: jax.Array, kind: str) -> jax.Array:
-    """Normalise tiles of 1-D parameters: (G, 2, C) with rows scale and bias, or (G, K) biases."""
+    """Normalise tiles of 1-D parameters: (G, 2, C), rows scale and bias, or (G, K) biases."""
     if kind == "classifier_bias":
         return normalize_bias(tiles)
     return jnp.stack([normalize_scale(tiles[:, 0]), normalize_bias(tiles[:, 1])], axis=1)
 
 
 def kernel_factor(shape: tuple[int, ...], role: str) -> float:
-    """The factor of a tensor with two or more axes.
+    """Compute the factor that scales a tensor with two or more axes.
 
     Args:
-        shape: Flax layout, output channels last.
-        role: Of the tensor.
+        shape: The tensor's shape in Flax layout, output channels last.
+        role: The tensor's role.
 
     Returns:
-        sqrt(beta / fan_in); beta is 1 for kernels no relu follows (depthwise, 1x7), else 2. 1 for
-        positional encodings.
+        1 for positional encodings, otherwise sqrt(beta / fan_in), where beta is 1 for kernels that
+        no relu follows (depthwise, 1x7) and 2 for the others.
     """
     if role == "position":
         return 1.0
@@ -47,6 +47,6 @@ def kernel_factor(shape: tuple[int, ...], role: str) -> float:
 
 
 def parameter_factor(config: GHNConfig, shape: tuple[int, ...], role: str) -> float:
-    """What a predicted tensor is multiplied by: by its fan-in, where the configuration says so."""
+    """Compute a predicted tensor's factor: from its fan-in if the config normalises, else 1."""
     is_normalized = config.normalize_parameters and len(shape) > 1
     return kernel_factor(shape, role) if is_normalized else 1.0

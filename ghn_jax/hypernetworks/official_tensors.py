@@ -1,8 +1,8 @@
-"""How official checkpoints (PyTorch, facebookresearch/ppuda) lay out the tensors of a module.
+"""How official checkpoints (PyTorch, facebookresearch/ppuda) lay out a module's tensors.
 
-A module says so itself, in `official_tensors`: for each of its parameters the official tensor that
-holds the same numbers. Each is the other one with axes split and reordered, so that one description
-serves both ways.
+Each module says so itself in `official_tensors`, which maps each of its parameters to the official
+tensor that holds the same numbers. One is the other with axes split and reordered, so a single
+description serves both directions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ class TensorLayout(NamedTuple):
     """The official tensor that holds a parameter.
 
     Attributes:
-        name: of the official tensor.
-        shape: of the official tensor.
-        split: the same numbers with axes that ours has apart split, and those of size 1 dropped.
-        axes: our axis k is axis `axes[k]` of `split`.
+        name: The official tensor's name.
+        shape: The official tensor's shape.
+        split: The official shape after splitting axes that are separate in our parameter, and
+            dropping axes of size 1.
+        axes: Our axis k is axis `axes[k]` of `split`.
     """
 
     name: str
@@ -29,18 +30,18 @@ class TensorLayout(NamedTuple):
     axes: tuple[int, ...]
 
     def to_flax(self, tensor: np.ndarray) -> np.ndarray:
-        """Official layout -> ours."""
+        """Convert from the official layout to ours."""
         return tensor.reshape(self.split).transpose(self.axes)
 
     def to_torch(self, parameter: np.ndarray) -> np.ndarray:
-        """Our layout -> official."""
+        """Convert from our layout to the official one."""
         return parameter.transpose(np.argsort(self.axes)).reshape(self.shape)
 
 
 def linear_tensors(
     prefix: str, official: str, fan_in: int, features: int
 ) -> dict[str, TensorLayout]:
-    """Those of a linear layer: our path's beginning, the layer's official name, its sizes."""
+    """Describe a linear layer, under `prefix` in our tree and named `official` in the original."""
     return {
         f"{prefix}kernel": reordered(f"{official}.weight", (features, fan_in), (1, 0)),
         f"{prefix}bias": same(f"{official}.bias", features),
@@ -48,10 +49,10 @@ def linear_tensors(
 
 
 def same(name: str, *shape: int) -> TensorLayout:
-    """A tensor laid out as ours."""
+    """Describe a tensor laid out like ours."""
     return reordered(name, shape, range(len(shape)))
 
 
 def reordered(name: str, shape: tuple[int, ...], axes: Sequence[int]) -> TensorLayout:
-    """A tensor whose axes are ours in another order."""
+    """Describe a tensor whose axes are ours in another order."""
     return TensorLayout(name, shape, shape, tuple(axes))

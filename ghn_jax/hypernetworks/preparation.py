@@ -1,7 +1,7 @@
-"""From graphs to what the programs are given: the host's part.
+"""Prepare graphs for the compiled programs, on the host.
 
-In: graphs. Out: batches padded to a bounded set of sizes, for each kind of tile the nodes to decode
-it for, and for each tensor the tile it is cut from. Numpy, no JAX.
+In: graphs. Out: batches padded to a bounded set of sizes, the nodes for which to decode each kind
+of tile, and the tile from which to cut each tensor. Numpy, no JAX.
 """
 
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ _LARGE_TILE = 5_000_000  # multiplications
 
 
 class TensorGroup(NamedTuple):
-    """Parameter tensors of one shape that are cut alike from one kind of tile.
+    """Parameter tensors of one shape and role, all cut in the same way from one kind of tile.
 
     Attributes:
-        shape: Of each.
-        role: Of each.
-        factor: That normalises them.
-        decoder: Of the tiles, which knows what part of a tile they use.
-        places: Of each, its graph and its position among the graph's tensors.
-        rows: Of each, its tile.
+        shape: Each tensor's shape.
+        role: Each tensor's role.
+        factor: The factor that normalises the tensors.
+        decoder: The decoder of the tiles, which knows what part of a tile the tensors use.
+        places: For each tensor, the index of its graph and its position in that graph's tensors.
+        rows: For each tensor, the index of its tile.
     """
 
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class TensorGroup(NamedTuple):
     rows: list[int]
 
     def tile_index(self, tile_shape: tuple[int, ...]) -> TileIndex:
-        """Where in a tile the part lies that the tensors use."""
+        """Return the index of the part of a tile that the tensors use."""
         return self.decoder.tile_slices(tile_shape, self.shape, self.role)
 
 
@@ -57,8 +57,8 @@ class PreparedGraphs(NamedTuple):
         batch: B graphs padded to N nodes.
         requests: For each kind of tile, indices into the B * N nodes, padded.
         tensors: For each kind of tile, the tensors cut from it.
-        num_tensors: Of each graph.
-        places: Of each graph's nodes, their places among the N.
+        num_tensors: Number of tensors in each graph.
+        places: For each graph, the places of its nodes among the N.
     """
 
     batch: GraphBatch
@@ -73,7 +73,7 @@ class Preparation:
 
     Args:
         model: The hypernetwork.
-        nodes_at_once: How many nodes of a graph message passing visits together.
+        nodes_at_once: Number of a graph's nodes that message passing visits together.
     """
 
     def __init__(self, model: Hypernetwork, nodes_at_once: int = 1) -> None:
@@ -88,14 +88,14 @@ class Preparation:
         """Prepare graphs.
 
         Args:
-            graphs: One or more.
-            num_graphs: B, at least the number of graphs; None is that number.
+            graphs: One or more graphs.
+            num_graphs: Batch size B, at least the number of graphs; None means that number.
 
         Returns:
-            What a `Predictor` takes.
+            The input of a `Predictor`.
 
         Raises:
-            ValueError: If there is no graph, or there are more than `num_graphs`.
+            ValueError: If there are no graphs, or more than `num_graphs`.
         """
         if not graphs:
             raise ValueError("graphs is empty, expected at least one graph")
@@ -115,9 +115,11 @@ class Preparation:
         num_tensors = tuple(len(graph.tensors) for graph in graphs)
         return PreparedGraphs(batch, requests, tensors, num_tensors, tuple(places))
 
-    def _locate_tensors(self, graphs, places):
-        """The nodes to decode each kind of tile for, and the tensors cut from each kind."""
-        rows: dict[TileKey, dict[int, int]] = {}  # of each node
+    def _locate_tensors(
+        self, graphs: Sequence[ArchGraph], places: Sequence[np.ndarray]
+    ) -> tuple[dict[TileKey, np.ndarray], dict[TileKey, list[TensorGroup]]]:
+        """Find the nodes for which each kind of tile is decoded, and the tensors cut from it."""
+        rows: dict[TileKey, dict[int, int]] = {}  # the tile of each node
         tensors: dict[TileKey, list[TensorGroup]] = {}
         groups: dict[tuple, tuple[TensorGroup, dict[int, int]]] = {}
         for index, graph in enumerate(graphs):
@@ -125,16 +127,17 @@ class Preparation:
             for position, tensor in enumerate(graph.tensors):
                 kind = (tensor.shape, tensor.role)
                 if kind not in groups:
-                    key, *source = self._source(*kind)
-                    groups[kind] = TensorGroup(*kind, *source, [], []), rows.setdefault(key, {})
-                    tensors.setdefault(key, []).append(groups[kind][0])
+                    key, factor, decoder = self._source(*kind)
+                    group = TensorGroup(*kind, factor, decoder, [], [])
+                    groups[kind] = group, rows.setdefault(key, {})
+                    tensors.setdefault(key, []).append(group)
                 group, row_of = groups[kind]
                 group.places.append((index, position))
                 group.rows.append(row_of.setdefault(place[tensor.node], len(row_of)))
         return {key: self._pad(key, list(nodes)) for key, nodes in rows.items()}, tensors
 
-    def _source(self, shape, role) -> tuple[TileKey, float, DecoderProtocol]:
-        """The kind of tile that such tensors are cut from, their factor, and the decoder."""
+    def _source(self, shape: tuple[int, ...], role: str) -> tuple[TileKey, float, DecoderProtocol]:
+        """Return the kind of tile that such tensors are cut from, their factor and the decoder."""
         if (shape, role) not in self._sources:
             key = request_tile(self._decoders, shape, role)
             decoder = self._decoders[decoder_name(self._decoders, key)]
@@ -143,14 +146,14 @@ class Preparation:
         return self._sources[shape, role]
 
     def _pad(self, key: TileKey, nodes: list[int]) -> np.ndarray:
-        """Indices padded with the first one, whose tile is not read again."""
+        """Pad indices by repeating the first one; the additional tiles are never read."""
         decoder = self._decoders[decoder_name(self._decoders, key)]
         size = padded_num_tiles(len(nodes), decoder.num_products(key))
         return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
 
 
 def padded_num_nodes(num_nodes: int) -> int:
-    """The next of 128, 256, 384, 512, 768, 1024, ...: time and memory follow its square."""
+    """Round up to 128, 256, 384, 512, 768, 1024, ...; time and memory grow with the square."""
     size = _next_size(num_nodes, _SMALLEST_NUM_NODES)
     smaller = 3 * size // 4
     return smaller if smaller > 2 * _SMALLEST_NUM_NODES and num_nodes <= smaller else size
@@ -164,17 +167,17 @@ def _next_size(value: int, smallest: int) -> int:
 
 
 def padded_num_tiles(num_tiles: int, num_products: int) -> int:
-    """The next size of a request.
+    """Round the number of tiles in a request up to one of a few sizes.
 
-    Powers of two, beyond 64 also their 3/4; from 1 on for large tiles, from 4 on for others, since
-    each size is one more program.
+    Sizes are powers of two and, beyond 64, also 3/4 of them. They start at 1 for expensive tiles
+    and at 4 for others, since each size means one more program.
 
     Args:
-        num_tiles: At least so many.
-        num_products: Multiplications that decoding one of them takes.
+        num_tiles: Number of tiles needed.
+        num_products: Number of multiplications that decoding one tile takes.
 
     Returns:
-        The size.
+        The padded number of tiles.
     """
     size = _next_size(num_tiles, 1 if num_products >= _LARGE_TILE else _SMALLEST_NUM_TILES)
     smaller = 3 * size // 4

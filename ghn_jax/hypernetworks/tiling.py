@@ -1,8 +1,8 @@
 """From tiles to target parameters: crop, repeat along channels, crop, scale (docs/method.md).
 
 A decoder emits tiles of bounded size; a target's tensor is cut from its node's tile. The same code
-runs on numpy arrays, where a CPU assembles ~150 tensors per architecture with nothing to dispatch,
-and on JAX arrays. `untile_gradients` is the transpose.
+runs on JAX arrays and on numpy arrays, with which a CPU assembles ~150 tensors per architecture
+without dispatching anything. `untile_gradients` is the transpose.
 """
 
 import functools
@@ -22,16 +22,16 @@ VECTOR_KINDS = ("vector", "classifier_bias")
 
 
 class TileKey(NamedTuple):
-    """A kind of tile: all tensors with the same key are decoded together.
+    """A kind of tile. All tensors with the same key are decoded together.
 
     Attributes:
         kind: "kernel" (h, w, I, O), "depthwise" (h, w, 1, O), "position" (h, w, I), "vector"
             (2, max(O, I)) with rows scale and bias, "classifier_kernel" (I, K), "classifier_bias"
             (K,).
         height: Kernel height; 1 for vectors.
-        width: Kernel width.
-        in_channels: A "kernel" tile has only the first so many of the I input channels; 0 = all.
-        out_channels: The same for its O output channels.
+        width: Kernel width; 1 for vectors.
+        in_channels: How many of the I input channels a "kernel" tile has, the first ones; 0 = all.
+        out_channels: The same for the O output channels.
     """
 
     kind: str
@@ -44,15 +44,16 @@ class TileKey(NamedTuple):
 def request_key(
     shape: tuple[int, ...], role: str, max_shape: tuple[int, int, int, int] | None = None
 ) -> TileKey:
-    """The kind of tile a tensor is cut from.
+    """Choose the kind of tile a tensor is cut from.
 
     Args:
-        shape: Of the tensor, Flax layout.
-        role: Of the tensor.
-        max_shape: (O, I, S, S) of the hypernetwork, to decode of narrow kernels the part in use
-            only. Channels are bounded by a sixteenth (an image's three channels) or a half of the
-            tile, so that keys stay few: programs are compiled for each. Tiles of fewer than 32
-            channels are decoded whole: compiling more would cost more. None decodes whole tiles.
+        shape: The tensor's shape, in Flax layout.
+        role: The tensor's role.
+        max_shape: The hypernetwork's (O, I, S, S), given to decode only the used part of narrow
+            kernels. Channels are bounded by a sixteenth (an image's three channels) or a half of
+            the tile, to keep the number of keys small: programs are compiled for each. Tiles of
+            fewer than 32 channels are decoded whole, since more programs would cost more. None
+            decodes whole tiles.
 
     Returns:
         The key.
@@ -87,15 +88,15 @@ def tile_parameters(
     """Cut parameter tensors of one shape from tiles.
 
     Args:
-        tiles: (G, ...).
-        rows: (n,) int, the tile of each tensor.
-        shape: Of the tensors, Flax layout.
-        index: Of the part of a tile that they use.
-        factor: Multiplies the result.
+        tiles: (G, ...) tiles of one kind.
+        rows: (n,) int, the index of each tensor's tile.
+        shape: Each tensor's shape, in Flax layout.
+        index: Index of the part of a tile that the tensors use.
+        factor: Factor that multiplies the result.
         xp: `jax.numpy`, or `numpy` for numpy tiles.
 
     Returns:
-        (n, *shape).
+        The tensors, (n, *shape).
     """
     shape = tuple(shape)
     used = _used_shape(index, len(shape))
@@ -114,16 +115,16 @@ def tile_parameters(
 def untile_gradients(
     gradients: Array, index: TileIndex, factor: float = 1.0, xp: Any = jnp
 ) -> Array:
-    """The transpose of `tile_parameters`: sum over the repeats of every tile element.
+    """Apply the transpose of `tile_parameters`: sum over the repeats of every tile element.
 
     Args:
-        gradients: (n, ...), of the tensors.
-        index: Of the part of a tile that they use.
-        factor: As given to `tile_parameters`.
+        gradients: (n, ...), the tensors' gradients.
+        index: Index of the part of a tile that the tensors use.
+        factor: The factor given to `tile_parameters`.
         xp: `jax.numpy` or `numpy`.
 
     Returns:
-        (n, ...), gradients of that part of each tile, with the tensors' axes.
+        (n, ...), gradients of the used part of each tile, with the tensors' axes.
     """
     shape = tuple(gradients.shape[1:])
     used = _used_shape(index, len(shape))
@@ -146,21 +147,21 @@ def untile_gradients(
 def tile_parameter(
     tile: Array, shape: tuple[int, ...], index: TileIndex, factor: float = 1.0, xp: Any = jnp
 ) -> Array:
-    """Cut one parameter tensor from a tile without the axis of nodes: see `tile_parameters`."""
+    """Cut one parameter tensor from one tile, which has no axis of nodes; see `tile_parameters`."""
     return tile_parameters(tile[None], np.zeros(1, np.int32), shape, index, factor, xp)[0]
 
 
 @functools.lru_cache(maxsize=2**14)
 def tile_slices(tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str) -> TileIndex:
-    """Where in a tile laid out as `TileKey` says the part lies that a tensor uses.
+    """Find the part of a tile, laid out as `TileKey` says, that a tensor uses.
 
     Args:
-        tile_shape: Of a tile.
-        shape: Of the tensor, Flax layout.
-        role: Of the tensor.
+        tile_shape: The tile's shape.
+        shape: The tensor's shape, in Flax layout.
+        role: The tensor's role.
 
     Returns:
-        The index: the first channels.
+        The index of that part, which has the tile's first channels.
     """
     if role in ("scale", "bias"):
         return (0 if role == "scale" else 1, slice(min(tile_shape[1], shape[0])))
@@ -177,10 +178,10 @@ def _channel_bound(needed: int, size: int) -> int:
 
 
 def _used_shape(index: TileIndex, num_axes: int) -> tuple[int, ...]:
-    """The shape of the part of a tile that a tensor uses, with the tensor's axes."""
+    """Return the shape of the part of a tile that a tensor uses, with the tensor's axes."""
     used = tuple(part.stop - (part.start or 0) for part in index if isinstance(part, slice))
     return (1,) * (num_axes - len(used)) + used
 
 
-def _slice_axis(array, axis, start, stop):
+def _slice_axis(array: Array, axis: int, start: int, stop: int) -> Array:
     return array[(slice(None),) * axis + (slice(start, stop),)]

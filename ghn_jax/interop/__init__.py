@@ -1,1 +1,1 @@
-"""Files of the original PyTorch implementation."""
+"""Read and write files of the original PyTorch implementation, and compare numbers with it."""

@@ -1,8 +1,8 @@
 """Convert checkpoints: official `.pt` files to Orbax folders, and back.
 
-In: the path of either kind. Out: the other kind, with the same numbers: the round trip is exact.
-An Orbax folder holds a whole run. One made of an official file is a run at step 0, with a fresh
-optimizer, and remembers the epoch.
+In: the path of one kind. Out: the other kind with the same numbers; the round trip is exact. An
+Orbax folder holds a whole run. One made from an official file is a run at step 0, with a fresh
+optimizer, that remembers the epoch.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def convert_to_orbax(path: str | os.PathLike[str], workdir: str | os.PathLike[st
     """Write an official checkpoint as the folder of a run, which `ghn_jax.load` reads.
 
     Args:
-        path: of a `.pt` file.
-        workdir: of the new run.
+        path: path of a `.pt` file.
+        workdir: work directory of the new run.
 
     Raises:
-        ValueError: if the file is no official checkpoint, or the folder has something in it.
+        ValueError: if the file is not an official checkpoint, or the folder is not empty.
     """
     _check_empty(Path(workdir))
     checkpoint = load_torch_checkpoint(Path(path))
@@ -48,13 +48,13 @@ def write_run(
     """Write a GHN as the folder of a run at step 0, with a fresh optimizer.
 
     Args:
-        workdir: of the new run.
-        config: of the run.
-        ghn_params: of the GHN.
-        epoch: that an official checkpoint remembers.
+        workdir: work directory of the new run.
+        config: the run's config.
+        ghn_params: the GHN's parameters.
+        epoch: the epoch recorded in an official checkpoint.
 
     Raises:
-        ValueError: if the folder has something in it.
+        ValueError: if the folder is not empty.
     """
     folder = Path(workdir)
     _check_empty(folder)
@@ -81,12 +81,12 @@ def convert_to_torch(path: str | os.PathLike[str], torch_path: str | os.PathLike
     """Write a GHN as an official checkpoint, which the original's `GHN.load` reads.
 
     Args:
-        path: work directory of training, a checkpoint in one, or the name of a packaged GHN.
-        torch_path: of the new `.pt` file. Its epoch is 0 unless the GHN came from such a file.
+        path: a work directory of training, a checkpoint in one, or the name of a packaged GHN.
+        torch_path: path of the new `.pt` file. Its epoch is 0 unless the GHN came from such a file.
 
     Raises:
-        ValueError: if there is no readable checkpoint, the file exists, or the original has no
-            such hypernetwork.
+        ValueError: if there is no readable checkpoint, the new file already exists, or the original
+            has no such hypernetwork.
     """
     folder = resolve(Path(path))
     config, ghn_params = load_checkpoint(folder)

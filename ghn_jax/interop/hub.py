@@ -1,8 +1,8 @@
 """GHNs on the Hugging Face hub.
 
 In: `hf:OWNER/NAME/FILE.pt`, an official file, or `hf:OWNER/NAME` or `hf:OWNER/NAME/FOLDER`, a work
-directory of training that someone uploaded; `@REVISION` may follow NAME. Out: where it lies on this
-machine, in the hub's own cache, fetched with progress if it is not there yet.
+directory of training that someone uploaded; `@REVISION` may follow NAME. Out: its path on this
+machine, in the hub's own cache, to which it is downloaded, showing progress, if it is not there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SPEC = re.compile(
 
 
 def fetch_from_hub(spec: str) -> Path:
-    """Return the file or folder of a SPEC, fetching what the cache lacks.
+    """Return the file or folder that a spec names, downloading what the cache lacks.
 
     Args:
         spec: `hf:OWNER/NAME[@REVISION][/PATH]`; a PATH that ends in .pt is a file, any other a
@@ -29,9 +29,9 @@ def fetch_from_hub(spec: str) -> Path:
         Its path in the cache.
 
     Raises:
-        ValueError: if the SPEC has another form, there is no such thing on the hub, or it can
-            neither be reached nor has been fetched before.
-        MissingExtraError: without `huggingface_hub`.
+        ValueError: if `spec` has another form, names nothing on the hub, or is not in the cache and
+            the hub cannot be reached.
+        MissingExtraError: if `huggingface_hub` is not installed.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
@@ -48,7 +48,7 @@ def fetch_from_hub(spec: str) -> Path:
             repository, revision=revision, allow_patterns=patterns
         )
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"path is {spec!r}, which the hub does not give: {error}") from error
+        raise ValueError(f"path is {spec!r}, which the hub does not provide: {error}") from error
     found = Path(folder) / (path or "")
     if not found.is_dir():
         raise ValueError(f"path is {spec!r}, but {repository} has no folder {path!r}")

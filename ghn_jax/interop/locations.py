@@ -1,4 +1,4 @@
-"""Where a GHN lies: a path, the name of one that comes with the package, an address on the hub."""
+"""Locations of GHNs: a path, the name of one that comes with the package, or a hub address."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The path that a path, the name of a packaged GHN or an address on the hub stands for."""
+    """Return the path of a GHN given by path, by the name of a packaged one, or by hub address."""
     name = os.fspath(path)
     if name.startswith(PREFIX):
         return fetch_from_hub(name)

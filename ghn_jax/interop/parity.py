@@ -1,22 +1,24 @@
-"""How far our numbers are from the original's: `python -m ghn_jax.interop.parity`.
+"""Measure how far our numbers are from the original's: `python -m ghn_jax.interop.parity`.
 
-In: a folder of reference files, `--reference` or $GHN_JAX_REFERENCE; a clone of the repository has
-a part of them in `tests/data/reference`, the project's own machines all in `../shared/reference`.
-Out: a table of the largest deviation of each kind, and where it is; exit status 1 if one is beyond
-its limit. `--fast` leaves out a second evaluation of large networks in double precision.
+In: a folder of reference files, given by `--reference` or $GHN_JAX_REFERENCE. A clone of the
+repository has some of them in `tests/data/reference`; the project's own machines have all in
+`../shared/reference`. Out: a table of the largest deviation of each kind and where it occurs; the
+exit status is 1 if one exceeds its limit. `--fast` skips the second evaluation of large networks in
+double precision.
 
-Deviations are relative: of tensors and embeddings to their largest element, of logits to how much
-they differ between images (a constant offset would hide everything else), of losses and norms to
-themselves. Networks without batch norm hardly tell images apart; their logits are compared by size.
+Deviations are relative: those of tensors and embeddings to their largest element, those of logits
+to how much logits differ between images (a constant offset would hide everything else), those of
+losses and norms to themselves. Networks without batch norm hardly distinguish images, so the
+deviations of their logits are relative to the logits' size.
 
-Logits come out in three ways. In single precision, from our parameters. In double precision from
-the original's own parameters, where the reference has all of them: this is the network alone, and
-its limit is that of double precision. In double precision from our parameters, elsewhere.
-Networks of the deep split have a limit of their own: twenty to thirty cells amplify the rounding of
-node embeddings (1.2e-7 of them on average, 1.5e-7 in the original) about a thousand times. The
-logits of the original's float32 prediction are 0.9e-4 (deep_1) and 1.3e-4 (deep_2) from those of an
-exact (float64) one, ours 1.2e-4 and 1.9e-4: they may differ by the sum. From the same parameters
-both agree to 1e-12.
+Logits are computed in up to two ways: in single precision from our parameters, and in double
+precision. The latter starts from the original's own parameters if the reference has all of them;
+this tests the network alone, with a limit fit for double precision. Otherwise it starts from ours.
+Networks of the deep split have a limit of their own, since twenty to thirty cells amplify the
+rounding of node embeddings (1.2e-7 of them on average, 1.5e-7 in the original) about a thousand
+times. The logits of the original's float32 prediction are 0.9e-4 (deep_1) and 1.3e-4 (deep_2) from
+those of an exact (float64) one, ours 1.2e-4 and 1.9e-4, so the two may differ by the sum. From the
+same parameters both agree to 1e-12.
 """
 
 from __future__ import annotations
@@ -49,9 +51,10 @@ from ghn_jax.interop.reference import (
 from ghn_jax.interop.target_files import from_target_state_dict, to_target_state_dict
 from ghn_jax.interop.torch_checkpoints import to_state_dict
 from ghn_jax.targets.blocks import BatchNorm
+from ghn_jax.targets.plan import Plan
 from ghn_jax.tasks import Batch
 
-_IN_A_CLONE = ("../shared/reference", "tests/data/reference")  # seen from its root
+_IN_A_CLONE = ("../shared/reference", "tests/data/reference")  # relative to its root
 
 LIMITS = {
     "nodes and edges": 0.0,
@@ -71,11 +74,11 @@ LIMITS = {
     "gradients, float64": 1e-6,
     "orthogonalisation": 1e-5,
 }
-"""Kind -> largest deviation that is still rounding."""
+"""Maps each kind to the largest deviation that rounding explains."""
 
 
 _MOST_ATTEMPTS = 16
-_ROUNDING = 1e-6  # of activations, after some layers of float32
+_ROUNDING = 1e-6  # relative rounding of activations after some layers in float32
 
 
 class Deviation(NamedTuple):
@@ -83,8 +86,8 @@ class Deviation(NamedTuple):
 
     Attributes:
         kind: one of `LIMITS`.
-        where: prediction, training step or kernel, and the tensor where there are several.
-        value: the deviation; 0 is equal, infinity is what cannot be compared.
+        where: the prediction, training step or kernel, and the tensor if there are several.
+        value: the deviation; 0 if equal, infinity if the two cannot be compared.
     """
 
     kind: str
@@ -96,7 +99,7 @@ class Parity:
     """Measures deviations; programs are compiled once for all files."""
 
     def __init__(self, reference: Reference) -> None:
-        """Take a folder of reference files."""
+        """Measure against a folder of reference files."""
         self.reference = reference
         self._engine = BlockwiseEngine()
         self._predictors: dict[str, Predictor] = {}
@@ -137,13 +140,14 @@ class Parity:
             expected = found.tensors.get(tensor_name)
             value = np.inf if expected is None else _tensor_deviation(array, expected)
             yield Deviation("predicted tensors", f"{name} {tensor_name}", value)
-        if found.images is not None:
-            yield from self._measure_logits(found, params, with_float64)
+        yield from self._measure_logits(found, params, with_float64)
 
     def _measure_logits(
         self, found: ReferencePrediction, params: Sequence[np.ndarray], with_float64: bool
     ) -> Iterator[Deviation]:
         plan, images = found.network.plan, found.images
+        if images is None:
+            return
         has_norm = any(isinstance(call.block, BatchNorm) for call in plan.calls)
         suffix = "" if has_norm else ", no batch norm"
         kind = "logits, deep networks" if found.name.startswith("deep") else f"logits{suffix}"
@@ -161,7 +165,9 @@ class Parity:
             value = _logits_deviation(logits, found.logits_float64, has_norm)
             yield Deviation(f"logits, float64{suffix}", found.name, value)
 
-    def _logits_float64(self, plan, params, images) -> np.ndarray:
+    def _logits_float64(
+        self, plan: Plan, params: Sequence[np.ndarray], images: np.ndarray
+    ) -> np.ndarray:
         with _double_precision():
             doubles = [np.asarray(array, np.float64) for array in params]
             return np.asarray(self._engine.logits(plan, doubles, images.astype(np.float64)))
@@ -169,11 +175,11 @@ class Parity:
     def measure_training_step(self, name: str) -> Iterator[Deviation]:
         """Yield the deviations of one training step.
 
-        In float32, a relu or a maximum of a pool whose arguments differ by less than rounding may
-        decide otherwise than in the original, and one such decision moves gradients by a per cent:
-        with `ghn2_float32`, images moved by 1e-6 of their size at random give gradients that
-        deviate by either 1.6e-2 or 2e-5 to 4e-5, and nothing between. So where a gradient is beyond
-        its limit, the step is repeated on such images, until they have the original's decisions.
+        In float32, a relu or a max pool whose arguments differ by less than rounding may decide
+        differently from the original, and one such decision changes gradients by a per cent: with
+        `ghn2_float32`, random perturbations of the images by 1e-6 of their size give gradients that
+        deviate by either 1.6e-2 or 2e-5 to 4e-5, and nothing in between. So if a gradient exceeds
+        its limit, the step is repeated on perturbed images until the decisions match the original.
 
         Args:
             name: one of the reference's `training_step_names`.
@@ -216,7 +222,7 @@ class Parity:
             yield Deviation(f"gradients, {dtype}", f"{name} {tensor_name}", value)
 
     def measure_orthogonalization(self) -> Iterator[Deviation]:
-        """Yield the deviations of the post-processing's QR step."""
+        """Yield the deviations of the QR step in post-processing."""
         pairs = self.reference.orthogonalizations()
         variables = {
             f"kernel_{index}": np.moveaxis(kernel, (0, 1), (-1, -2))
@@ -231,7 +237,7 @@ class Parity:
 
 
 def largest_by_kind(deviations: Sequence[Deviation]) -> dict[str, Deviation]:
-    """The largest deviation of each kind, in the order of `LIMITS`; NaN is the largest."""
+    """Return the largest deviation of each kind, in the order of `LIMITS`; NaN is the largest."""
     largest: dict[str, Deviation] = {}
     for kind in LIMITS:
         of_kind = [deviation for deviation in deviations if deviation.kind == kind]
@@ -241,7 +247,7 @@ def largest_by_kind(deviations: Sequence[Deviation]) -> dict[str, Deviation]:
 
 
 def deviations_table(deviations: Sequence[Deviation]) -> rich.table.Table:
-    """A row per kind: how many numbers were compared, the largest deviation, its limit, where."""
+    """Tabulate, for each kind, how many numbers were compared, the largest deviation, its limit."""
     table = rich.table.Table(title="largest relative deviation from the original")
     table.add_column("kind")
     for name in ("compared", "largest", "limit"):
@@ -274,13 +280,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def default_reference() -> Path:
-    """Find the folder of reference files where none is given.
+    """Find the folder of reference files when none is given.
 
     Returns:
-        $GHN_JAX_REFERENCE, or what is there where the current folder is a clone.
+        $GHN_JAX_REFERENCE if set, otherwise the reference files of the clone in the current folder.
 
     Raises:
-        ValueError: if there is none; says which folder is wanted.
+        ValueError: if there is no such folder.
     """
     if named := os.environ.get("GHN_JAX_REFERENCE"):
         return Path(named)
@@ -294,7 +300,7 @@ def default_reference() -> Path:
 
 
 def _graph_deviation(graph: ArchGraph, found: ReferencePrediction) -> float:
-    """How many nodes or edges differ, after bringing them to the same order."""
+    """Count the nodes or edges that differ, after bringing them into the same order."""
     order = node_order(graph, found)
     num_wrong = int(np.sum(graph.primitive != found.primitive[order]))
     ours = {
@@ -307,7 +313,7 @@ def _graph_deviation(graph: ArchGraph, found: ReferencePrediction) -> float:
 
 
 def node_order(graph: ArchGraph, found: ReferencePrediction) -> np.ndarray:
-    """(N,), where our nodes stand in the reference: of files the same, else by their place."""
+    """Find our nodes' (N,) positions in the reference: the same in files, else by their place."""
     own = found.edges[found.edges[:, 2] == 1]
     theirs = [(sender, receiver) for sender, receiver, _ in own.tolist()]
     is_own = graph.distance == 1
@@ -331,7 +337,7 @@ def _parents(edges: Sequence[tuple[int, int]], num_nodes: int) -> list[tuple[int
 
 
 def _relative(found: np.ndarray, expected: np.ndarray | float) -> float:
-    """Largest difference over the largest expected element."""
+    """Divide the largest difference by the largest expected element."""
     expected = np.asarray(expected)
     if np.shape(found) != expected.shape:
         return np.inf
@@ -341,7 +347,7 @@ def _relative(found: np.ndarray, expected: np.ndarray | float) -> float:
 
 
 def _tensor_deviation(found: np.ndarray, expected: ReferenceTensor) -> float:
-    """Of all elements, or of what the reference has: mean, deviation and the first four."""
+    """Compare all elements, or the mean, deviation and first four if there are only those."""
     if found.shape != expected.shape:
         return np.inf
     if expected.values is not None:
@@ -352,7 +358,7 @@ def _tensor_deviation(found: np.ndarray, expected: ReferenceTensor) -> float:
 
 
 def _logits_deviation(found: np.ndarray, expected: np.ndarray, is_by_image: bool) -> float:
-    """Relative to how much logits differ between images, or to their size."""
+    """Measure relative to how much logits differ between images, or to their size."""
     if found.shape != expected.shape:
         return np.inf
     center = expected.mean(axis=0) if is_by_image else 0.0

@@ -1,7 +1,7 @@
-"""Numbers computed by the original implementation, as files hold them.
+"""Read numbers computed by the original implementation.
 
 In: a folder like the project's `shared/reference`, whose README says how its files were made; a
-part of it comes with the tests. Out: what the original was given and what came out.
+part of it comes with the tests. Out: the original's inputs and outputs.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ghn_jax.evaluation.architecture_specs import (
 )
 from ghn_jax.interop.torch_checkpoints import TorchCheckpoint, load_torch_checkpoint
 
-SMALL_SIZE, LARGE_SIZE = 32, 224  # pixels of the images of the two settings
+SMALL_SIZE, LARGE_SIZE = 32, 224  # pixels of images in the two settings
 
 
 class ReferenceTensor(NamedTuple):
     """A parameter tensor that the original predicted, in PyTorch's layout.
 
     Attributes:
-        shape: of the tensor.
-        mean: of all elements.
-        std: of all elements.
+        shape: the tensor's shape.
+        mean: mean of all elements.
+        std: standard deviation of all elements.
         first: the first four elements.
-        values: all of them, where the file has them.
+        values: all elements, if the file has them.
     """
 
     shape: tuple[int, ...]
@@ -42,19 +42,19 @@ class ReferenceTensor(NamedTuple):
 
 
 class ReferencePrediction(NamedTuple):
-    """A network and what a GHN of the original made of it.
+    """A network and what a GHN of the original predicted for it.
 
     Attributes:
-        name: such as "val_0_ghn2".
+        name: the prediction's name, such as "val_0_ghn2".
         ghn_name: name of the checkpoint's file without ".pt".
-        network: plan and graph, the file's where the network is one of a file.
-        primitive: (N,) of the nodes as the original read them.
+        network: plan and graph; the graph is the file's if the network comes from one.
+        primitive: (N,) primitives of the nodes, as the original read them.
         edges: (E, 3) rows (from, to, distance), as the original read them.
-        embeddings: (N, D), what the decoders read.
-        tensors: by name.
-        logits: (B, K) float32, with batch norm on the statistics of the batch.
-        logits_float64: the same parameters, evaluated in double precision.
-        images: (B, S, S, 3) float32, what the logits are for; None where the folder lacks them.
+        embeddings: (N, D) node embeddings, as the decoders read them.
+        tensors: the predicted tensors by name.
+        logits: (B, K) float32, with batch norm using the statistics of the batch.
+        logits_float64: logits of the same parameters, evaluated in double precision.
+        images: (B, S, S, 3) float32, the images of the logits; None if the folder lacks them.
     """
 
     name: str
@@ -74,12 +74,12 @@ class TrainingStep(NamedTuple):
 
     Attributes:
         ghn_name: name of the checkpoint's file without ".pt".
-        networks: plans and the file's graphs.
-        images: (B, S, S, 3), of the step's precision.
+        networks: the networks' plans, with the file's graphs.
+        images: (B, S, S, 3), in the step's precision.
         labels: (B,) int32.
-        losses: per network.
-        grad_norm: of all parameters of the GHN.
-        grads: of some of them, by official name.
+        losses: the loss of each network.
+        grad_norm: norm of the gradient with respect to all parameters of the GHN.
+        grads: gradients of some of the parameters, by official name.
     """
 
     ghn_name: str
@@ -98,8 +98,8 @@ class Reference:
         """Open a folder.
 
         Args:
-            folder: with `index.json`, `.pt` files, and `predict_*.npz` and others, as many as
-                there are.
+            folder: folder with `index.json` and any number of `.pt` files, `predict_*.npz` files
+                and others.
 
         Raises:
             ValueError: if there is no index.
@@ -112,7 +112,7 @@ class Reference:
         self._index = {entry["name"]: entry for entry in json.loads(path.read_text("utf-8"))}
 
     def prediction_names(self) -> list[str]:
-        """Names of all predictions with their arrays and their GHN in the folder."""
+        """The names of all predictions whose arrays and GHN are in the folder."""
         return [
             name
             for name, entry in self._index.items()
@@ -120,12 +120,12 @@ class Reference:
         ]
 
     def training_step_names(self) -> list[str]:
-        """Names of all training steps in the folder, such as "ghn2_float64"."""
+        """The names of all training steps in the folder, such as "ghn2_float64"."""
         paths = sorted(self.folder.glob("train_step_*.npz"))
         return [path.stem.removeprefix("train_step_") for path in paths]
 
     def ghn(self, name: str) -> TorchCheckpoint:
-        """Read a checkpoint of the folder, once."""
+        """Return a checkpoint from the folder, which is read only once."""
         if name not in self._ghns:
             self._ghns[name] = load_torch_checkpoint(self.folder / f"{name}.pt")
         return self._ghns[name]
@@ -199,7 +199,7 @@ class Reference:
         )
 
     def orthogonalizations(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Read pairs of a kernel in PyTorch's layout and what its post-processing makes of it."""
+        """Read pairs of a kernel, in PyTorch's layout, and the result of post-processing it."""
         if not self._has("orthogonalize.npz"):
             return []
         arrays = self._arrays("orthogonalize.npz")

@@ -2,10 +2,10 @@
 
 In: a plan and the arrays of its tensors. Out: a file with PyTorch's names and layouts, which
 torchvision's `ResNet` or the original's `Network` loads, or with our own paths and layouts. The
-way there and back is exact: axes change places, numbers stay.
+round trip is exact, since only axes are reordered.
 
-PyTorch's state dicts also hold running statistics of batch norms. Nothing predicts those, so they
-are not written: load with `strict=False`, and let the norms use the statistics of the batch.
+PyTorch's state dicts also hold the running statistics of batch norms. A GHN does not predict those,
+so they are not written: load with `strict=False`, and let the norms use the batch's statistics.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def to_torch_layout(array: np.ndarray, tensor: ParameterTensor) -> np.ndarray:
     """Reorder the axes of a parameter: (kh, kw, in, out) -> (out, in, kh, kw).
 
     Args:
-        array: in our layout.
-        tensor: what it is.
+        array: the parameter in our layout.
+        tensor: the description of the parameter.
 
     Returns:
         A view in PyTorch's layout.
@@ -38,7 +38,7 @@ def to_torch_layout(array: np.ndarray, tensor: ParameterTensor) -> np.ndarray:
 
 
 def from_torch_layout(array: np.ndarray, tensor: ParameterTensor) -> np.ndarray:
-    """The inverse of `to_torch_layout`."""
+    """Invert `to_torch_layout`."""
     return np.transpose(array, np.argsort(_torch_axes(tensor)))
 
 
@@ -46,14 +46,14 @@ def to_target_state_dict(plan: Plan, arrays: Sequence[Any]) -> dict[str, np.ndar
     """Name a network's parameters as PyTorch does.
 
     Args:
-        plan: of an architecture of the DeepNets space, or of a ResNet.
-        arrays: in the order and shapes of `plan.tensors`.
+        plan: the plan of an architecture of the DeepNets space, or of a ResNet.
+        arrays: arrays in the order and shapes of `plan.tensors`.
 
     Returns:
-        Contiguous arrays in PyTorch's layouts, by the names of a `state_dict`.
+        Contiguous arrays in PyTorch's layouts, by their `state_dict` names.
 
     Raises:
-        ValueError: if the plan is of another kind of network, which has no such names.
+        ValueError: if the plan describes another kind of network, which has no such names.
     """
     names = torch_parameter_names(plan)
     return {
@@ -63,17 +63,17 @@ def to_target_state_dict(plan: Plan, arrays: Sequence[Any]) -> dict[str, np.ndar
 
 
 def from_target_state_dict(plan: Plan, state: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The inverse of `to_target_state_dict`.
+    """Invert `to_target_state_dict`.
 
     Args:
-        plan: of the same network.
+        plan: the plan of the same network.
         state: PyTorch's tensors by name; running statistics are ignored.
 
     Returns:
         Arrays in the order, shapes and layouts of `plan.tensors`.
 
     Raises:
-        ValueError: if tensors are missing, unknown or of the wrong shape; names all of them.
+        ValueError: if tensors are missing, unknown or of the wrong shape; it names all of them.
     """
     names = torch_parameter_names(plan)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -96,13 +96,13 @@ def save_target_params(path: str | os.PathLike[str], plan: Plan, arrays: Sequenc
     """Write a network's parameters; a reader never sees half a file.
 
     Args:
-        path: `.safetensors`: PyTorch's names and layouts; `.npz`: our paths, joined with "/", and
-            layouts. A file that exists is replaced.
-        plan: of the network.
-        arrays: in the order and shapes of `plan.tensors`.
+        path: a `.safetensors` file, for PyTorch's names and layouts, or an `.npz` file, for our
+            paths, joined with "/", and layouts. An existing file is replaced.
+        plan: the network's plan.
+        arrays: arrays in the order and shapes of `plan.tensors`.
 
     Raises:
-        ValueError: if the suffix is another, or the network has no names in PyTorch.
+        ValueError: if the path has another suffix, or the network has no names in PyTorch.
     """
     path = check_target_path(path)
     if path.suffix == ".npz":
@@ -116,8 +116,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write named arrays; a reader never sees half a file.
 
     Args:
-        path: `.npz` or `.safetensors`; a file that exists is replaced.
-        arrays: by name.
+        path: an `.npz` or `.safetensors` file; an existing file is replaced.
+        arrays: the arrays by name.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -125,7 +125,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
             with temporary.open("wb") as file:
                 np.savez(file, **arrays)
         else:
-            from safetensors.numpy import save_file  # here, since all others need no safetensors
+            from safetensors.numpy import save_file  # here, since nothing else needs safetensors
 
             save_file(dict(arrays), temporary, metadata={"format": "pt"})
         os.replace(temporary, path)
@@ -137,8 +137,8 @@ def load_target_params(path: str | os.PathLike[str], plan: Plan) -> list[np.ndar
     """Read what `save_target_params` wrote, or what PyTorch users saved.
 
     Args:
-        path: of a `.safetensors` or `.npz` file.
-        plan: of the same network.
+        path: path of a `.safetensors` or `.npz` file.
+        plan: the plan of the same network.
 
     Returns:
         Arrays in the order, shapes and layouts of `plan.tensors`.
@@ -167,7 +167,7 @@ def load_target_params(path: str | os.PathLike[str], plan: Plan) -> list[np.ndar
 
 
 def check_target_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path, or raise ValueError where the suffix says no format."""
+    """Return the path; ValueError if its suffix names no format or its folder is missing."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{str(path)!r} ends in {path.suffix!r}, expected {' or '.join(SUFFIXES)}")
@@ -177,7 +177,7 @@ def check_target_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _torch_axes(tensor: ParameterTensor) -> tuple[int, ...]:
-    """For each axis in PyTorch's layout, the axis in ours."""
+    """Return, for each axis in PyTorch's layout, the axis in ours."""
     if tensor.role == "position":
         return (0, 3, 1, 2)
     num_axes = len(tensor.shape)

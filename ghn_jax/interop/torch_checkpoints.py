@@ -22,7 +22,7 @@ from ghn_jax.sampling import SpaceConfig
 from ghn_jax.training.config import DataConfig, ExperimentConfig
 
 _KEYS = ("state_dict", "config")
-# What the original's training needs to go on, which we do not take over, and an older spelling.
+# What the original needs to resume training, which we do not read, and an older spelling of it.
 _OPTIONAL_KEYS = ("epoch", "optimizer", "optimzer", "step")
 _CONFIG_KEYS = ("max_shape", "num_classes")
 _OPTIONAL_CONFIG_KEYS = (
@@ -34,17 +34,18 @@ _OPTIONAL_CONFIG_KEYS = (
     "hid",
     "debug_level",
 )
-_LARGEST_KERNEL = 16  # of networks for large images: their patch embedding
-_VIRTUAL_EDGES = 50  # `ve` is a flag in official files; the graphs were cut off at this distance
+_LARGEST_KERNEL = 16  # in networks for large images: their patch embedding
+# Official files only have a flag, `ve`; their graphs were cut off at this distance.
+_VIRTUAL_EDGES = 50
 
 
 class TorchCheckpoint(NamedTuple):
     """An official checkpoint in this project's terms.
 
     Attributes:
-        config: Variant and sizes.
-        variables: {"params": ...} float32 of `Hypernetwork(config)`.
-        epoch: The last epoch it was trained for.
+        config: The hypernetwork's variant and sizes.
+        variables: The variables {"params": ...} of `Hypernetwork(config)`, float32.
+        epoch: The last epoch of its training.
     """
 
     config: GHNConfig
@@ -62,9 +63,9 @@ def load_torch_checkpoint(path: str | Path) -> TorchCheckpoint:
         Config, variables and epoch.
 
     Raises:
-        ValueError: If the file is not such a checkpoint, names a global other than those of
-            tensors, or lacks tensors, has unknown ones or ones of another shape than its config
-            implies; names the file and the tensors.
+        ValueError: If the file is not such a checkpoint, refers to globals other than those of
+            tensors, or its tensors are missing, unknown or of another shape than its config
+            implies; it names the file and the tensors.
     """
     if not Path(path).is_file():
         raise ValueError(f"path is {str(path)!r}, expected an official checkpoint: no such file")
@@ -85,11 +86,11 @@ def save_torch_checkpoint(path: str | Path, checkpoint: TorchCheckpoint) -> None
     """Write a GHN as an official checkpoint, which the original's `GHN.load` reads.
 
     Args:
-        path: Of the new `.pt` file.
-        checkpoint: What it holds.
+        path: Path of the new `.pt` file.
+        checkpoint: The contents of the file.
 
     Raises:
-        ValueError: If the file exists, or the original has no such hypernetwork.
+        ValueError: If the file already exists, or the original has no such hypernetwork.
     """
     if Path(path).exists():
         raise ValueError(f"{path} exists, expected a new file: remove it to write it again")
@@ -105,13 +106,13 @@ def convert_config(official: Mapping[str, Any]) -> GHNConfig:
     """Translate the `config` of an official checkpoint.
 
     Args:
-        official: The constructor's arguments; what is missing has the original's default.
+        official: Arguments of the original's constructor; missing ones take its defaults.
 
     Returns:
         The config.
 
     Raises:
-        ValueError: If a key is unknown or missing or a value is none the original had.
+        ValueError: If a key is unknown or missing, or the original has no such value.
     """
     check_keys("config", official, _CONFIG_KEYS, _OPTIONAL_CONFIG_KEYS)
     hypernet = official.get("hypernet", "gatedgnn")
@@ -134,16 +135,16 @@ def convert_config(official: Mapping[str, Any]) -> GHNConfig:
 
 
 def official_experiment(config: GHNConfig) -> ExperimentConfig:
-    """Say for which images and architectures an official checkpoint was trained.
+    """Infer for which images and architectures an official checkpoint was trained.
 
-    The file does not say it. The original has two settings: 224 px with kernels of up to 16x16
+    The file does not say so. The original has two settings: 224 px with kernels of up to 16x16
     (ImageNet), and 32 px with kernels of up to 11x11 (CIFAR-10).
 
     Args:
-        config: Of the checkpoint.
+        config: The config of the checkpoint.
 
     Returns:
-        The config of a run with the published hyperparameters where the two do not differ.
+        The config of a run with those hyperparameters that the two published settings share.
     """
     is_large = config.max_shape[2] >= _LARGEST_KERNEL
     names = {10: "cifar10", 100: "cifar100"}
@@ -156,7 +157,7 @@ def to_official_config(config: GHNConfig) -> dict[str, Any]:
     """Return the `config` of an official checkpoint: the inverse of `convert_config`.
 
     Args:
-        config: Of a hypernetwork.
+        config: The config of a hypernetwork.
 
     Returns:
         Arguments of the original's constructor.
@@ -185,18 +186,18 @@ def convert_state_dict(state: Mapping[str, np.ndarray], config: GHNConfig) -> di
     """Translate the tensors of an official checkpoint.
 
     Args:
-        state: Tensors by their official names, PyTorch's layouts.
-        config: Of the same checkpoint.
+        state: Tensors by their official names, in PyTorch's layouts.
+        config: The config of the same checkpoint.
 
     Returns:
-        {"params": ...} float32, as `initialize(config, key)` makes them.
+        {"params": ...} float32, structured like the result of `initialize(config, key)`.
 
     Raises:
-        ValueError: If tensors are missing, unknown or of the wrong shape; names all of them.
+        ValueError: If tensors are missing, unknown or of the wrong shape; it names all of them.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"state_dict is a {type(state).__name__}, expected a mapping")
-    # DataParallel, with which the authors train on several GPUs, puts `module.` before every name.
+    # DataParallel, which the authors use on several GPUs, puts `module.` before every name.
     state = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     layouts = tensor_layouts(config)
     _check_tensors(state, {layout.name: layout.shape for layout in layouts.values()}, config)
@@ -213,11 +214,11 @@ def to_state_dict(variables: Mapping[str, Any], config: GHNConfig) -> dict[str, 
     """Return the tensors of an official checkpoint: the inverse of `convert_state_dict`.
 
     Args:
-        variables: {"params": ...} of `Hypernetwork(config)`.
-        config: Of the same hypernetwork.
+        variables: The variables {"params": ...} of `Hypernetwork(config)`.
+        config: The config of the same hypernetwork.
 
     Returns:
-        Tensors by their official names, PyTorch's layouts.
+        Tensors by their official names, in PyTorch's layouts.
     """
     layouts = tensor_layouts(config)
     flat = flatten_dict(variables["params"], sep="/")

@@ -1,8 +1,8 @@
 """Read files that `torch.save` wrote, without PyTorch.
 
-In: a zip archive with a pickle and one raw storage per tensor. Out: its contents, tensors as numpy
-arrays. A pickle can call anything; this reader resolves only the names that tensors and ordered
-dicts need and refuses all others, so nothing in a file runs.
+In: a zip archive with a pickle and one raw storage per tensor. Out: its contents, with tensors as
+numpy arrays. A pickle can call anything; this reader resolves only the names that tensors and
+ordered dicts need and refuses all others, so no code in a file runs.
 """
 
 import io
@@ -39,14 +39,14 @@ def read_torch_file(path: str | Path) -> Any:
     """Read a file that `torch.save` wrote; tensors become numpy arrays.
 
     Args:
-        path: The file, a zip archive as PyTorch writes since 1.6.
+        path: The file, a zip archive as PyTorch has written since 1.6.
 
     Returns:
         Its contents: containers, numbers, strings and arrays.
 
     Raises:
-        ValueError: If it is no such archive, holds a global other than those of tensors and ordered
-            dicts, or a tensor reaches beyond its storage.
+        ValueError: If the file is not such an archive, refers to globals other than those of
+            tensors and ordered dicts, or has a tensor that extends beyond its storage.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -54,9 +54,9 @@ def read_torch_file(path: str | Path) -> Any:
             if len(pickles) != 1:
                 raise ValueError(f"it has {len(pickles)} entries data.pkl, expected 1")
             for entry in archive.infolist():
-                # PyTorch compresses nothing; what a compressed entry grows to is anybody's guess.
+                # PyTorch compresses nothing, and a compressed entry could expand to any size.
                 if entry.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{entry.filename} is compressed, expected as it is")
+                    raise ValueError(f"{entry.filename} is compressed, expected uncompressed")
             root = pickles[0].removesuffix("data.pkl")
             if root + "byteorder" in archive.namelist():
                 order = archive.read(root + "byteorder").decode("ascii", "replace")
@@ -65,7 +65,9 @@ def read_torch_file(path: str | Path) -> Any:
             data = io.BytesIO(archive.read(pickles[0]))
             return _TensorUnpickler(data, archive, root).load()
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no zip archive ({error}), expected a PyTorch file") from error
+        raise ValueError(
+            f"{path} is not a zip archive ({error}), expected a PyTorch file"
+        ) from error
     except (ValueError, *_PICKLE_ERRORS) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -75,10 +77,10 @@ class _StorageType(NamedTuple):
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows tensors, ordered dicts and plain containers, and nothing else.
+    """Reads tensors, ordered dicts and plain containers, and nothing else.
 
-    `torch.load(weights_only=True)` keeps to the same names. This reader needs no PyTorch, two
-    gigabytes that a JAX environment has no other use for.
+    `torch.load(weights_only=True)` accepts the same names. This reader works without PyTorch, two
+    gigabytes for which a JAX environment has no other use.
     """
 
     def __init__(self, data: io.BytesIO, archive: zipfile.ZipFile, root: str) -> None:
@@ -89,7 +91,7 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            # A new function each time: a pickle may set attributes of what it is given.
+            # A new function each time, since a pickle may set attributes on what it is given.
             return lambda *args: _rebuild_tensor(*args)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, requires_grad, hooks: tensor
@@ -109,7 +111,15 @@ class _TensorUnpickler(pickle.Unpickler):
         return np.frombuffer(data, storage_type.dtype)
 
 
-def _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+def _rebuild_tensor(
+    storage: np.ndarray,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    requires_grad: bool,
+    hooks: object,
+    metadata: object = None,
+) -> np.ndarray:
     del requires_grad, hooks, metadata
     if min((offset, *shape, *strides), default=0) < 0:
         raise ValueError(f"tensor has offset {offset}, shape {shape}, strides {strides}")

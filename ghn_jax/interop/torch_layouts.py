@@ -1,7 +1,7 @@
 """Names and layouts of a hypernetwork's tensors in official checkpoints.
 
-In: a `GHNConfig`. Out: for each of our parameters the official tensor that holds the same numbers,
-put together from what the modules say.
+In: a `GHNConfig`. Out: for each of our parameters, the official tensor that holds the same numbers,
+collected from the descriptions that the modules provide.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def tensor_layouts(config: GHNConfig) -> dict[str, TensorLayout]:
     """Describe the official tensor of every parameter.
 
     Args:
-        config: of the hypernetwork.
+        config: the hypernetwork's config.
 
     Returns:
-        Path of our parameter, joined with "/" -> layout.
+        The layout for the path, joined with "/", of each of our parameters.
 
     Raises:
         ValueError: if the original has no such message passing or decoder.
@@ -51,18 +51,21 @@ def tensor_layouts(config: GHNConfig) -> dict[str, TensorLayout]:
 
 
 def official_name(variants: Variants, config: VariantConfig) -> str:
-    """Return what the original calls a variant; ValueError if it has none such.
+    """Return the original's name for a variant; ValueError if it has no such variant.
 
     Args:
-        variants: of a part.
-        config: which of them.
+        variants: the variants of a part.
+        config: the config of one of them.
+
+    Returns:
+        The name.
     """
     name: str = _check_official(variants, config, variants[config.name]).official_name
     return name
 
 
 def _check_official(variants: Variants, config: VariantConfig, module: Any) -> Any:
-    """Return a module, or its class, if official checkpoints have such; else raise ValueError."""
+    """Return a module or class if official checkpoints support it; else raise ValueError."""
     if not hasattr(module, "official_tensors"):
         known = [name for name in variants if hasattr(variants[name], "official_tensors")]
         raise ValueError(

@@ -2,8 +2,8 @@
 
 In: containers, numbers, strings and numpy arrays. Out: a zip archive with a pickle and one raw
 storage per array, as `torch.save` writes. Python's pickler would have to import torch to name its
-functions, so the few opcodes needed are written here; they are all that
-`torch.load(weights_only=True)` accepts.
+functions, so the few opcodes needed are written here; `torch.load(weights_only=True)` accepts all
+of them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _STORAGES = {
     "bool": "BoolStorage",
 }
 _ROOT = "archive"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry, so that the same contents give the same bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of every entry, so that equal contents give equal bytes
 
 
 def write_torch_file(path: str | Path, contents: Any) -> None:
-    """Write a file that PyTorch reads with `torch.load(path)`; a reader never sees half of it.
+    """Write a file that PyTorch reads with `torch.load(path)`; a reader never sees half a file.
 
     Args:
-        path: The file; one that exists is replaced.
+        path: The file to write; an existing file is replaced.
         contents: Dictionaries, lists, tuples, strings, numbers, None and arrays, which become
             tensors.
 
@@ -56,7 +56,7 @@ def write_torch_file(path: str | Path, contents: Any) -> None:
 
 
 def _encode(value: Any, storages: list[np.ndarray]) -> Iterable[bytes]:
-    """Yield the opcodes (pickle protocol 2) that push a value on the stack."""
+    """Yield the opcodes (pickle protocol 2) that push a value onto the stack."""
     if isinstance(value, Mapping):
         yield b"}("
         for key, item in value.items():
@@ -87,7 +87,7 @@ def _encode(value: Any, storages: list[np.ndarray]) -> Iterable[bytes]:
 
 
 def _encode_array(array: np.ndarray, storages: list[np.ndarray]) -> Iterable[bytes]:
-    """A call of torch's function that makes a tensor of a storage of its own."""
+    """Yield a call to torch's function that makes a tensor with a storage of its own."""
     if array.dtype.name not in _STORAGES:
         raise ValueError(
             f"contents hold an array of {array.dtype}, expected one of {', '.join(_STORAGES)}"

@@ -1,4 +1,4 @@
-"""Drawing architectures of the DeepNets-1M space (docs/method.md, 'Sampling')."""
+"""Draw architectures from the DeepNets-1M space (docs/method.md, 'Sampling')."""
 
 from ghn_jax.sampling.parameter_count import count_parameters
 from ghn_jax.sampling.sampler import ArchitectureStream, sample_architecture

@@ -1,12 +1,12 @@
 """Count the parameters of an architecture as the original counts them.
 
-In: an architecture and an image size. Out: the number of parameters of all layers the network is
-built with, those included that a `none` or a dropped concat member cuts off. This is what
-`num_params` says in published files and what the sampling rules compare with their limits;
-`Plan.num_parameters` counts only what reaches the output, and therefore what a GHN predicts.
+In: an architecture and an image size. Out: the number of parameters in all layers the network is
+built with, including those cut off by a `none` or a dropped concat member. This is the number that
+published files give as `num_params` and that the sampling rules compare with their limits;
+`Plan.num_parameters` counts only what reaches the output, which is what a GHN predicts.
 
-The formulas follow from the layers listed in docs/method.md, 'Operations'. They cost a few
-microseconds, and so large candidates are rejected before they are lowered.
+The formulas follow from the layers listed in docs/method.md, 'Operations'. They take a few
+microseconds, so that large candidates can be rejected before they are lowered.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ def count_parameters(
     num_classes: int,
     num_channels: int = NUM_IMAGE_CHANNELS,
 ) -> int:
-    """Count the parameters of a network, unused layers included.
+    """Count the parameters of a network, including unused layers.
 
     Args:
-        architecture: of the DeepNets space.
-        image_size: height and width of the images, pixels; above 64 the large-image variant counts.
+        architecture: an architecture of the DeepNets space.
+        image_size: height and width of the images, in pixels; above 64 the network is the
+            large-image variant.
         num_classes: width of the output.
-        num_channels: of the images.
+        num_channels: number of image channels.
 
     Returns:
         The number of parameters.
@@ -81,7 +82,7 @@ def _count_stem(
 
 @functools.lru_cache(maxsize=4096)
 def _count_operation(operation: str, width: int, norm: int, strided: bool) -> int:
-    """Count the parameters of an operation that keeps the width; `norm` is 2 or 0 per channel."""
+    """Count an operation's parameters at constant width; `norm` is a norm's per channel, 2 or 0."""
     if operation in ("none", "max_pool_3x3", "avg_pool_3x3"):
         return 0
     if operation == "skip_connect":

@@ -4,14 +4,14 @@ In: a `SpaceConfig`, a seed and an index. Out: an `Architecture`. Every index ha
 numbers, so that architecture i is the same whether or not 0..i-1 were drawn, in any process
 (docs/method.md, 'Sampling'; Knyazev et al., NeurIPS 2021, section 3.1).
 
-A candidate is drawn whole, then kept or thrown away whole: the number of cells and of steps is
-drawn again too, as in the original, and so the rules of rejection shape the distribution of
+A candidate is drawn as a whole and then kept or rejected as a whole: the numbers of cells and steps
+are drawn again too, as in the original, so that the rejection rules shape the distribution of
 everything.
 
-Operations and inputs are drawn evenly. The original draws a Gaussian score per (input, operation)
-and takes the best two inputs by their best operation; the scores being independent and alike, the
-best operation is even, the inputs are an even ordered pair of distinct states, and the two are
-independent.
+Operations and inputs are drawn uniformly. The original draws a Gaussian score per (input,
+operation) and takes the best two inputs by their best operation. As the scores are independent and
+identically distributed, the best operation is uniform, the inputs are a uniform ordered pair of
+distinct states, and the two are independent.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from ghn_jax.sampling.space import SpaceConfig
 from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, DisconnectedError, lower
 
 REFERENCE_CHANNELS = 32
-"""Width at which parameters are counted, for the limit on them and for choosing the width."""
+"""Width at which parameters are counted, to limit their number and to choose the width."""
 
 REFERENCE_FC_SIZE = 256
-"""Width of hidden linear layers at which parameters are counted."""
+"""Width of hidden linear layers when parameters are counted."""
 
 REFERENCE_CLASSES = 10
-"""Number of classes at which parameters are counted, for every data set."""
+"""Number of classes when parameters are counted, whatever the data set."""
 
 REFERENCE_IMAGE_SIZES = (32, 224)
 """Sizes of (small, large) images at which parameters are counted, in pixels."""
 
 MAX_ATTEMPTS = 10_000
-"""Candidates drawn before giving up; four in five are kept where nothing is restricted."""
+"""Candidates drawn before giving up; without restrictions four in five are kept."""
 
 TRAINING_WIDTHS = tuple(range(32, 129, 16))
-"""Widths of training architectures, the narrow ones first: large networks take a prefix."""
+"""Widths of training architectures in ascending order; large networks draw from a prefix."""
 
 TRAINING_FC_SIZES = tuple(range(64, 513, 64))
 """Widths of hidden linear layers of training architectures."""
 
 
 class ArchitectureStream:
-    """The endless sequence of architectures of a space and a seed; nothing is stored.
+    """The endless sequence of architectures for a space and a seed; nothing is stored.
 
-    `stream[index]` draws one, `iter(stream)` all from index 0, `stream.iterate_from(index)` all
-    from an index, as a run that resumes does.
+    `stream[index]` draws one architecture, `iter(stream)` draws all from index 0 on, and
+    `stream.iterate_from(index)` all from an index on, as a resumed run does.
     """
 
     def __init__(self, space: SpaceConfig, seed: int) -> None:
-        """Describe the stream; nothing is drawn yet.
+        """Set up the stream without drawing anything.
 
         Args:
-            space: the distribution.
-            seed: non-negative integer.
+            space: the distribution to draw from.
+            seed: a non-negative integer.
 
         Raises:
             ValueError: if the seed is not a non-negative int.
@@ -80,7 +80,7 @@ class ArchitectureStream:
         """Yield the architectures from `index` on, without end.
 
         Args:
-            index: of the first one.
+            index: index of the first architecture.
 
         Yields:
             Architectures index, index + 1, ...
@@ -98,15 +98,15 @@ def sample_architecture(space: SpaceConfig, seed: int, index: int) -> Architectu
     """Draw architecture `index` of a space.
 
     Args:
-        space: the distribution.
-        seed: non-negative integer.
-        index: non-negative integer.
+        space: the distribution to draw from.
+        seed: a non-negative integer.
+        index: a non-negative integer.
 
     Returns:
-        The architecture, the same for the same arguments.
+        The architecture, always the same for the same arguments.
 
     Raises:
-        ValueError: if the seed or index is negative, or if none of `MAX_ATTEMPTS` candidates fits
+        ValueError: if the seed or index is negative, or none of `MAX_ATTEMPTS` candidates satisfies
             the restrictions of the space.
     """
     _check_natural("seed", seed)
@@ -133,7 +133,7 @@ def sample_architecture(space: SpaceConfig, seed: int, index: int) -> Architectu
 
 
 def _draw_candidate(space: SpaceConfig, generator: np.random.Generator) -> Architecture | None:
-    """Draw everything but the sizes; None if a rule on operations rejects it."""
+    """Draw everything but the sizes; return None if a rule on operations rejects the result."""
     rules = space.rules
     num_cells, deep, num_steps = _draw_depth(space, generator)
     genotype = _draw_genotype(space, num_steps, generator)
@@ -194,7 +194,7 @@ def _draw_genotype(space: SpaceConfig, num_steps: int, generator: np.random.Gene
 
 @functools.lru_cache(maxsize=256)
 def _choices(space: SpaceConfig, allow_none: bool, unlearned_only: bool) -> tuple[str, ...]:
-    """Return the operations an edge is drawn from, in the order of `OPERATIONS`."""
+    """Return the operations to draw from for an edge, in the order of `OPERATIONS`."""
     allowed = tuple(
         operation
         for operation in OPERATIONS
@@ -213,7 +213,7 @@ def _choices(space: SpaceConfig, allow_none: bool, unlearned_only: bool) -> tupl
 def _draw_cell(
     choices: tuple[str, ...], num_steps: int, generator: np.random.Generator
 ) -> tuple[NodeOp, ...]:
-    """Draw 2 * num_steps pairs: even operations; for each step an even pair of distinct states."""
+    """Draw 2 * num_steps pairs: uniform operations, and for each step two distinct states."""
     operations = generator.integers(len(choices), size=2 * num_steps)
     num_states = np.arange(2, num_steps + 2)
     first = generator.integers(num_states)
@@ -226,7 +226,7 @@ def _draw_cell(
 
 
 def _is_acceptable(genotype: Genotype) -> bool:
-    """Return whether the operations obey the original's rules against networks hard to train."""
+    """Return whether the operations obey the original's rules against hard-to-train networks."""
     for cell in (genotype.normal, genotype.reduce):
         names = [operation for operation, _ in cell]
         if names.count("cse") > 1 or names.count("conv_5x5") + names.count("conv_7x7") > 1:
@@ -241,7 +241,7 @@ def _is_acceptable(genotype: Genotype) -> bool:
 def _is_usable(space: SpaceConfig, candidate: Architecture) -> bool:
     """Return whether the output depends on the input and the graph is not too large.
 
-    Only a `none` can cut a network in two, so most candidates need not be lowered.
+    Only a `none` can disconnect a network, so most candidates need not be lowered.
     """
     if space.max_nodes is None and "none" not in candidate.genotype.operations:
         return True
@@ -255,13 +255,14 @@ def _is_usable(space: SpaceConfig, candidate: Architecture) -> bool:
 def draw_sizes(
     space: SpaceConfig, candidate: Architecture, num_parameters: int, generator: np.random.Generator
 ) -> tuple[int, int]:
-    """Draw the width and that of hidden linear layers: large networks are narrow.
+    """Draw the width and that of hidden linear layers; large networks get small widths.
 
     Args:
-        space: gives restrictions and the split's factor on the width.
-        candidate: the architecture; its own sizes do not count.
-        num_parameters: of all its layers at the reference width, for the image size of the space.
-        generator: the state of which advances.
+        space: the distribution, with its restrictions and the split's factor on the width.
+        candidate: the architecture, whose own sizes are ignored.
+        num_parameters: number of parameters in all its layers, at the reference width and the
+            space's image size.
+        generator: the random generator, whose state advances.
 
     Returns:
         The number of channels and the width of hidden linear layers.

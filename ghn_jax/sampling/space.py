@@ -1,13 +1,13 @@
-"""Which architectures a split draws: rules of the DeepNets-1M splits and restrictions on them.
+"""Which architectures a split draws: the rules of the DeepNets-1M splits, and restrictions on them.
 
 In: a split's name and restrictions. Out: a frozen `SpaceConfig` (what a config sets) and
 `SplitRules` (the numbers that distinguish the splits, docs/method.md, 'Splits'; Knyazev et al.,
 NeurIPS 2021, section 3.1 and table 1).
 
 A restriction acts in one of two ways, stated at each field. *Narrowing* limits a choice while
-drawing: what remains keeps its relative probabilities. *Rejecting* draws from the unrestricted
-distribution and throws away what does not fit: the result is the split's distribution, conditioned
-on fitting.
+drawing; the remaining options keep their relative probabilities. *Rejecting* draws from the
+unrestricted distribution and discards what does not fit; the result is the split's distribution
+conditioned on the restriction.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class SplitRules:
 
     Attributes:
         stream: number of the random stream. Streams never overlap; `wide` shares that of `test`.
-        num_cells: smallest and largest number of cells, both included.
-        deep_thresholds: the threshold above which a network counts as deep is drawn from these.
-        num_steps: smallest and largest number of steps of networks that are not deep.
-        max_steps_deep: largest number of steps of deep networks.
+        num_cells: smallest and largest number of cells, both inclusive.
+        deep_thresholds: numbers from which the threshold that makes a network deep is drawn.
+        num_steps: smallest and largest number of steps in networks that are not deep.
+        max_steps_deep: largest number of steps in deep networks.
         max_parameters: architectures with more parameters at 32 channels are rejected.
-        norm: "some" = none for half of the small networks, "always", or "never".
-        channel_factors: factor on the width for (small, large) images.
-        preprocess_share: probability of `preprocess` where it is not required, (without, with)
+        norm: "some" (half of the small networks have none), "always", or "never".
+        channel_factors: factors on the width for (small, large) images.
+        preprocess_share: probability of `preprocess` if it is not required, (without, with)
             attention.
     """
 
@@ -64,37 +64,37 @@ SPLITS: dict[str, SplitRules] = {
         preprocess_share=(0.8, 0.2),
     ),
 }
-"""The splits an architecture can be drawn from."""
+"""The splits from which architectures can be drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SpaceConfig:
     """A distribution over architectures: a split of DeepNets-1M, possibly restricted.
 
-    With the defaults the distribution is exactly the split's.
+    With the defaults, the distribution is exactly the split's.
 
     Attributes:
         split: one of `SPLITS`.
-        widths: the number of channels C is drawn evenly from these (narrowing). None is the rule by
-            which the original picks widths in training, and which we use for every split: the
-            published evaluation files store the widths somebody once drew. The factor of `wide` is
-            applied to what is drawn either way.
-        fc_sizes: the width of the hidden linear layers is drawn evenly from these (narrowing); None
-            is the rule of training, which ties it to the width.
-        allowed_operations: operations an edge may carry (narrowing, evenly among those left). Where
-            a reduction cell without learned operations is due and none of those is allowed, the
-            cell is drawn from all allowed ones.
-        num_cells: smallest and largest number of cells, all from one to the other alike
-            (narrowing, though the range may also leave the split's); None is the split's range.
-        max_steps: largest number of steps (narrowing: even among those left); None is the split's.
-        global_pool_only: pool instead of flattening in every network (narrowing).
+        widths: numbers of channels C to draw from uniformly (narrowing). None uses the rule by
+            which the original picks widths in training, here for every split: the published
+            evaluation files store widths drawn once. The factor of `wide` applies either way.
+        fc_sizes: widths of the hidden linear layers to draw from uniformly (narrowing); None uses
+            the rule of training, which ties them to the number of channels.
+        allowed_operations: operations that an edge may carry, drawn uniformly (narrowing). If a
+            reduction cell should have no learned operations but none of those without is allowed,
+            it is drawn from all allowed ones.
+        num_cells: smallest and largest number of cells, drawn uniformly (narrowing, though the
+            range may also exceed the split's); None uses the split's range.
+        max_steps: largest number of steps, drawn uniformly from those left (narrowing); None uses
+            the split's.
+        global_pool_only: whether every network pools instead of flattening (narrowing).
         max_parameters: limit on the number of parameters at 32 channels and 256 in hidden linear
-            layers (rejecting); None is the split's.
-        max_nodes: limit on the number of nodes of the graph (rejecting); None is no limit.
-        image_size: height and width of the images in pixels; above 64 the large-image variants
-            count.
+            layers (rejecting); None uses the split's.
+        max_nodes: limit on the number of nodes in the graph (rejecting); None means no limit.
+        image_size: height and width of the images in pixels; above 64, networks are the large-image
+            variants.
         num_classes: width of the output.
-        num_channels: channels of the images.
+        num_channels: number of image channels.
     """
 
     split: str = "train"
@@ -137,7 +137,7 @@ class SpaceConfig:
 
     @property
     def input_sizes(self) -> tuple[int, int, int]:
-        """What an architecture is lowered for: image size, classes and channels."""
+        """The sizes for which an architecture is lowered: image size, classes and channels."""
         return (self.image_size, self.num_classes, self.num_channels)
 
     @property
@@ -161,7 +161,7 @@ class SpaceConfig:
             raise ValueError(f"allowed_operations is {allowed!r}, expected no operation twice")
 
     def _check_sizes(self) -> None:
-        # FactorizedReduce halves the width, attention splits it into heads.
+        # FactorizedReduce halves the width, and attention splits it into heads.
         divisor = ATTENTION_HEADS if "msa" in self.allowed_operations else 2
         for name, factor in (("widths", divisor), ("fc_sizes", 1)):
             sizes = getattr(self, name)

@@ -3,12 +3,12 @@
 In: a `SpaceConfig`, a seed and a number of architectures. Out: a `Distribution`, a table and a
 plot. `python -m ghn_jax.sampling.statistics --help` does all three.
 
-`ORIGINAL_TRAIN` holds what 300 training architectures drawn by the original's generator
-(facebookresearch/ppuda, experiments/net_generator.py) look like. Numbers of both samples carry
-sampling error, so differences are shown in standard errors of the difference; for the original,
-whose single draws are not kept, the standard error is that of our sample at its size. Its mean of
-0.89 M parameters is a low draw: means of 300 scatter by 0.08, and larger samples by its rules give
-1.1 M, as here.
+`ORIGINAL_TRAIN` holds the statistics of 300 training architectures drawn by the original's
+generator (facebookresearch/ppuda, experiments/net_generator.py). Both samples have sampling errors,
+so differences are shown in standard errors of the difference; the original's standard error, since
+its individual draws were not kept, is that of our sample at the original's size. Its mean of 0.89 M
+parameters is a low draw: means of 300 scatter by 0.08, and larger samples by its rules give 1.1 M,
+as here.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ ORIGINAL_TRAIN: Mapping[str, float] = {
     "cse": 0.043,
     "conv_7x7": 0.035,
 }
-"""Means and shares over 300 training architectures of the original's generator."""
+"""Means and shares over 300 training architectures from the original's generator."""
 
 ORIGINAL_RANGES: Mapping[str, tuple[float, float, float]] = {
     "nodes": (33.0, 497.0, 86.0),
     "parameters (M, C=32)": (0.02, 9.7, float("nan")),
 }
-"""Smallest, largest and standard deviation in the same sample, where known."""
+"""The smallest value, the largest and the standard deviation in the same sample, where known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,33 +94,33 @@ class Quantity:
 
     @property
     def minimum(self) -> float:
-        """Smallest value."""
+        """The smallest value."""
         return float(self.values.min())
 
     @property
     def maximum(self) -> float:
-        """Largest value."""
+        """The largest value."""
         return float(self.values.max())
 
     @property
     def mean(self) -> float:
-        """Mean, or share."""
+        """The mean, or the share."""
         return float(self.values.sum() / self.weights.sum())
 
     @property
     def std(self) -> float:
-        """Standard deviation over architectures."""
+        """The standard deviation over architectures."""
         return float(self.values.std())
 
     def standard_error(self, num_architectures: int) -> float:
-        """Return the standard error of the mean of a sample of this size, in the mean's unit.
+        """Return the standard error of the mean in a sample of a given size, in the mean's unit.
 
         Args:
             num_architectures: size of the sample.
 
         Returns:
-            That of a ratio of sums (Cochran, Sampling Techniques, section 2.11): operations of the
-            same architecture are not independent draws.
+            The standard error of a ratio of sums (Cochran, Sampling Techniques, section 2.11),
+            since operations in the same architecture are not independent draws.
         """
         residuals = self.values - self.mean * self.weights
         return float(residuals.std() / self.weights.mean() / np.sqrt(num_architectures))
@@ -128,14 +128,14 @@ class Quantity:
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """What a sample of architectures contains.
+    """Statistics of a sample of architectures.
 
     Attributes:
-        space: where it was drawn.
+        space: the space from which the sample was drawn.
         num_architectures: size of the sample.
-        quantities: name -> measured numbers; names as in `ORIGINAL_TRAIN`. Nodes count the graph,
-            parameters all layers at the reference width, unused ones included, as the original
-            does.
+        quantities: the measured numbers under the names of `ORIGINAL_TRAIN`. Nodes are those of the
+            graph; parameters are those of all layers at the reference width, including unused ones,
+            as in the original.
     """
 
     space: SpaceConfig
@@ -146,10 +146,10 @@ class Distribution:
         """Return how far a mean is from the original's, in standard errors of the difference.
 
         Args:
-            name: one of `ORIGINAL_TRAIN`.
+            name: one of the names in `ORIGINAL_TRAIN`.
 
         Returns:
-            (here - original) / standard error, infinite where nothing varies and they differ.
+            (here - original) / standard error; infinite if they differ although nothing varies.
         """
         quantity = self.quantities[name]
         error = np.hypot(
@@ -169,10 +169,10 @@ def measure_distribution(
     """Draw architectures and measure them.
 
     Args:
-        space: where to draw.
-        seed: of the stream.
-        num_architectures: how many, from index 0 on; at least 2.
-        track_fn: wraps the indices, to show progress.
+        space: the space to draw from.
+        seed: seed of the stream.
+        num_architectures: number of architectures to draw, from index 0 on; at least 2.
+        track_fn: wraps the indices to show progress.
 
     Returns:
         The measurements.
@@ -199,7 +199,7 @@ def measure_distribution(
 
 
 def _measure(space: SpaceConfig, architecture: Architecture) -> dict[str, float]:
-    """Measure one architecture; operations are counts, to be divided by `operations`."""
+    """Measure one architecture; operations are given as counts, to be divided by `operations`."""
     reference = dataclasses.replace(
         architecture, channels=REFERENCE_CHANNELS, fc_size=REFERENCE_FC_SIZE
     )
@@ -223,13 +223,13 @@ def _measure(space: SpaceConfig, architecture: Architecture) -> dict[str, float]
 
 
 def tabulate(distribution: Distribution) -> Table:
-    """Return a table of the measurements, beside the original's for the training distribution.
+    """Tabulate the measurements, next to the original's if this is the training distribution.
 
     Args:
-        distribution: what was measured.
+        distribution: the measurements.
 
     Returns:
-        A rich table: one row per quantity; the last column is `Distribution.deviation`.
+        A rich table with one row per quantity, whose last column is `Distribution.deviation`.
     """
     compares = has_original(distribution.space)
     table = Table(
@@ -251,13 +251,13 @@ def tabulate(distribution: Distribution) -> Table:
 
 
 def has_original(space: SpaceConfig) -> bool:
-    """Return whether `ORIGINAL_TRAIN` describes this space: training, nothing restricted.
+    """Return whether `ORIGINAL_TRAIN` describes a space: the training split without restrictions.
 
     Args:
-        space: any space; only what changes the measured numbers counts, not the widths.
+        space: any space; fields that do not affect the measured numbers, like widths, are ignored.
 
     Returns:
-        Whether comparing makes sense.
+        Whether a comparison makes sense.
     """
     default = SpaceConfig(split="train", widths=space.widths, fc_sizes=space.fc_sizes)
     return space == default
@@ -275,11 +275,11 @@ def _format(name: str, mean: float, *extent: float) -> str:
 
 
 def plot_distribution(distribution: Distribution, path: Path) -> None:
-    """Write a figure: histograms of nodes and parameters, bars of the shares of operations.
+    """Draw histograms of nodes and parameters, and bars for the shares of operations.
 
     Args:
-        distribution: what was measured.
-        path: of the file; its suffix decides the format.
+        distribution: the measurements.
+        path: the file to write, whose suffix decides the format.
 
     Raises:
         ValueError: if matplotlib does not know the format.
@@ -332,14 +332,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command: print the table and write the plot.
 
     Args:
-        arguments: of the command line, without the program's name; None reads them from there.
+        arguments: the command line without the program's name; None means the process's.
     """
     parser = argparse.ArgumentParser(
         prog="python -m ghn_jax.sampling.statistics",
         description="Draw architectures, print what they look like and compare with the original.",
     )
     parser.add_argument(
-        "--split", choices=tuple(SPLITS), default="train", help="Split whose rules are followed."
+        "--split", choices=tuple(SPLITS), default="train", help="Split whose rules to follow."
     )
     parser.add_argument(
         "--num_architectures", type=int, default=300, help="How many architectures to draw."

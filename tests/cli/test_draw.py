@@ -34,3 +34,9 @@ def test_a_misspelt_name(tmp_path):
     assert done.returncode == 1
     assert "architecture is 'resnet_50' (did you mean 'resnet50'?)" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_small_images_are_of_named_networks(tmp_path):
+    done = run(tmp_path, "--architecture=vit", "--out=graph.svg", "--small_images")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --small_images is given for 'vit', expected a name of")

@@ -104,7 +104,7 @@ def test_mistakes_give_one_line(folder, tmp_path):
         ): f"{folder}/small.npy has shape (4, 16, 16, 3) and dtype float32, expected images of 32",
         (
             *("predict", *network, f"--images={folder}/images.npy"),
-        ): f"--images is {folder}/images.npy and --logits is None, expected both or none",
+        ): f"--images is {folder}/images.npy and --logits is None, expected both or neither",
         (
             *("evaluate", GHN, "--split=val", DEEPNETS, "--num_architectures=4"),
             f"--images={folder}/images.npz",

@@ -68,7 +68,7 @@ def test_damaged_files_are_refused(tmp_path):
     text = path.read_text()
     for length in (0, 1, 30, len(text) // 2, len(text) - 1):
         path.write_text(text[:length])
-        with pytest.raises(ValueError, match="meta.json is no meta file .*, or cut short: "):
+        with pytest.raises(ValueError, match="meta.json is not a .* meta file, or is truncated: "):
             MetaFile(path, "val")
     path.write_text(text + "}")
     with pytest.raises(ValueError, match="is beyond the end of the object"):

@@ -274,7 +274,7 @@ def test_files_cut_short_are_refused(tmp_path):
     contents = path.read_bytes()
     for length in (0, 100, len(contents) // 2, len(contents) - 1):
         path.write_bytes(contents[:length])
-        with pytest.raises(ValueError, match=r"val\.hdf5 is no HDF5 file, or cut short: "):
+        with pytest.raises(ValueError, match=r"val\.hdf5 is not an HDF5 file, or is truncated: "):
             DeepNets1M(tmp_path, "val")
 
 

@@ -193,7 +193,7 @@ def test_what_is_no_variant_is_named(value, expected):
 
 
 def test_names_are_taken_once():
-    with pytest.raises(ValueError, match="^name is 'gcn', expected another: it is that of GCN of"):
+    with pytest.raises(ValueError, match="^name is 'gcn', expected another: it is taken by GCN of"):
         ghn_jax.register_message_passing("gcn")(Neighbors)
     assert MESSAGE_PASSING["gcn"] is GCN
     ghn_jax.register_message_passing("neighbors")(Neighbors)  # a cell that runs again

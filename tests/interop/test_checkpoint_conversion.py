@@ -61,6 +61,6 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="expected an official checkpoint: no such file"):
         ghn_jax.load(tmp_path / "nowhere.pt")
     (tmp_path / "z.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"z\.pt is no zip archive"):
+    with pytest.raises(ValueError, match=r"z\.pt is not a zip archive"):
         convert_to_orbax(tmp_path / "z.pt", tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -57,7 +57,7 @@ def test_a_work_directory(hub):
     ("spec", "message"),
     [
         ("hf:ghns", r"^path is 'hf:ghns', expected hf:OWNER/NAME\[@REVISION\]\[/PATH\]$"),
-        ("hf:other/ghns/x.pt", "which the hub does not give: the connection failed"),
+        ("hf:other/ghns/x.pt", "which the hub does not provide: the connection failed"),
         ("hf:someone/ghns/nowhere", "but someone/ghns has no folder 'nowhere'"),
     ],
 )

@@ -127,7 +127,7 @@ def test_compressed_files_are_refused(tmp_path):
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="x.pt is no zip archive"):
+    with pytest.raises(ValueError, match="x.pt is not a zip archive"):
         read_torch_file(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/weights", b"")

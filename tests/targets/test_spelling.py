@@ -17,7 +17,7 @@ import ghn_jax
 from ghn_jax.architectures import Architecture, Genotype, ResNet
 from ghn_jax.models import build
 from ghn_jax.models.mobilenet import InvertedResidual
-from ghn_jax.models.resnet import ResNet as ResNetModel
+from ghn_jax.models.resnet import ResNetModule
 from ghn_jax.targets import blocks
 from ghn_jax.targets.cpu import attention, convolution, normalization, pooling
 from ghn_jax.targets.network import TargetNetwork
@@ -161,7 +161,7 @@ def test_derivatives_of_a_predicted_network(x64):
     "network",
     [
         InvertedResidual(3, 1, 2, operations=CPU),
-        with_operations(ResNetModel((1, 1), 3, width=8, small_images=True), CPU),
+        with_operations(ResNetModule((1, 1), 3, width=8, small_images=True), CPU),
     ],
     ids=["mobilenet", "resnet"],
 )

@@ -164,7 +164,7 @@ def test_skipped_architectures_are_listed_in_a_file(tmp_path, monkeypatch):
 
     spoil_predictions(monkeypatch, lambda index: index in (1, 2))
     config = make_config(training={"num_steps": 2, "max_skipped_share": 1.0})
-    train(config, tmp_path, dataset=dataset(), trainer=make_trainer(config))
+    train(config, tmp_path, trainer=make_trainer(config))
     rows = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert rows == [{"step": 1, "index": 1, "seed": 0}, {"step": 2, "index": 2, "seed": 0}]
     assert [row["skipped"] for row in read_metrics(tmp_path)] == [1, 2]

@@ -1,6 +1,6 @@
 """Decoders: node embeddings -> tiles, one array per kind of tile."""
 
-# Each registers itself.
+# Importing a decoder registers it.
 from ghn_jax.hypernetworks.decoders.conv import ConvDecoder
 from ghn_jax.hypernetworks.decoders.decoder import (
     Decoder,

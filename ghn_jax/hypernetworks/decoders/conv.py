@@ -1,4 +1,4 @@
-"""Kernels from a feature map cropped to them: the decoder of GHN-1 and GHN-2 (docs/method.md).
+"""The decoder of GHN-1 and GHN-2: kernels from a cropped feature map (docs/method.md).
 
 Layouts are Flax's, so the last layer is parameterised (features, I, O).
 """
@@ -16,7 +16,7 @@ from ghn_jax.hypernetworks.tiling import TileKey
 
 @register_decoder("conv")
 class ConvDecoder(Decoder):
-    """Kernels from a feature map that is as large as the largest kernel.
+    """Decodes kernels from a feature map as large as the largest kernel.
 
     linear D -> 4 D on S x S pixels, relu, cropped to the kernel; 1x1 convolutions 4 D -> 8 D, relu,
     8 D -> (I, O). A kernel larger than S repeats the S x S tile.
@@ -24,7 +24,7 @@ class ConvDecoder(Decoder):
 
     official_name = "conv"
 
-    def setup(self):
+    def setup(self) -> None:
         self.multiply = product if self.reverse_only else plain_product
         size, (features_out, features_in, spatial, _) = self.hidden_size, self.max_shape
         first, second = uniform_by_fan_in(size), uniform_by_fan_in(4 * size)
@@ -45,8 +45,10 @@ class ConvDecoder(Decoder):
         x = self.multiply(x, self.kernel_2)
         return jax.nn.relu(add_bias(x, self.bias_2))
 
-    def _decode(self, x, height, width, kernel, bias):
-        """Features through the part of the last layer that the tile needs; repeat beyond S."""
+    def _decode(
+        self, x: jax.Array, height: int, width: int, kernel: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        """Apply the part of the last layer that the tile needs; repeat the result beyond S."""
         limit = self.max_shape[2]
         x = self._pixels(x, min(height, limit), min(width, limit))
         tile = self.multiply(x, kernel)
@@ -59,25 +61,25 @@ class ConvDecoder(Decoder):
     def kernel(
         self, x: jax.Array, height: int, width: int, num_in: int | None, num_out: int | None
     ) -> jax.Array:
-        """(G, D) -> (G, height, width, I, O), of I and O the first `num_in` and `num_out`."""
+        """(G, D) -> (G, height, width, I, O), or only the first `num_in` of I, `num_out` of O."""
         kernel, bias = self.kernel_3[:, :num_in, :num_out], self.bias_3[:num_in, :num_out]
         return self._decode(x, height, width, kernel, bias)
 
     def depthwise(self, x: jax.Array, height: int, width: int) -> jax.Array:
-        """(G, D) -> (G, height, width, 1, O): the first input channel of a kernel."""
+        """(G, D) -> (G, height, width, 1, O): a kernel's first input channel."""
         return self._decode(x, height, width, self.kernel_3[:, :1], self.bias_3[:1])
 
     def position(self, x: jax.Array, height: int, width: int) -> jax.Array:
-        """(G, D) -> (G, height, width, I): the first output channel of a kernel."""
+        """(G, D) -> (G, height, width, I): a kernel's first output channel."""
         return self._decode(x, height, width, self.kernel_3[:, :, 0], self.bias_3[:, 0])
 
     def classifier_kernel(self, x: jax.Array) -> jax.Array:
-        """(G, D) -> (G, I, K): a 1x1 kernel, relu, linear over its output channels."""
+        """(G, D) -> (G, I, K): a 1x1 kernel, relu, then a linear layer over its output channels."""
         return self.classifier(jax.nn.relu(self.kernel(x, 1, 1, None, None)[:, 0, 0]))
 
     @nn.nowrap
     def num_products(self, key: TileKey) -> int:
-        """Of the two 1x1 convolutions: multiplications of a tile."""
+        """Count the multiplications that a tile takes in the two 1x1 convolutions."""
         num_pixels, num_elements = self.decoded_sizes(key)
         return num_pixels * 8 * self.hidden_size * (4 * self.hidden_size + num_elements)
 
@@ -89,7 +91,7 @@ class ConvDecoder(Decoder):
         pixels, tile = first * spatial**2, num_out * num_in
         classifier = "decoder.class_layer_predictor.1"
         return {
-            # Channels are the slowest axis of the first layer's outputs: (4D, S, S).
+            # The channels are the slowest axis of the first layer's outputs: (4D, S, S).
             "kernel_1": TensorLayout(
                 "decoder.fc.0.weight", (pixels, size), (first, spatial, spatial, size), (3, 1, 2, 0)
             ),

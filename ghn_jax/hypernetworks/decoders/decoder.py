@@ -1,7 +1,7 @@
-"""What a decoder of kernels is: node embeddings -> tiles of bounded size -> target parameters.
+"""What a kernel decoder is: node embeddings -> tiles of bounded size -> target parameters.
 
-`DecoderProtocol` is all that the rest of the package asks of one. `Decoder` answers it for decoders
-whose tiles are laid out as `TileKey` says, and leaves them two methods to write.
+`DecoderProtocol` is all that the rest of the package needs from one. `Decoder` implements it for
+decoders whose tiles are laid out as `TileKey` says, and leaves two methods for them to write.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from ghn_jax.hypernetworks.tiling import (
 
 
 class DecoderProtocol(Protocol):
-    """A Flax module that decodes kernels; all but its call also work where it is not bound."""
+    """A Flax module that decodes kernels; everything but its call also works unbound."""
 
     kinds: tuple[str, ...]
-    """The kinds of tiles that it decodes; `TileKey(kind)` is a key of each."""
+    """The kinds of tiles it decodes; `TileKey(kind)` is a valid key for each."""
 
     def __call__(self, x: jax.Array, key: TileKey) -> jax.Array:
         """(G, D) embeddings -> (G, ...) tiles of one kind."""
         ...
 
     def request_key(self, shape: tuple[int, ...], role: str) -> TileKey | None:
-        """The kind of tile that a tensor is cut from; None if it decodes no such tensors."""
+        """Return the kind of tile a tensor is cut from; None if it does not decode such tensors."""
         ...
 
     def tile_slices(
         self, tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str
     ) -> TileIndex:
-        """Where in a tile the part lies that a tensor uses: an index for the tile.
+        """Return the index of the part of a tile that a tensor uses.
 
-        What is there, with axes of size 1 before it where the tensor has more, is repeated along
-        each axis up to the tensor's size.
+        If the tensor has more axes than that part, axes of size 1 are put before it. The part is
+        then repeated along each axis up to the tensor's size.
         """
         ...
 
     def num_products(self, key: TileKey) -> int:
-        """What a tile costs: multiplications. Where it is large, few tiles are padded."""
+        """Count the multiplications a tile takes; requests for expensive tiles are padded less."""
         ...
 
 
 Decoders = Mapping[str, DecoderProtocol]
-"""A hypernetwork's decoders by their names in the tree of its parameters; the first one chooses."""
+"""A hypernetwork's decoders by their names in its parameter tree; earlier ones take precedence."""
 
 
 def request_tile(decoders: Decoders, shape: tuple[int, ...], role: str) -> TileKey:
-    """The kind of tile that a tensor is cut from.
+    """Choose the kind of tile that a tensor is cut from.
 
     Args:
-        decoders: Of the hypernetwork.
-        shape: Of the tensor, Flax layout.
-        role: Of the tensor.
+        decoders: The hypernetwork's decoders.
+        shape: The tensor's shape, in Flax layout.
+        role: The tensor's role.
 
     Returns:
-        The key that the first decoder gives that decodes such tensors.
+        The key from the first decoder that decodes such tensors.
 
     Raises:
-        ValueError: If none does.
+        ValueError: If no decoder does.
     """
     for decoder in decoders.values():
         key = decoder.request_key(shape, role)
@@ -77,7 +77,7 @@ def request_tile(decoders: Decoders, shape: tuple[int, ...], role: str) -> TileK
 
 
 def decoder_name(decoders: Decoders, key: TileKey) -> str:
-    """The name of the decoder of a kind of tile; ValueError if there is none."""
+    """Return the name of the decoder for a kind of tile; ValueError if there is none."""
     for name, decoder in decoders.items():
         if key.kind in decoder.kinds:
             return name
@@ -86,13 +86,15 @@ def decoder_name(decoders: Decoders, key: TileKey) -> str:
 
 
 class Decoder(nn.Module):
-    """A decoder of kernels; subclasses write `kernel` and `classifier_kernel`.
+    """A kernel decoder; subclasses implement `kernel` and `classifier_kernel`.
+
+    The hypernetwork fills in the attributes from its config.
 
     Attributes:
-        hidden_size: D; like the others filled in by the hypernetwork, from its config.
+        hidden_size: Width D of the node embeddings.
         max_shape: (O, I, S, S), the largest tile.
-        num_classes: K.
-        reverse_only: Whether products may have a gradient written by hand, see `Hypernetwork`.
+        num_classes: Number of classes K.
+        reverse_only: Whether products may use a hand-written gradient; see `Hypernetwork`.
     """
 
     hidden_size: int = 0
@@ -105,7 +107,7 @@ class Decoder(nn.Module):
     def kernel(
         self, x: jax.Array, height: int, width: int, num_in: int | None, num_out: int | None
     ) -> jax.Array:
-        """(G, D) -> (G, height, width, I, O), of I and O the first `num_in` and `num_out`."""
+        """(G, D) -> (G, height, width, I, O), or only the first `num_in` of I, `num_out` of O."""
         raise NotImplementedError(f"{type(self).__name__}.kernel, expected of a decoder")
 
     def classifier_kernel(self, x: jax.Array) -> jax.Array:
@@ -113,11 +115,11 @@ class Decoder(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.classifier_kernel, expected of a decoder")
 
     def depthwise(self, x: jax.Array, height: int, width: int) -> jax.Array:
-        """(G, D) -> (G, height, width, 1, O): the first input channel of a kernel."""
+        """(G, D) -> (G, height, width, 1, O): a kernel's first input channel."""
         return self.kernel(x, height, width, 1, None)
 
     def position(self, x: jax.Array, height: int, width: int) -> jax.Array:
-        """(G, D) -> (G, height, width, I): the first output channel of a kernel."""
+        """(G, D) -> (G, height, width, I): a kernel's first output channel."""
         return self.kernel(x, height, width, None, 1)[..., 0]
 
     def __call__(self, x: jax.Array, key: TileKey) -> jax.Array:
@@ -133,7 +135,7 @@ class Decoder(nn.Module):
 
     @nn.nowrap
     def request_key(self, shape: tuple[int, ...], role: str) -> TileKey | None:
-        """See `DecoderProtocol`: by the role, with bounds on a kernel's channels."""
+        """See `DecoderProtocol`. The role decides; a kernel's channels are bounded."""
         key = request_key(shape, role, self.max_shape)
         return key if key.kind in self.kinds else None
 
@@ -141,18 +143,18 @@ class Decoder(nn.Module):
     def tile_slices(
         self, tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str
     ) -> TileIndex:
-        """See `DecoderProtocol`: the first channels."""
+        """See `DecoderProtocol`. A tensor uses the tile's first channels."""
         return tile_slices(tile_shape, shape, role)
 
     @nn.nowrap
     def num_products(self, key: TileKey) -> int:
-        """See `DecoderProtocol`: of a linear layer from D to the tile."""
+        """See `DecoderProtocol`. Counts a linear layer from D to the tile."""
         num_pixels, num_elements = self.decoded_sizes(key)
         return self.hidden_size * num_pixels * num_elements
 
     @nn.nowrap
     def decoded_sizes(self, key: TileKey) -> tuple[int, int]:
-        """How many pixels a tile has before it is repeated, and how many elements each of them."""
+        """Return a tile's number of pixels before it is repeated, and of elements in each pixel."""
         num_out, num_in, size, _ = self.max_shape
         num_pixels = min(key.height, size) * min(key.width, size)
         if key.kind == "kernel":

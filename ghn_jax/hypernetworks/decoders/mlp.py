@@ -1,4 +1,4 @@
-"""Kernels from an MLP, cropped: GHN-2's other decoder (docs/method.md, 'Decoders')."""
+"""GHN-2's other decoder: an MLP whose output is cropped to kernels (docs/method.md, 'Decoders')."""
 
 import math
 from typing import Any
@@ -16,14 +16,15 @@ from ghn_jax.hypernetworks.tiling import TileKey
 
 @register_decoder("mlp")
 class MLPDecoder(Decoder):
-    """Kernels from an MLP D -> 2 D -> (S, S, I, O), cropped; the classifier from its hidden layer.
+    """Decodes kernels with an MLP D -> 2 D -> (S, S, I, O) whose output is cropped.
 
-    The tile has as many output as input channels: O = I.
+    The classifier is decoded from the hidden layer. The tile has as many output channels as input
+    channels: O = I.
     """
 
     official_name = "mlp"
 
-    def setup(self):
+    def setup(self) -> None:
         self.multiply = product if self.reverse_only else plain_product
         size, (features_out, features_in, spatial, _) = self.hidden_size, self.max_shape
         init = uniform_by_fan_in(2 * size)
@@ -36,7 +37,7 @@ class MLPDecoder(Decoder):
     def kernel(
         self, x: jax.Array, height: int, width: int, num_in: int | None, num_out: int | None
     ) -> jax.Array:
-        """(G, D) -> (G, height, width, I, O), of I and O the first `num_in` and `num_out`."""
+        """(G, D) -> (G, height, width, I, O), or only the first `num_in` of I, `num_out` of O."""
         limit = self.max_shape[2]
         window = tuple(map(slice, (min(height, limit), min(width, limit), num_in, num_out)))
         x = jax.nn.relu(self.hidden(x))
@@ -52,13 +53,13 @@ class MLPDecoder(Decoder):
 
     @nn.nowrap
     def num_products(self, key: TileKey) -> int:
-        """Of the second layer: multiplications of a tile."""
+        """Count the multiplications that a tile takes in the second layer."""
         num_pixels, num_elements = self.decoded_sizes(key)
         return 2 * self.hidden_size * num_pixels * num_elements
 
     @staticmethod
     def check_config(config: Any) -> None:
-        """Raise ValueError if a hypernetwork's config is not for this decoder."""
+        """Raise ValueError if this decoder cannot work with a hypernetwork's config."""
         if config.max_shape[0] != config.max_shape[1]:
             raise ValueError(
                 f"max_shape is {config.max_shape!r} with decoder 'mlp', expected as many output as"

@@ -1,4 +1,4 @@
-"""Decoders by name: `register_decoder("mine")(Mine)`, and what a config may name."""
+"""Decoders by name: `register_decoder("mine")(Mine)` makes one available to configs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _M = TypeVar("_M", bound=type)
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(VariantConfig):
-    """Which decoder; that of each variant is `Module.Config`."""
+    """Chooses a decoder; each variant has its own subclass, `Module.Config`."""
 
 
 DECODERS = Variants(
@@ -25,14 +25,14 @@ DECODERS = Variants(
 
 
 def register_decoder(name: str) -> Callable[[_M], _M]:
-    """Make a decoder known to configs by a name; a decorator of its class, see `Decoder`.
+    """Register a decoder class under a name that configs can use.
 
     Args:
-        name: For `ghn.decoder.name`. The fields that the class has beyond those of `Decoder`, all
-            with defaults, become fields beside it.
+        name: The value of `ghn.decoder.name` that selects it. The class's fields beyond those of
+            `Decoder`, all of which need defaults, become config fields next to `name`.
 
     Returns:
-        The decorator.
+        A decorator for the class; see `Decoder`.
 
     Raises:
         ValueError: If another class has the name, or a field of the class has no default.

@@ -1,4 +1,4 @@
-"""Norm scales and biases from an MLP: every decoder of kernels has this one beside it."""
+"""The decoder of norm scales and biases, an MLP; it accompanies every kernel decoder."""
 
 import flax.linen as nn
 import jax
@@ -14,12 +14,12 @@ from ghn_jax.hypernetworks.tiling import (
 
 
 class VectorDecoder(nn.Module):
-    """1-D parameters: MLP D -> 2 D -> (2, max(O, I)), row 0 norm scales, row 1 biases.
+    """Decodes 1-D parameters: MLP D -> 2 D -> (2, max(O, I)), row 0 norm scales, row 1 biases.
 
     Attributes:
-        hidden_size: D.
-        num_channels: max(O, I).
-        num_classes: K.
+        hidden_size: Width D of the node embeddings.
+        num_channels: Length of a row, max(O, I).
+        num_classes: Number of classes K.
     """
 
     hidden_size: int
@@ -28,7 +28,7 @@ class VectorDecoder(nn.Module):
 
     kinds = VECTOR_KINDS
 
-    def setup(self):
+    def setup(self) -> None:
         self.mlp = MLP(2 * self.hidden_size, 2 * self.num_channels, activate_output=False)
         self.classifier = linear(self.num_classes, self.num_channels)
 
@@ -37,7 +37,7 @@ class VectorDecoder(nn.Module):
         return self.mlp(x).reshape(x.shape[0], 2, self.num_channels)
 
     def classifier_bias(self, x: jax.Array) -> jax.Array:
-        """(G, D) -> (G, K): relu and a linear layer on row 1."""
+        """(G, D) -> (G, K): relu, then a linear layer, on row 1."""
         return self.classifier(jax.nn.relu(self.vector(x)[:, 1]))
 
     def __call__(self, x: jax.Array, key: TileKey) -> jax.Array:
@@ -59,6 +59,6 @@ class VectorDecoder(nn.Module):
 
     @nn.nowrap
     def num_products(self, key: TileKey) -> int:
-        """See `DecoderProtocol`: of the second layer."""
+        """See `DecoderProtocol`. Counts the second layer."""
         del key
         return 4 * self.hidden_size * self.num_channels

@@ -1,6 +1,6 @@
-"""Message passing: what nodes know of each other. Node states -> node embeddings."""
+"""Message passing, by which nodes learn about each other: node states -> node embeddings."""
 
-# Each registers itself.
+# Importing a module registers it.
 from ghn_jax.hypernetworks.message_passing.gat import GAT
 from ghn_jax.hypernetworks.message_passing.gated_gnn import GatedGNN
 from ghn_jax.hypernetworks.message_passing.gcn import GCN

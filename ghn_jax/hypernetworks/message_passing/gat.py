@@ -1,7 +1,7 @@
-"""Graph attention network (Velickovic et al., ICLR 2018), on jraph's layer.
+"""Graph attention network (Velickovic et al., ICLR 2018), built on jraph's layer.
 
-h_v = relu(sum over u of a_uv W h_u) for each head, over the neighbours u of v in either direction
-and v itself, with a_uv = softmax over u of leaky_relu(p . W h_u + q . W h_v).
+For each head, h_v = relu(sum over u of a_uv W h_u), where u runs over v itself and its neighbours
+in either direction, and a_uv = softmax over u of leaky_relu(p . W h_u + q . W h_v).
 """
 
 import flax.linen as nn
@@ -18,11 +18,11 @@ from ghn_jax.hypernetworks.message_passing.undirected import make_undirected
 
 @register_message_passing("gat")
 class GAT(nn.Module):
-    """Graph attention.
+    """Graph attention network.
 
     Attributes:
-        num_layers: how many steps away a node hears of others.
-        num_heads: heads of each layer, a divisor of the width D.
+        num_layers: number of layers; a node sees others up to that many edges away.
+        num_heads: number of attention heads in each layer, a divisor of the width D.
     """
 
     num_layers: PositiveInt = 2
@@ -43,17 +43,23 @@ class GAT(nn.Module):
             of_sender = self.param(f"sender_{index + 1}", init, heads)
             of_receiver = self.param(f"receiver_{index + 1}", init, heads)
 
-            def attend(sent, received, edges, of_sender=of_sender, of_receiver=of_receiver):
+            def attend(
+                sent: jax.Array,
+                received: jax.Array,
+                edges: None,
+                of_sender: jax.Array = of_sender,
+                of_receiver: jax.Array = of_receiver,
+            ) -> jax.Array:
                 """(E, heads, D / heads) twice -> (E, heads, 1)."""
                 del edges
                 logits = jnp.einsum("ehd,hd->eh", sent, of_sender)
                 logits = logits + jnp.einsum("ehd,hd->eh", received, of_receiver)
                 return jnp.expand_dims(jax.nn.leaky_relu(logits, 0.2), 2)
 
-            def query(nodes, dense=dense):
+            def query(nodes: jax.Array, dense: nn.Module = dense) -> jax.Array:
                 return dense(nodes).reshape(-1, *heads)
 
-            def update(nodes):
+            def update(nodes: jax.Array) -> jax.Array:
                 return jax.nn.relu(nodes).reshape(-1, size)
 
             graph = jraph.GAT(query, attend, update)(graph)

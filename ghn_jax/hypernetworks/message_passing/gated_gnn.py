@@ -1,12 +1,14 @@
-"""Gated graph network: sequential message passing along a network's graph, forward, then backward.
+"""Gated graph network: sequential message passing along a network's graph, forward then backward.
 
-For node v in topological order, with incoming edges (outgoing ones on the way back):
+For each node v in topological order, with its incoming edges (or, on the way back, in reverse order
+with its outgoing edges):
     m_v = sum over d=1 of MLP(h_u) + sum over virtual edges of MLP_virtual(h_u) / d_uv
     h_v = GRU(m_v, h_v)
-using the h_u already updated in this pass (GHN-1 eq. 3, GHN-2 eq. 4).
+where the h_u were already updated in this pass (GHN-1 eq. 3, GHN-2 eq. 4).
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -24,14 +26,15 @@ from ghn_jax.hypernetworks.official_tensors import TensorLayout, linear_tensors,
 
 @register_message_passing("gated_gnn")
 class GatedGNN(nn.Module):
-    """Rounds of message passing over B graphs in parallel; all share their parameters.
+    """Gated graph network; every round of message passing uses the same parameters.
 
     Attributes:
-        virtual_edges: Longest distance of an edge that passes messages; 1 means the network's own.
-        nodes_at_once: How many consecutive nodes are visited together; no edge joins two of them.
-        num_rounds: number T of rounds, of a forward and a backward pass each.
-        forward_only: whether there is no backward pass.
-        reverse_only: Whether the sweep is the one with an adjoint of its own, see `Hypernetwork`.
+        virtual_edges: Longest distance over which an edge passes messages; 1 means the network's
+            own edges only.
+        nodes_at_once: Number of consecutive nodes visited together; no edge joins two of them.
+        num_rounds: number of rounds T, each a forward and a backward pass.
+        forward_only: whether to leave out the backward passes.
+        reverse_only: Whether to use the sweep with a hand-written adjoint; see `Hypernetwork`.
     """
 
     virtual_edges: int
@@ -45,7 +48,7 @@ class GatedGNN(nn.Module):
 
     @nn.compact
     def __call__(self, nodes: jax.Array, batch: GraphBatch) -> jax.Array:
-        """(B, N, D), in topological order -> (B, N, D); padding keeps its state."""
+        """(B, N, D) in topological order -> (B, N, D); padding keeps its state."""
         size = nodes.shape[-1]
         has_virtual = self.virtual_edges > 1
         mlps = [self._mlp("mlp", size, size // 2 if has_virtual else size)]
@@ -75,12 +78,12 @@ class GatedGNN(nn.Module):
 
     @nn.nowrap
     def for_programs(self, nodes_at_once: int) -> "GatedGNN":
-        """The same module as shared programs run it, see `Hypernetwork.for_programs`."""
+        """Return the variant that shared programs run; see `Hypernetwork.for_programs`."""
         return self.clone(nodes_at_once=nodes_at_once, reverse_only=True)
 
     @nn.nowrap
     def official_tensors(self, hidden_size: int) -> dict[str, TensorLayout]:
-        """Of width D, see `hypernetworks.official_tensors`; ValueError if the original has none."""
+        """See `hypernetworks.official_tensors`; ValueError if the original has no such GNN."""
         if self.num_rounds != 1 or self.forward_only:
             raise ValueError(
                 f"message_passing has num_rounds {self.num_rounds} and forward_only"
@@ -117,10 +120,10 @@ def plain_sweep(
     nodes: jax.Array,
     batch: GraphBatch,
 ) -> jax.Array:
-    """Visit the nodes one after the other, as the equation above says: what `sweep` does faster.
+    """Visit the nodes one by one, exactly as the equation above says; `sweep` does so faster.
 
-    Every transformation of JAX goes through it. Its gradient keeps the states of all nodes at each
-    step, N^2 D numbers.
+    Every JAX transformation works on it. Its gradient keeps the states of all nodes at each step,
+    N^2 D numbers.
     """
     is_node = jnp.expand_dims(batch.node_mask, 2)
     distance = jnp.swapaxes(batch.distance, 1, 2) if is_reverse else jnp.asarray(batch.distance)
@@ -129,11 +132,14 @@ def plain_sweep(
         is_virtual = (distance > 0) & (distance <= virtual_edges)
         weights.append(jnp.where(is_virtual, 1 / jnp.maximum(distance, 1).astype(nodes.dtype), 0))
 
-    def visit(carry, v):
-        h, sent = carry  # the states, and what each MLP makes of those visited so far
+    def visit(
+        carry: tuple[jax.Array, list[jax.Array]], v: jax.Array
+    ) -> tuple[tuple[jax.Array, list[jax.Array]], None]:
+        h, sent = carry  # the states, and each MLP's messages from the nodes visited so far
         pairs = zip(weights, sent, strict=True)
         message = sum(jnp.einsum("bu,bud->bd", weight[:, v], s) for weight, s in pairs)
-        updated = jnp.where(is_node[:, v], gru_cell(gru, message, h[:, v]), h[:, v])
+        next_state = gru_cell(gru, cast(jax.Array, message), h[:, v])
+        updated = jnp.where(is_node[:, v], next_state, h[:, v])
         messages = [jnp.where(is_node[:, v], send_message(mlp, updated), 0) for mlp in mlps]
         sent = [s.at[:, v].set(m) for s, m in zip(sent, messages, strict=True)]
         return (h.at[:, v].set(updated), sent), None

@@ -1,7 +1,7 @@
-"""Graph convolutional network (Kipf & Welling, ICLR 2017), on jraph's layer.
+"""Graph convolutional network (Kipf & Welling, ICLR 2017), built on jraph's layer.
 
-h_v = relu(sum over u of W h_u / sqrt(deg_u deg_v)), over the neighbours u of v in either direction
-and v itself; one such layer after the other.
+Each layer computes h_v = relu(sum over u of W h_u / sqrt(deg_u deg_v)), where u runs over v itself
+and its neighbours in either direction.
 """
 
 import flax.linen as nn
@@ -17,10 +17,10 @@ from ghn_jax.hypernetworks.message_passing.undirected import make_undirected
 
 @register_message_passing("gcn")
 class GCN(nn.Module):
-    """Graph convolutions.
+    """Graph convolutional network.
 
     Attributes:
-        num_layers: how many steps away a node hears of others.
+        num_layers: number of layers; a node sees others up to that many edges away.
     """
 
     num_layers: PositiveInt = 2
@@ -33,7 +33,7 @@ class GCN(nn.Module):
         graph = make_undirected(batch.to_jraph(nodes))
         for index in range(self.num_layers):
             layer = jraph.GraphConvolution(linear(size, size, f"layer_{index + 1}"))
-            with jax.numpy_dtype_promotion("standard"):  # jraph divides by numbers of edges
+            with jax.numpy_dtype_promotion("standard"):  # jraph mixes floats with int edge counts
                 graph = layer(graph)
             graph = graph._replace(nodes=jax.nn.relu(graph.nodes))
         return batch.from_jraph(graph)

@@ -1,4 +1,4 @@
-"""No messages: an MLP of every node alone, the baseline that is blind to edges (GHN-2's "MLP")."""
+"""No messages: an MLP on each node alone, the baseline that ignores edges (GHN-2's "MLP")."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from ghn_jax.hypernetworks.official_tensors import TensorLayout, linear_tensors
 
 @register_message_passing("mlp")
 class NodeMLP(nn.Module):
-    """linear, relu, linear, relu on every node."""
+    """An MLP on each node alone, without messages: linear, relu, linear, relu."""
 
     parameter_scope = official_name = "mlp"
 
@@ -25,7 +25,7 @@ class NodeMLP(nn.Module):
 
     @nn.nowrap
     def official_tensors(self, hidden_size: int) -> dict[str, TensorLayout]:
-        """Of width D, see `hypernetworks.official_tensors`."""
+        """See `hypernetworks.official_tensors`."""
         return {
             **linear_tensors("layer_1/", "gnn.fc.0", hidden_size, hidden_size),
             **linear_tensors("layer_2/", "gnn.fc.2", hidden_size, hidden_size),

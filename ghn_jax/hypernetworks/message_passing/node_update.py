@@ -1,6 +1,7 @@
 """What one node of a gated graph network computes: the messages it sends, and its next state.
 
-Plain functions of parameters and of states with any leading axes, for one node or all of them.
+These are plain functions of parameters and states. States may have any leading axes, so that the
+same code serves one node or all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,29 +12,29 @@ import jax.numpy as jnp
 Params = dict[str, jax.Array]
 
 
-def _row(bias, x):
+def _row(bias: jax.Array, x: jax.Array) -> jax.Array:
     return bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def hidden_layer(mlp: Params, h: jax.Array) -> jax.Array:
-    """Before the first relu of a message: (..., D) -> (..., H)."""
+    """Compute a message up to its first relu: (..., D) -> (..., H)."""
     h = jnp.matmul(h, mlp["kernel_1"])
     return h + _row(mlp["bias_1"], h)
 
 
 def output_layer(mlp: Params, hidden: jax.Array) -> jax.Array:
-    """Before the second relu of a message: (..., H) -> (..., D)."""
+    """Compute a message from its first relu up to its second: (..., H) -> (..., D)."""
     h = jnp.matmul(jax.nn.relu(hidden), mlp["kernel_2"])
     return h + _row(mlp["bias_2"], h)
 
 
 def send_message(mlp: Params, h: jax.Array) -> jax.Array:
-    """linear, relu, linear, relu: (..., D) -> (..., D)."""
+    """Compute a message by linear, relu, linear, relu: (..., D) -> (..., D)."""
     return jax.nn.relu(output_layer(mlp, hidden_layer(mlp, h)))
 
 
 def join_mlps(mlps: Sequence[Params]) -> Params:
-    """All MLPs as one, their outputs side by side: fewer and larger products at each node."""
+    """Join MLPs into one with their outputs side by side, for fewer, larger products per node."""
     kernel_1, bias_1, bias_2 = (
         jnp.concatenate([mlp[name] for mlp in mlps], axis=-1)
         for name in ("kernel_1", "bias_1", "bias_2")
@@ -43,19 +44,19 @@ def join_mlps(mlps: Sequence[Params]) -> Params:
 
 
 def gates_from_state(gru: Params, x: jax.Array) -> jax.Array:
-    """The state's part in the GRU's three gates: (..., D) -> (..., 3 D)."""
+    """Compute the state's contribution to the GRU's three gates: (..., D) -> (..., 3 D)."""
     h = jnp.matmul(x, gru["state_kernel"])
     return h + _row(gru["state_bias"], h)
 
 
 def gates_from_message(gru: Params, m: jax.Array) -> jax.Array:
-    """The message's part in the GRU's three gates: (..., D) -> (..., 3 D)."""
+    """Compute the message's contribution to the GRU's three gates: (..., D) -> (..., 3 D)."""
     h = jnp.matmul(m, gru["message_kernel"])
     return h + _row(gru["message_bias"], h)
 
 
 def apply_gates(from_message: jax.Array, from_state: jax.Array, x: jax.Array) -> jax.Array:
-    """PyTorch's GRUCell: reset and update gates, and a candidate whose state part is reset."""
+    """Apply the gates as PyTorch's GRUCell does: the reset gate acts on the state's projection."""
     reset_m, update_m, new_m = jnp.split(from_message, 3, axis=-1)
     reset_h, update_h, new_h = jnp.split(from_state, 3, axis=-1)
     update = jax.nn.sigmoid(update_m + update_h)
@@ -64,11 +65,11 @@ def apply_gates(from_message: jax.Array, from_state: jax.Array, x: jax.Array) ->
 
 
 def gru_cell(gru: Params, m: jax.Array, x: jax.Array) -> jax.Array:
-    """The next state of nodes in states x that got messages m: (..., D) -> (..., D)."""
+    """Compute the next states from states x and messages m: (..., D), (..., D) -> (..., D)."""
     return apply_gates(gates_from_message(gru, m), gates_from_state(gru, x), x)
 
 
 def slopes(elementwise: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """The derivative of a function whose outputs depend on one element of each part of x each."""
+    """Differentiate a function of which each output depends on one element of each part of x."""
     y, pull_back = jax.vjp(elementwise, x)
     return pull_back(jnp.ones_like(y))[0]

@@ -1,11 +1,11 @@
-"""Message passing by name: `register_message_passing("mine")(Mine)`, and what a config may name.
+"""Message passing by name: `register_message_passing("mine")(Mine)` makes it available to configs.
 
-A module of message passing takes node states (B, N, D) and a `GraphBatch` to node states (B, N, D).
-It may have these, too:
+A message passing module maps node states (B, N, D) and a `GraphBatch` to node states (B, N, D). It
+may also have:
     needs_edges: True if it reads `GraphBatch.edges`.
-    for_programs(nodes_at_once): the same module as shared programs run it, see `Hypernetwork`.
-    parameter_scope: the name of its part in the tree of the hypernetwork's parameters.
-    official_name, official_tensors(config): what official checkpoints call it and its tensors.
+    for_programs(nodes_at_once): returns the variant that shared programs run; see `Hypernetwork`.
+    parameter_scope: the name of its subtree in the hypernetwork's parameters.
+    official_name, official_tensors(config): its name and its tensors in official checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _M = TypeVar("_M", bound=type)
 
 @dataclasses.dataclass(frozen=True)
 class MessagePassingConfig(VariantConfig):
-    """Which message passing; that of each variant is `Module.Config`."""
+    """Chooses a kind of message passing; each variant has its own subclass, `Module.Config`."""
 
 
 MESSAGE_PASSING = Variants(
@@ -33,14 +33,15 @@ MESSAGE_PASSING = Variants(
 
 
 def register_message_passing(name: str) -> Callable[[_M], _M]:
-    """Make a module of message passing known to configs by a name; a decorator of its class.
+    """Register a message passing module under a name that configs can use.
 
     Args:
-        name: For `ghn.message_passing.name`. The fields of the module, all with defaults, become
-            fields beside it; `virtual_edges` is filled in from the hypernetwork's config.
+        name: The value of `ghn.message_passing.name` that selects it. The module's fields, all of
+            which need defaults, become config fields next to `name`; `virtual_edges` is filled in
+            from the hypernetwork's config.
 
     Returns:
-        The decorator.
+        A decorator for the module's class.
 
     Raises:
         ValueError: If another class has the name, or a field of the class has no default.
@@ -49,6 +50,6 @@ def register_message_passing(name: str) -> Callable[[_M], _M]:
 
 
 def parameter_scope(module: Any) -> str:
-    """The name of a module's part in the tree of the hypernetwork's parameters."""
+    """Return the name of a module's subtree in the hypernetwork's parameters."""
     scope: str = getattr(module, "parameter_scope", "message_passing")
     return scope

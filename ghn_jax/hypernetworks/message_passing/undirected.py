@@ -1,18 +1,18 @@
-"""Edges in both directions and from each node to itself, as convolutions of graphs expect them."""
+"""Add reversed edges and self-loops, which graph convolutions expect."""
 
 import jax.numpy as jnp
 import jraph
 
 
 def make_undirected(graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
-    """Add to a tuple's edges the reversed ones and one from each node to itself.
+    """Add the reverse of each edge, and an edge from each node to itself.
 
     Args:
-        graph: N nodes, E edges without features. What asks which edges belong to which graph of a
-            batch does not work on the result, whose edges are no longer sorted by graphs.
+        graph: N nodes and E edges without features.
 
     Returns:
-        The tuple with 2 E + N edges.
+        The tuple with 2 E + N edges. They are no longer sorted by graph, so that functions that ask
+        which graph of a batch an edge belongs to do not work on it.
     """
     own = jnp.arange(graph.nodes.shape[0], dtype=graph.senders.dtype)
     return graph._replace(

@@ -84,5 +84,5 @@ def test_errors():
     nodes = np.zeros((1, 4, SIZE), np.float32)
     with pytest.raises(ValueError, match="num_heads is 3, expected a divisor of 8"):
         GAT(num_heads=3).init(jax.random.key(0), nodes, batch)
-    with pytest.raises(ValueError, match="edges is missing, .*says `needs_edges = True`"):
+    with pytest.raises(ValueError, match="edges is missing, .*sets `needs_edges = True`"):
         GCN().init(jax.random.key(0), nodes, batch._replace(edges=None))
