@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_loop import assert_same_end, dataset, make_config, make_trainer, read_metrics
+from test_loop import assert_same_end, make_config, make_trainer, read_metrics
 
 from ghn_jax.training.checkpoints import load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
