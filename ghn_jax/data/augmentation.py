@@ -1,4 +1,4 @@
-"""What happens to images between a data set and a network.
+"""Transformations of images between a data set and a network.
 
 In: images (B, H, W, C), uint8 in [0, 255] or float32 in [0, 1], or a sequence of (h, w, C) uint8
 images of any sizes. Out: the same dtype at one size; `normalize` then gives the float32 the network

@@ -41,8 +41,8 @@ class TrainBatches:
         """Set up batches.
 
         Args:
-          dataset: its training images are used.
-          batch_size: B.
+          dataset: the data set, whose training images are used.
+          batch_size: number of images in a batch, B.
           seed: at least 0; decides order and augmentation.
           cutout: side of the square that is set to 0 in each image, pixels; 0 is none.
 
@@ -130,7 +130,7 @@ class EvaluationBatches:
         Args:
           dataset: the data set.
           split: 'train', 'validation' or 'test'; none is augmented.
-          batch_size: B.
+          batch_size: number of images in a batch, B.
           noise_std: standard deviation of Gaussian noise added to the images in [0, 1] before they
             are normalised: 0.08 for CIFAR-10, 0.18 for ImageNet. 0 adds none.
           seed: at least 0; decides the noise.
@@ -238,7 +238,7 @@ class Prefetcher(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        """Return the next batch, waiting for it if need be.
+        """Return the next batch, waiting for it if necessary.
 
         Raises:
           StopIteration: after the last batch, after an error and after `close`.

@@ -1,4 +1,4 @@
-"""One's own images from a .npz file.
+"""Your own images from a .npz file.
 
 In: a file with either `images` and `labels`, or `train_images`, `train_labels`, `test_images`,
 `test_labels` and, optionally, `validation_images`, `validation_labels`. Out: an `ArraySplit` for

@@ -66,19 +66,21 @@ DATASETS = DatasetRegistry()
 
 
 def register_dataset(name: str) -> Callable[[_F], _F]:
-    """Make a data set known to configs by a name; a decorator of the function that loads it.
+    """Register a function that loads a data set, under a name that configs can use.
+
+    The function returns a `ghn_jax.data.Dataset`; `load_dataset` repeats the channel of grey images
+    if more are requested.
 
     Args:
-        name: For `data.name`: the function is called with `data_dir` and `image_size`, see
-            `load_dataset`. Or a prefix that ends in a colon, such as "npz:": the function is called
-            with what follows it, and these two.
+        name: The value of `data.name` that selects the data set; the function is called with
+            `data_dir` and `image_size`, see `load_dataset`. A name that ends in a colon, such as
+            "npz:", is a prefix, whose function is called with what follows it before these two.
 
     Returns:
-        The decorator. The function returns a `ghn_jax.data.Dataset`; `load_dataset` repeats the
-        channel of grey images where more are asked for.
+        The decorator of the function.
 
     Raises:
-        ValueError: If the name is not as described, or that of another function.
+        ValueError: If `name` is not as described, or another function has it.
     """
     return DATASETS.register(name)
 

@@ -107,7 +107,7 @@ def split_at_random(split: ArraySplit, num_validation: int, num_test: int) -> di
     """Cut images into training, validation and test images by one fixed permutation.
 
     Args:
-      split: N images.
+      split: the N images to cut.
       num_validation: number of validation images.
       num_test: number of test images; the remaining ones are for training.
 
@@ -177,7 +177,7 @@ def repeat_channel(dataset: Dataset, num_channels: int) -> Dataset:
 
     Args:
       dataset: of grey images in memory, or of images with `num_channels` channels already.
-      num_channels: C.
+      num_channels: number of channels C that the network reads.
 
     Returns:
       The data set, its images views of what they were.
@@ -221,7 +221,7 @@ class Dataset:
       name: as given to `load_dataset`.
       num_classes: labels are 0 .. num_classes - 1; None where they are no classes.
       image_size: height and width of the images a network reads, in pixels.
-      num_channels: C, of the images a network reads.
+      num_channels: number of channels C of the images a network reads.
       mean: channel means of images in [0, 1].
       std: channel standard deviations of images in [0, 1].
       train: images to train on.

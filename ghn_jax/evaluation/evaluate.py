@@ -27,7 +27,7 @@ from ghn_jax.targets.plan import Plan
 from ghn_jax.tasks import CLASSIFICATION, Batch
 
 Candidate = tuple[int, Plan] | tuple[int, Plan, ArchGraph]
-"""Index and plan of an architecture, and its graph where that is a file's, not the plan's own."""
+"""Index and plan of an architecture, and its graph if that comes from a file."""
 MetricsFn = Callable[[Any, Batch], Mapping[str, Any]]
 _CHUNK = 50  # architectures whose programs are compiled together
 
@@ -36,9 +36,9 @@ class ArchitectureSplit(NamedTuple):
     """A split to evaluate on.
 
     Attributes:
-        name: Its name.
-        num_architectures: How many it has at the most.
-        architectures: To be read once.
+        name: Name of the split.
+        num_architectures: Maximum number of architectures.
+        architectures: The architectures, which can be iterated over once.
     """
 
     name: str
@@ -52,11 +52,11 @@ class ArchitectureResult:
 
     Attributes:
         index: The architecture's index in its split.
-        num_nodes: Nodes of its graph.
-        num_parameters: Parameters of the network.
-        metrics: Mean over the images of each of the task's metrics, the one that counts first: top1
-            and top5 for classification, 0..1.
-        random: The same with random (He) parameters; None if not evaluated.
+        num_nodes: Number of nodes of its graph.
+        num_parameters: Number of parameters of the network.
+        metrics: Mean over the images of each of the task's metrics, the main one first; for
+            classification top1 and top5, in 0..1.
+        random: The same metrics with random (He) parameters; None if not evaluated.
     """
 
     index: int
@@ -85,11 +85,11 @@ class Summary:
     """How good the parameters of a split's architectures are.
 
     Attributes:
-        split: Its name.
-        num_architectures: How many were evaluated.
-        metrics: Mean and standard error over the architectures of each metric.
-        best: The best architecture's value of the metric that counts.
-        random: As `metrics`, with random parameters; None if not evaluated.
+        split: Name of the split.
+        num_architectures: Number of architectures that were evaluated.
+        metrics: Mean and standard error of each metric over the architectures.
+        best: The best architecture's value of the main metric.
+        random: The same as `metrics`, with random parameters; None if not evaluated.
     """
 
     split: str
@@ -111,17 +111,18 @@ class Summary:
 
 
 class EvaluationImages:
-    """The images that count of a split, in full batches.
+    """The images of a split to evaluate on, in full batches.
 
     Args:
-        dataset: Its images.
+        dataset: The data set.
         split: "validation" or "test".
-        batch_size: Images per batch, over which batch norm averages.
-        max_images: Most images that count; None is all.
+        batch_size: Number of images per batch, over which batch norm averages.
+        max_images: Maximum number of images that count; None means all.
 
     Attributes:
-        batches: In the order of the split; the last one is full, whatever part of it counts.
-        batch_size: Images per batch: all images, where there are fewer than asked for.
+        batches: The batches in the order of the split. The last one is full, too, even if only a
+            part of it counts.
+        batch_size: Number of images per batch; fewer than requested if the split is smaller.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class EvaluationImages:
         batch_size: int = 64,
         max_images: int | None = None,
     ) -> None:
-        # Fewer images than a batch are one smaller batch: none would be averaged over twice.
+        # A split smaller than a batch becomes one smaller batch, so that no image is used twice.
         self.batch_size = min(batch_size, len(dataset.split(split)))
         all_batches = EvaluationBatches(dataset, split, self.batch_size)
         num_images = min(len(all_batches.split), max_images or len(all_batches.split))
@@ -148,9 +149,9 @@ class Evaluator:
     Args:
         predictor: Predicts the networks' parameters.
         engine: Runs the networks.
-        images: What they are run on.
-        metrics_fn: What is measured, see `Task`.
-        num_threads: How many architectures are evaluated at the same time.
+        images: The images that the networks run on.
+        metrics_fn: Computes the metrics, see `Task`.
+        num_threads: Number of architectures that are evaluated at the same time.
     """
 
     def __init__(
@@ -176,16 +177,16 @@ class Evaluator:
         Args:
             ghn_params: The hypernetwork's parameters.
             architectures: The candidates.
-            random_seed: Also evaluate He initialisation drawn from this seed and the index; None
-                does not.
+            random_seed: Seed from which, together with the index, He initialisation is drawn and
+                evaluated, too; None does not evaluate it.
 
         Yields:
-            A result per architecture, in order.
+            One result per architecture, in order.
         """
         remaining = iter(architectures)
         with ThreadPoolExecutor(self._num_threads, thread_name_prefix="evaluate") as pool:
             while chunk := list(itertools.islice(remaining, _CHUNK)):
-                # All that a chunk needs compiles at once, in parallel.
+                # Everything a chunk needs compiles in parallel.
                 plans = [plan for _, plan, *_ in chunk]
                 self._engine.compile_ahead(plans, self._images.batch_size, with_gradients=False)
                 evaluate_one = functools.partial(self._evaluate_one, ghn_params, random_seed)
@@ -205,7 +206,7 @@ class Evaluator:
         return ArchitectureResult(index, graph.num_nodes, plan.num_parameters, metrics, random)
 
     def measure(self, plan: Plan, params: Sequence[Any]) -> dict[str, float]:
-        """The mean of each metric over the images, each counted once."""
+        """Return the mean of each metric over the images, counting each image once."""
         pending = [
             (batch, self._engine.logits(plan, params, batch.images))
             for batch in self._images.batches
@@ -228,13 +229,13 @@ def evaluate_splits(
     splits: Iterable[ArchitectureSplit],
     random_seed: int | None = None,
 ) -> Iterator[tuple[ArchitectureSplit, Iterator[ArchitectureResult]]]:
-    """Evaluate splits one after the other, each as its results are asked for.
+    """Evaluate splits one after the other, lazily.
 
     Args:
-        evaluator: Predicts, runs and measures.
+        evaluator: The evaluator.
         ghn_params: The hypernetwork's parameters.
-        splits: The architectures.
-        random_seed: As `Evaluator.evaluate` takes it.
+        splits: The splits of architectures.
+        random_seed: Seed of random parameters, see `Evaluator.evaluate`.
 
     Yields:
         Each split and its results.
@@ -246,15 +247,18 @@ def evaluate_splits(
 def summarize(
     split: str, results: Sequence[ArchitectureResult], lower_is_better: bool = False
 ) -> Summary:
-    """Mean and standard error of a split; the error is 0 for a single architecture.
+    """Summarize the results of a split; the standard error of a single architecture is 0.
 
     Args:
-        split: Its name.
-        results: At least one.
-        lower_is_better: Whether the metric that counts is an error, see `Task`.
+        split: Name of the split.
+        results: The results, at least one.
+        lower_is_better: Whether the main metric is an error, see `Task`.
 
     Returns:
         The summary.
+
+    Raises:
+        ValueError: If `results` is empty.
     """
     if not results:
         raise ValueError("results is empty, expected at least one architecture")
@@ -275,7 +279,7 @@ def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
 
 
 def mean_and_standard_error(values: Sequence[float]) -> Mean:
-    """Mean and standard error: the deviation with n - 1, over sqrt(n); 0 for one value."""
+    """Return mean and standard error, std (with n - 1) / sqrt(n), which is 0 for one value."""
     array = np.asarray(values, np.float64)
     error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0.0
     return Mean(float(array.mean()), float(error))

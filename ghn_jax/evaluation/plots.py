@@ -16,12 +16,12 @@ def plot_summaries(
     path: str | Path,
     labels: Mapping[str, str] = CLASSIFICATION.metric_labels,
 ) -> None:
-    """Draw the metric that counts, with standard errors, beside random ones where measured.
+    """Plot the main metric with standard errors, next to that of random parameters if measured.
 
     Args:
-        summaries: One per split.
-        path: PNG, SVG or PDF file.
-        labels: What the metrics are called, see `Task.metric_labels`.
+        summaries: One summary per split.
+        path: Path of the PNG, SVG or PDF file.
+        labels: Labels of the metrics, see `Task.metric_labels`.
     """
     name, label = next(iter(labels.items()))
     scale = 100 if label.endswith(" %") else 1

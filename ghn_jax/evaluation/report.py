@@ -1,4 +1,4 @@
-"""Show and write what an evaluation measured: progress, JSON files, a table and a plot."""
+"""Show and write the results of an evaluation: progress, JSON files, a table and a plot."""
 
 import json
 import os
@@ -29,19 +29,19 @@ def report_splits(
     console: rich.console.Console | None = None,
     task: Task = CLASSIFICATION,
 ) -> list[Summary]:
-    """Show and write results as they come, and a table at the end.
+    """Show and write results as they arrive, and print a table at the end.
 
     Args:
-        measured: Splits and their results, such as `evaluate_splits` yields.
-        title: What they were measured on, for the table.
-        folder: Where `<split>.jsonl` (one line per architecture), `<split>.json` (the summary) and
-            `splits.png` go; None writes nothing.
-        lists_architectures: Whether to print a line per architecture, too.
-        console: Where to print; the standard output by default.
-        task: Says what the metrics are called, and whether less is better.
+        measured: Splits and their results, as `evaluate_splits` yields them.
+        title: Title of the table.
+        folder: The folder for `<split>.jsonl` (one line per architecture), `<split>.json` (the
+            summary) and `splits.png`; None writes nothing.
+        lists_architectures: Whether to print one line per architecture, too.
+        console: The console to print to, by default the standard output.
+        task: The task, which names the metrics and says whether lower is better.
 
     Returns:
-        A summary per split.
+        One summary per split.
     """
     console = console or rich.console.Console()
     labels = task.metric_labels
@@ -73,7 +73,7 @@ def report_splits(
 def describe_result(
     split: str, result: ArchitectureResult, labels: Labels = CLASSIFICATION.metric_labels
 ) -> str:
-    """Say in a line how good the parameters of one architecture are."""
+    """Describe in one line how good the parameters of an architecture are."""
     line = (
         f"{split}/{result.index}: {result.num_nodes} nodes, {result.num_parameters} parameters,"
         f" {_describe_metrics(result.metrics, labels)}"
@@ -93,7 +93,7 @@ def _describe_metrics(metrics: Mapping[str, float], labels: Labels) -> str:
 
 
 def write_results(folder: Path, summary: Summary, results: Sequence[ArchitectureResult]) -> None:
-    """Write `<split>.jsonl` and `<split>.json`; a reader never sees half a file."""
+    """Write `<split>.jsonl` and `<split>.json`, of which a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(result.to_dict()) + "\n" for result in results)
     write_whole(folder / f"{summary.split}.jsonl", lines)
@@ -101,7 +101,7 @@ def write_results(folder: Path, summary: Summary, results: Sequence[Architecture
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file such that it is there whole or not at all."""
+    """Write a file such that it exists completely or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -62,19 +62,20 @@ def open_splits(
 
 
 def split_space(space: SpaceConfig, split: str) -> SpaceConfig:
-    """The space of a split, under the restrictions of the space that was trained on.
+    """Return the space of a split, restricted like the space used for training.
 
-    What makes a split out of distribution is lifted: the restrictions on depth, steps and size.
+    The restrictions on depth, steps and size are lifted for the splits that are out of
+    distribution by them.
 
     Args:
-        space: The space of training.
+        space: The space used for training.
         split: One of `ghn_jax.sampling.SPLITS`.
 
     Returns:
         The space to draw from.
 
     Raises:
-        ValueError: If there is no such split.
+        ValueError: If `split` is not one of `SPLITS`.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
@@ -103,10 +104,13 @@ def stored_plans(
     """Yield index, plan and graph of the first architectures of a file's split.
 
     Args:
-        nets: The split, opened for the images' size.
-        num: How many architectures.
-        num_classes: Outputs of the networks.
-        max_distance: Longest distance with an edge.
+        nets: The split, opened for the size of the images.
+        num: Number of architectures.
+        num_classes: Number of outputs of the networks.
+        max_distance: Longest distance that gets an edge.
+
+    Yields:
+        Index, plan and graph.
     """
     for index in range(num):
         yield index, *stored_network(nets, index, num_classes, max_distance)

@@ -1,4 +1,4 @@
-"""Evaluate the GHN of a training run, during it or after it, as an evaluation config says."""
+"""Evaluate the GHN of a training run, during or after the run, by an evaluation config."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ def evaluate_run(
     """Evaluate a state of a run on its own programs and images, and show the results.
 
     Args:
-        trainer: The parts of the run.
-        state: Holds the hypernetwork's parameters.
-        evaluation: What is evaluated, and on which images; need not be the run's.
-        folder: Where the results are written; None writes nothing.
+        trainer: The trainer of the run.
+        state: The state, which has the hypernetwork's parameters.
+        evaluation: The splits and images to evaluate on, not necessarily those of the run's config.
+        folder: The folder for the results; None writes nothing.
 
     Returns:
-        A summary per split.
+        One summary per split.
     """
     image_split, seed = evaluation.image_split, evaluation.seed
     images = EvaluationImages(

@@ -1,6 +1,6 @@
-"""Tasks: what target networks take and give, their loss, and how good they are."""
+"""Tasks: the inputs and outputs of target networks, their loss and their metrics."""
 
-# Each registers itself.
+# Importing a task registers it.
 from ghn_jax.tasks.classification import CLASSIFICATION, Classification
 from ghn_jax.tasks.parameter_terms import ParameterTerm, norm_penalty, on_each_tensor
 from ghn_jax.tasks.registry import TASKS, TaskConfig, register_task

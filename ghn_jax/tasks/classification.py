@@ -1,4 +1,4 @@
-"""Classification of images: cross-entropy, top-1 and top-5."""
+"""Image classification: cross-entropy, top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ghn_jax.tasks.task import Batch
 @register_task("classification")
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """Classification of images; every image has one class.
+    """Image classification with one class per image.
 
     Attributes:
-        input_shape: (S, S, C) of an image.
-        num_outputs: number K of classes.
-        label_smoothing: share of the target distribution spread over all classes.
+        input_shape: Shape of an image, (S, S, C).
+        num_outputs: Number of classes, K.
+        label_smoothing: Share of the target distribution that is spread over all classes.
 
     Raises:
-        ValueError: If the share is not in [0, 1).
+        ValueError: If `label_smoothing` is not in [0, 1).
     """
 
     input_shape: tuple[int, ...] = (32, 32, 3)
@@ -42,29 +42,29 @@ class Classification:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 <= value < 1")
 
     def loss_fn(self, outputs: jax.Array, batch: Batch) -> jax.Array:
-        """(B, K) logits -> () mean cross-entropy, nats."""
+        """Compute the mean cross-entropy in nats: (B, K) logits -> ()."""
         return cross_entropy(outputs, batch.labels, self.label_smoothing)
 
     def metrics_fn(self, outputs: Any, batch: Batch) -> dict[str, np.ndarray]:
-        """(B, K) logits -> (B,) whether the class is the first guess, or among the first five."""
+        """Return whether the class is the first guess, or among the first five: (B,) each."""
         ranks = label_ranks(outputs, batch.labels)
         return {"top1": ranks < 1, "top5": ranks < 5}
 
 
 CLASSIFICATION = Classification()
-"""Loss and metrics do not depend on the sizes: the default where no task is asked for."""
+"""The default task. Its sizes do not matter, since loss and metrics do not depend on them."""
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Mean cross-entropy.
+    """Compute the mean cross-entropy of a batch.
 
     Args:
-        logits: (B, K).
-        labels: (B,) int32.
-        label_smoothing: Share of the target distribution spread over all K classes.
+        logits: (B, K) logits.
+        labels: (B,) int32 classes.
+        label_smoothing: Share of the target distribution that is spread over all K classes.
 
     Returns:
-        () mean over the batch, nats.
+        () mean over the batch, in nats.
     """
     num_classes = logits.shape[-1]
     targets = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
@@ -73,17 +73,17 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes a network prefers to the label.
+    """Count how many classes a network prefers to the label.
 
-    A class with the same logit counts as preferred, and so does every class where the label's logit
-    is not a number: a network that says nothing is not right.
+    A class with the same logit counts as preferred, and so does every class if the label's logit is
+    not a number: a network that says nothing is not right.
 
     Args:
-        logits: (B, K).
-        labels: (B,) int.
+        logits: (B, K) logits.
+        labels: (B,) int classes.
 
     Returns:
-        (B,) int, 0 where the label is the only first guess.
+        (B,) int counts, 0 if the label alone is the first guess.
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     return np.sum(~(logits < own), axis=1) - np.where(np.isnan(own[:, 0]), 0, 1)

@@ -1,7 +1,7 @@
 """Terms of the loss that depend on predicted parameters only, such as a penalty on their size.
 
-In: all parameter tensors predicted for a network. Out: the term, and its gradient for each tensor,
-which goes the way of the other gradients back into the hypernetwork.
+A term is computed from all parameter tensors predicted for a network. Its gradient for each tensor
+is pulled back into the hypernetwork together with the gradient of the loss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ghn_jax.arrays import Array
 
 
 class ParameterTerm(Protocol):
-    """A term of one network's loss."""
+    """A term that is added to a network's loss."""
 
     def __call__(self, arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
         """Compute the term and its gradients.
@@ -24,24 +24,25 @@ class ParameterTerm(Protocol):
             arrays: The network's parameters, in the order of the graph's tensors.
 
         Returns:
-            () the term, and a gradient like each array.
+            The term, (), and a gradient with the shape of each array.
         """
         ...
 
 
 def norm_penalty(weight: float) -> ParameterTerm:
-    """Penalise the Euclidean norms of predicted tensors, each by itself: weight * sum of |p|.
+    """Penalise the sum of the Euclidean norms of predicted tensors p: weight * sum of |p|.
 
-    GHN-3 was trained so, with weight 3e-5 (Knyazev et al., ICML 2023, `predparam_wd` in its code).
+    GHN-3 was trained with this penalty and weight 3e-5 (Knyazev et al., ICML 2023, `predparam_wd`
+    in its code).
 
     Args:
-        weight: At least 0.
+        weight: Non-negative weight of the penalty.
 
     Returns:
-        The term. At zero its gradient is zero.
+        The term. Its gradient at zero is zero.
 
     Raises:
-        ValueError: If the weight is negative.
+        ValueError: If `weight` is negative.
     """
     if not weight >= 0:
         raise ValueError(f"weight is {weight}, expected a number of at least 0")
@@ -59,10 +60,11 @@ def norm_penalty(weight: float) -> ParameterTerm:
 
 
 def on_each_tensor(fn: Callable[[jax.Array], jax.Array]) -> ParameterTerm:
-    """Make a term of a function of one tensor: the sum over all tensors.
+    """Turn a function of one tensor into a term, by summing it over all tensors.
 
     Args:
-        fn: From a tensor of any shape to (), traceable; it is compiled once for each shape.
+        fn: A traceable function that maps a tensor of any shape to (). It is compiled once per
+            shape.
 
     Returns:
         The term.

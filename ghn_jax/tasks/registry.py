@@ -13,7 +13,7 @@ _T = TypeVar("_T", bound=type)
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(VariantConfig):
-    """Which task; that of each is `Task.Config`."""
+    """The name and the fields of a task; each task has its own subclass, `Task.Config`."""
 
 
 TASKS = Variants(
@@ -25,15 +25,17 @@ TASKS = Variants(
 
 
 def register_task(name: str) -> Callable[[_T], _T]:
-    """Make a task known to configs by a name; a decorator of its class, a frozen dataclass.
+    """Register a task under a name that configs can use.
+
+    The decorated class must be a frozen dataclass whose fields all have defaults. Its fields become
+    fields beside `task.name`, except `input_shape`, `num_outputs` and `label_smoothing`, which are
+    filled in from the rest of the config.
 
     Args:
-        name: For `task.name`. Fields of the class, all with defaults, become fields beside it; but
-            `input_shape`, `num_outputs` and `label_smoothing` are filled in from the rest of the
-            config.
+        name: The value of `task.name` that selects the task.
 
     Returns:
-        The decorator.
+        The class decorator.
 
     Raises:
         ValueError: If another class has the name, or a field of the class has no default.

@@ -1,4 +1,4 @@
-"""What a task is to the engine, to evaluation and to training."""
+"""The interface through which the engine, evaluation and training use a task."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ghn_jax.arrays import Array
 
 
 class Batch(NamedTuple):
-    """What a network is trained on or measured on.
+    """A batch of examples.
 
     Attributes:
-        images: (B, S, S, C), normalised.
-        labels: (B,) int32 classes; or (B, ...) what else the data set has.
+        images: (B, S, S, C) normalised images.
+        labels: (B,) int32 classes, or whatever else (B, ...) the data set provides.
     """
 
     images: Array
@@ -23,14 +23,14 @@ class Batch(NamedTuple):
 
 
 class Task(Protocol):
-    """What target networks are for: a frozen dataclass, so that programs can be shared.
+    """What target networks are trained for; a frozen dataclass, so that programs can be shared.
 
-    Whatever the task, networks end in a linear layer; what its outputs mean is the task's to say.
+    For every task, networks end in a linear layer; the task decides what its outputs mean.
     """
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(S, S, C) of an image: architectures are lowered for it."""
+        """Shape of an image, (S, S, C), for which architectures are lowered."""
         ...
 
     @property
@@ -40,39 +40,39 @@ class Task(Protocol):
 
     @property
     def num_outputs(self) -> int:
-        """Width K of the output: the last layer of architectures, and of the GHN's class head."""
+        """Number of outputs K, of the architectures' last layer and of the GHN's class head."""
         ...
 
     @property
     def metric_labels(self) -> Mapping[str, str]:
-        """What reports call the metrics, the one that counts first; "... %" is of shares, 0..1."""
+        """Labels of the metrics in reports, the main one first; "... %" marks a share in 0..1."""
         ...
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the first metric is an error: the best network is that with the smallest."""
+        """Whether the first metric is an error, so that the best network has the smallest."""
         ...
 
     def loss_fn(self, outputs: jax.Array, batch: Batch) -> jax.Array:
-        """What training minimises.
+        """Compute the loss that training minimises.
 
         Args:
-            outputs: (B, K) float32, traced.
-            batch: What they are the outputs for, traced.
+            outputs: (B, K) float32 outputs, traced.
+            batch: The examples that were the networks' input, traced.
 
         Returns:
-            () the mean over the batch.
+            The mean over the batch, ().
         """
         ...
 
     def metrics_fn(self, outputs: Array, batch: Batch) -> Mapping[str, Array]:
-        """What evaluation reports, for each image, so that any of them can be left out.
+        """Compute the metrics of every image, so that evaluation can leave images out.
 
         Args:
-            outputs: (B, K) numpy.
-            batch: What they are the outputs for, numpy.
+            outputs: (B, K) outputs, numpy.
+            batch: The examples that were the network's input, numpy.
 
         Returns:
-            (B,) of each metric; reports give the mean over all images.
+            (B,) values of each metric, of which reports give the mean over all images.
         """
         ...

@@ -25,7 +25,7 @@ class BuiltGraph(NamedTuple):
     """A traced network.
 
     Attributes:
-        graph: What a GHN reads.
+        graph: The graph, from which a GHN predicts.
         views: For every tensor of the graph, where its elements lie in the network's parameters.
         kept: For every parameter that is not predicted, the reason.
     """
@@ -39,7 +39,8 @@ class GraphBuilder:
     """Builds the graph of one network.
 
     Args:
-        batch_size: Of the traced images: a large prime, so that its multiples tell batch axes.
+        batch_size: Batch size of the traced images, a large prime whose multiples identify batch
+            axes.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -111,17 +112,18 @@ class GraphBuilder:
         num_classes: int | None,
         max_distance: int,
     ) -> BuiltGraph:
-        """Keep what reaches the outputs and decide what is predicted.
+        """Keep the nodes that reach the outputs, and decide which parameters are predicted.
 
         Args:
             outputs: Nodes of the network's outputs.
-            paths: Of the parameters.
-            shapes: Of the parameters.
-            num_classes: The width of a classifier that the GHN predicts as one; None for none.
-            max_distance: Longest distance with an edge.
+            paths: Paths of the parameters.
+            shapes: Shapes of the parameters.
+            num_classes: Number of outputs of a classifier that the GHN predicts as such; None if
+                there is no such classifier.
+            max_distance: Longest distance that gets an edge.
 
         Returns:
-            The graph, where its tensors lie, and what is kept.
+            The graph, the views of its tensors, and the parameters that are kept.
         """
         reached = self._reach(outputs)
         order = sorted(reached - self._spliced)

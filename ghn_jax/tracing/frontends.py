@@ -24,15 +24,15 @@ from ghn_jax.targets.spelling import with_operations
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NetworkDescription:
-    """A network as the tracer sees it, whatever its library.
+    """A network as the tracer sees it, from any library.
 
     Attributes:
-        apply_fn: (variables, images) -> outputs, traceable.
-        variables: Tree of shapes and dtypes: parameters and state.
-        paths: Of the leaves of `variables`; of parameters within their collection.
-        is_parameter: For every leaf, whether it is a parameter.
-        initialize: Indices of leaves -> their values by the caller's initialiser.
-        finish: Filled variables -> the caller's kind of network, and of variables.
+        apply_fn: Traceable function that maps (variables, images) to outputs.
+        variables: Tree of the shapes and dtypes of parameters and state.
+        paths: Paths of the leaves of `variables`, for parameters within their collection.
+        is_parameter: Whether each leaf is a parameter.
+        initialize: Maps indices of leaves to their values, by the caller's initialiser.
+        finish: Maps filled variables to the caller's kinds of network and of variables.
         init_jaxpr: If the initialiser also runs the network: a jaxpr of (key, images) -> (leaves of
             the outputs, leaves of `variables`), so that one tracing gives shapes and computation.
     """
@@ -285,11 +285,12 @@ def _own_computation(jaxpr, indices):
     return core.ClosedJaxpr(own, jaxpr.consts)
 
 
-def _constant(jaxpr, index):
-    """The array of an output that is filled with one literal, else None."""
+def _constant(jaxpr: Any, index: int) -> np.ndarray | None:
+    """Return an output's array if it is filled with one literal, else None."""
     var = jaxpr.outvars[index]
     if isinstance(var, core.Literal):
-        return np.asarray(var.val, var.aval.dtype)
+        aval: Any = var.aval
+        return np.asarray(var.val, aval.dtype)
     eqn = next((eqn for eqn in reversed(jaxpr.eqns) if var in eqn.outvars), None)
     if eqn is None:
         return None

@@ -22,13 +22,13 @@ def interpret(
     inputs: Sequence[Value],
     variables: Mapping[Any, Value] | None = None,
 ) -> list[Value]:
-    """What is known of the outputs of a jaxpr.
+    """Derive what is known of the outputs of a jaxpr.
 
     Args:
-        builder: Gets the nodes and the parameters' places.
-        jaxpr: Open or closed; what it closes over is constant.
+        builder: Collects the nodes, and where the parameters belong.
+        jaxpr: The jaxpr, open or closed; values that it closes over are constants.
         inputs: What is known of its inputs.
-        variables: What is known of values inside, whatever they are computed from.
+        variables: What is known of values inside it, overriding what they are computed from.
 
     Returns:
         One value per output.

@@ -36,7 +36,7 @@ class TracedNetwork:
 
     Attributes:
         description: The network.
-        graph: What a GHN reads.
+        graph: The graph, from which a GHN predicts.
         views: For every tensor of the graph, which elements of which leaf of the variables.
         kept: For every leaf of the variables that cannot be predicted, the reason.
     """
@@ -99,7 +99,7 @@ def fill_variables(traced: TracedNetwork, arrays: list[np.ndarray]) -> Any:
 
     Args:
         traced: A traced network.
-        arrays: In the order and shapes of its graph's tensors.
+        arrays: Arrays with the order and shapes of its graph's tensors.
 
     Returns:
         The tree of the network's variables.

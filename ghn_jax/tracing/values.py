@@ -28,10 +28,11 @@ class Weight:
     """Depends on parameters.
 
     Attributes:
-        parameters: All of them.
-        views: The parameters it consists of, added up; empty if it is no rearrangement of any.
+        parameters: All parameters that the value depends on.
+        views: The parameters whose rearrangements add up to the value; empty if it is not such a
+            sum.
         norm: "bn" or "ln" if it was multiplied by a reciprocal standard deviation.
-        norm_nodes: Of which nodes.
+        norm_nodes: The nodes that this is the standard deviation of.
     """
 
     parameters: frozenset[int]
@@ -62,7 +63,7 @@ class Data:
     """Depends on the images.
 
     Attributes:
-        nodes: Where it comes from; several only for a product that may become attention.
+        nodes: The nodes it comes from; several only for a product that may become attention.
         statistic: Set if it is a reduction of its node.
         norm: "bn" or "ln" if normalised and not scaled by a parameter since.
         open_norm: The norm node that has scaled it, as long as a bias may follow.

@@ -1,7 +1,8 @@
-"""Which elements of a parameter a value holds, and in which order: a chain of rearrangements.
+"""Views of parameters: which elements a value holds, and in which order.
 
-A kernel may pass through reshapes, transposes and slices before a convolution reads it. The chain
-is followed backwards to put a predicted kernel where the network will look for it.
+A kernel may pass through reshapes, transposes and slices before a convolution reads it. A view
+keeps this chain of rearrangements, which is followed backwards to put a predicted kernel where the
+network will look for it.
 """
 
 import dataclasses
@@ -18,9 +19,9 @@ class View:
     """A rearrangement of (a part of) one parameter.
 
     Attributes:
-        parameter: Which one.
-        shape: Of the rearrangement; axes along which a network repeats it have size 1.
-        steps: (kind, shape before, argument) from the parameter on.
+        parameter: Index of the parameter.
+        shape: Shape of the rearrangement; axes along which a network repeats it have size 1.
+        steps: (kind, shape before, argument) of each step, starting at the parameter.
     """
 
     parameter: int
@@ -34,7 +35,7 @@ class View:
 
     @property
     def region(self) -> tuple[int, str]:
-        """What the view holds, whatever the order: equal for equal parts of one parameter."""
+        """The part of a parameter that the view holds; views that differ in order have the same."""
         slices = [i for i, (kind, _, _) in enumerate(self.steps) if kind == "slice"]
         return (self.parameter, str(self.steps[: slices[-1] + 1]) if slices else "")
 
@@ -78,11 +79,11 @@ class View:
         return source
 
     def restore(self, target: np.ndarray, value: np.ndarray) -> None:
-        """Write a value of the view's shape where the parameter holds it.
+        """Write a value into the part of a parameter that the view holds.
 
         Args:
-            target: The parameter, written to.
-            value: Of shape `shape`.
+            target: The parameter, which is overwritten.
+            value: Values with the view's shape.
         """
         slices = [i for i, (kind, _, _) in enumerate(self.steps) if kind == "slice"]
         num_leading = next(

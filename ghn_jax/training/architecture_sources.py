@@ -1,7 +1,7 @@
-"""Where training's architectures come from: drawn from a space, or read from DeepNets-1M files.
+"""Sources of architectures for training: drawn from a space, or read from DeepNets-1M files.
 
-In: an index, 0, 1, ... without end. Out: the architecture's plan and graph. An index means the same
-in every process and in a run that resumes.
+A source maps every index 0, 1, ..., without end, to an architecture, its plan and its graph. An
+index means the same architecture in every process and in a run that resumes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ghn_jax.targets.plan import Plan, lower
 
 
 class ArchitectureSource(Protocol):
-    """An endless sequence of architectures. It can be sent to other processes."""
+    """An endless sequence of architectures, which can be sent to other processes."""
 
     def draw(self, index: int) -> Architecture:
-        """Return an architecture."""
+        """Return the architecture at an index."""
         ...
 
     def lower(self, architecture: Architecture) -> Plan:
@@ -39,11 +39,11 @@ class ArchitectureSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SampledArchitectures:
-    """Draws every architecture from a space: no two alike, none stored.
+    """Draws every architecture from a space; no two are alike, and none is stored.
 
     Attributes:
-        space: The distribution.
-        seed: Of the stream.
+        space: The distribution of architectures.
+        seed: Seed of the stream of architectures.
         virtual_edges: Longest distance of an edge in the graphs.
     """
 
@@ -52,7 +52,7 @@ class SampledArchitectures:
     virtual_edges: int
 
     def draw(self, index: int) -> Architecture:
-        """Draw an architecture."""
+        """Draw the architecture at an index."""
         return sample_architecture(self.space, self.seed, index)
 
     def lower(self, architecture: Architecture) -> Plan:
@@ -66,17 +66,17 @@ class SampledArchitectures:
 
 
 class StoredArchitectures:
-    """Architectures and graphs of published or generated files, in a new order each epoch.
+    """Reads architectures and graphs from published or generated files, reordered each epoch.
 
     Args:
-        directory: Holds the files of the space's split.
-        space: Its split, images and classes; it may restrict nothing, since files are what they
-            are.
-        seed: Of the orders, and of the widths, which files of training do not have.
+        directory: The folder with the files of the space's split.
+        space: The split, and the sizes of images and outputs. It must not restrict anything else,
+            since the files are fixed.
+        seed: Seed of the orders, and of the widths, which training files do not store.
         virtual_edges: Longest distance of an edge in the graphs.
 
     Raises:
-        ValueError: If there are no such files, or the space restricts something.
+        ValueError: If `directory` has no such files, or `space` restricts something.
     """
 
     def __init__(self, directory: str, space: SpaceConfig, seed: int, virtual_edges: int) -> None:
@@ -99,7 +99,7 @@ class StoredArchitectures:
         self._virtual_edges = virtual_edges
 
     def draw(self, index: int) -> Architecture:
-        """Read an architecture; a width is drawn anew each epoch."""
+        """Read the architecture at an index; its width is drawn anew each epoch."""
         epoch, number = self._locate(index)
         return self._nets.architecture(number, draw=epoch)
 
@@ -131,13 +131,13 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 def create_source(
     directory: str | None, space: SpaceConfig, seed: int, ghn: GHNConfig
 ) -> ArchitectureSource:
-    """Choose the source.
+    """Create the source that a config describes.
 
     Args:
-        directory: Of files; None draws from the space.
-        space: The distribution, or the split of the files.
-        seed: Of the sequence.
-        ghn: Of the hypernetwork, whose virtual edges the graphs have.
+        directory: The folder of DeepNets-1M files; None draws from the space.
+        space: The distribution of architectures, or the split of the files.
+        seed: Seed of the sequence.
+        ghn: The hypernetwork's config, which says which virtual edges the graphs have.
 
     Returns:
         The source.

@@ -1,4 +1,4 @@
-"""What lies in the folder of a checkpoint, and how it is read and checked.
+"""The contents of a checkpoint's folder, and how they are read and checked.
 
 Arrays are stored from host memory and come back as numpy arrays: a checkpoint written on one kind
 of device loads on any other. A run trains a GHN or one network by itself; the folders have the

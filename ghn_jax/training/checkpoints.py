@@ -1,8 +1,8 @@
-"""Checkpoints that hold everything a run needs to go on bit for bit, and a GHN needs to be used.
+"""Checkpoints with everything that is needed to resume a run bit for bit, and to use its GHN.
 
-In: parameters, the state of what updates them, the random key, counters and the config. Out: the
-folder `workdir/checkpoints/<step>`, written by Orbax under a temporary name and then renamed, so
-that an interrupted save leaves the earlier checkpoints as they were.
+A checkpoint holds parameters, optimizer state, the random key, counters and the config. Orbax
+writes it to the folder `workdir/checkpoints/<step>` under a temporary name and then renames it, so
+an interrupted save leaves earlier checkpoints intact.
 """
 
 from __future__ import annotations

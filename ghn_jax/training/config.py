@@ -1,8 +1,8 @@
-"""Everything a training run is told, as frozen dataclasses.
+"""The config of a training run, as frozen dataclasses.
 
-In: a nested mapping (what a config file returns, or the JSON in a checkpoint). Out: an
-`ExperimentConfig`, validated. It travels with the parameters in every checkpoint, so that a
-checkpoint alone rebuilds its GHN. The published values are in docs/method.md, 'Training protocol'.
+An `ExperimentConfig` is built from a nested mapping (which a config file returns, or the JSON in a
+checkpoint) and validated. Every checkpoint holds it beside the parameters, so that a checkpoint
+alone suffices to rebuild its GHN. The published values are in docs/method.md, 'Training protocol'.
 """
 
 from __future__ import annotations

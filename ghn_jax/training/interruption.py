@@ -1,7 +1,7 @@
-"""Stop a run when it is asked to: finish the step, save, and say that it wants to be resumed.
+"""Stop a run on request: finish the step, save, and report that the run can be resumed.
 
 Schedulers send SIGTERM some time before they take the machine away; Ctrl-C sends SIGINT. A second
-signal of the same kind does what it did before: it ends the process at once.
+signal of the same kind has its usual effect and ends the process immediately.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import types
 from typing import Any
 
 RESUME_STATUS = 75
-"""Exit status of a run that was stopped and wants to be resumed: EX_TEMPFAIL of <sysexits.h>."""
+"""Exit status of a stopped run that should be resumed: EX_TEMPFAIL in <sysexits.h>."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class InterruptedRunError(RuntimeError):
-    """A run was asked to stop; what it did is saved."""
+    """A run was asked to stop, and has been saved."""
 
 
 class StopRequest:
-    """While its context lasts, notes signals instead of dying of them.
+    """A context manager that records signals instead of letting them end the process.
 
     Attributes:
-        is_made: Whether a signal came.
+        is_made: Whether a signal was received.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in _SIGNALS:
-            # Only the main thread may; elsewhere signals are whoever's they were.
+            # Only the main thread may set handlers; in others, signals keep their handlers.
             try:
                 self._previous[number] = signal.signal(number, self._note)
             except ValueError:

@@ -1,8 +1,8 @@
 """Train a GHN: draw architectures, predict their parameters, differentiate their losses back.
 
-Everything random follows from the seed and the position in the streams, both in the checkpoint, so
-that a run resumed after any interruption goes on bit for bit. Of several processes the first one
-writes metrics; all take part in checkpoints, in one folder that all of them see.
+Everything random follows from the seed and the position in the streams. Both are checkpointed, so a
+run resumed after any interruption continues bit for bit. If there are several processes, the first
+one writes metrics, and all take part in checkpoints, in one folder that all of them can access.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from ghn_jax.training.trainer import Parts, StepResult, Trainer, TrainState
 
 EvaluateFn = Callable[[Trainer, TrainState], Mapping[str, float]]
 
-# What changes neither the parameters nor what the checkpoint's counters mean, but for the order in
-# which gradients are summed. The number of steps moves the end of a cosine schedule: extending a
-# run is the user's decision.
+# Settings that change neither the parameters, except for the order in which gradients are summed,
+# nor the meaning of the checkpoint's counters. The number of steps moves the end of a cosine
+# schedule, but extending a run is the user's decision.
 MAY_CHANGE = (
     *("evaluation", "data.data_dir"),
     *("training.num_steps", "training.checkpoint_every", "training.keep_checkpoints"),
@@ -49,23 +49,23 @@ def train(
     """Train until `config.training.num_steps`, from the folder's latest checkpoint if it has one.
 
     Args:
-        config: The run's config; a folder that holds checkpoints must have been written with the
-            same one, but for the number of steps, the devices and what is logged.
+        config: The run's config. A folder with checkpoints must have been written with the same
+            one, except for the number of steps, the devices and what is logged.
         workdir: Folder for checkpoints and metrics.
-        evaluate_fn: Called every `evaluate_every` steps; what it returns is logged.
+        evaluate_fn: Called every `evaluate_every` steps; its results are logged.
         trainer: A trainer to use instead of a new one, with its compiled programs.
-        **parts: Of a new trainer, instead of what the config describes: `dataset`, `model`,
-            `task`, `optimizer`, `source`, `parameter_terms`, see `Parts`. A run goes on with the
-            same ones; `ghn_jax.load` needs the same `model`.
+        **parts: Parts of a new trainer to use instead of those that the config describes:
+            `dataset`, `model`, `task`, `optimizer`, `source`, `parameter_terms`, see `Parts`. Pass
+            the same ones to continue a run, and the same `model` to `ghn_jax.load`.
 
     Returns:
-        The parts of the run, and its last state.
+        The trainer and its last state.
 
     Raises:
-        ValueError: If the trainer is for another config, or parts are given beside it.
-        CheckpointError: If the folder holds a run with another configuration, or a checkpoint could
-            not be written.
-        InterruptedRunError: If SIGTERM or SIGINT came; what was done is saved.
+        ValueError: If `trainer` has another config, or parts are given together with it.
+        CheckpointError: If the folder holds a run with another config, or a checkpoint could not be
+            written.
+        InterruptedRunError: If SIGTERM or SIGINT was received; the run is saved before.
         TooManySkippedError: If too many losses were not finite.
         WorkerError: If worker processes died again and again.
     """
@@ -87,7 +87,7 @@ def train(
 
 
 class _Batch(NamedTuple):
-    """What a step is made of, and the seconds that it was waited for."""
+    """The inputs of a step, and the seconds spent waiting for them."""
 
     meta_batch: MetaBatch
     images: Batch
@@ -95,11 +95,11 @@ class _Batch(NamedTuple):
 
 
 class GHNTraining:
-    """A GHN as the run loop trains it.
+    """The training of a GHN, for the run loop.
 
     Args:
         trainer: Makes the steps.
-        evaluate_fn: Measures a state.
+        evaluate_fn: Evaluates a state; None evaluates nothing.
     """
 
     def __init__(self, trainer: Trainer, evaluate_fn: EvaluateFn | None) -> None:
@@ -110,11 +110,11 @@ class GHNTraining:
         self._recent = _Recent()
 
     def init_state(self) -> TrainState:
-        """The state before the first step."""
+        """Create the state before the first step."""
         return self._trainer.init_state()
 
     def restore(self, store: CheckpointStore) -> TrainState:
-        """The state of the latest checkpoint, replicated over the devices of this run."""
+        """Restore the latest checkpoint, replicated over the devices of this run."""
         checkpoint = store.restore(self._trainer.optimizer.init)
         self._skips.restore(checkpoint.counters["skips"])
         self._recent.restore(checkpoint.counters.get("recent", []))  # older checkpoints have none

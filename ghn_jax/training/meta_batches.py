@@ -1,8 +1,8 @@
-"""Meta batches of architectures: drawn, lowered and shared out to devices, ahead of need.
+"""Meta batches of architectures: drawn, lowered and distributed over devices, ahead of time.
 
-Architecture by architecture from the source, so that a position (the index of the next
-architecture) is all a checkpoint needs to go on with the same meta batches. Every process finds the
-same meta batches; it builds the graphs of its own part only.
+Architectures are taken from the source one by one, so a checkpoint needs only the index of the next
+one to continue with the same meta batches. All processes form the same meta batches, but each
+builds only the graphs of its own architectures.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class MetaBatch(NamedTuple):
     """The architectures of one step.
 
     Attributes:
-        indices: Of the architectures in their source, consecutive.
-        work: For each local device, its architectures; None for one that has none.
-        next_index: Of the first architecture of the next meta batch.
+        indices: Consecutive indices of the architectures in their source.
+        work: The architectures of each local device; None for a device without any.
+        next_index: Index of the first architecture of the next meta batch.
     """
 
     indices: tuple[int, ...]
@@ -38,17 +38,18 @@ class MetaBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MetaBatchRules:
-    """How meta batches are cut and shared out.
+    """How architectures are divided into meta batches and distributed over devices.
 
     Attributes:
-        size: Most architectures of a meta batch.
-        max_nodes: Most nodes of all its graphs together; an architecture that would exceed it
-            begins the next meta batch: none is passed over. One alone is always taken. None is no
-            limit.
-        batch_size: Number of images, for estimates of the time.
-        num_devices: Of this process.
-        num_processes: Process p of P works on the architectures with index = p modulo P.
-        process_index: Of this process.
+        size: Maximum number of architectures in a meta batch.
+        max_nodes: Maximum number of nodes of all its graphs together; None means no limit. An
+            architecture that would exceed the limit begins the next meta batch, so none is skipped.
+            A single architecture may exceed it.
+        batch_size: Number of images, for time estimates.
+        num_devices: Number of devices of this process.
+        num_processes: Number of processes, P; process p works on architectures with index = p
+            modulo P.
+        process_index: Index of this process.
     """
 
     size: int
@@ -59,12 +60,12 @@ class MetaBatchRules:
     process_index: int = 0
 
     def is_own(self, index: int) -> bool:
-        """Whether this process works on an architecture."""
+        """Return whether this process works on the architecture at an index."""
         return index % self.num_processes == self.process_index
 
     @property
     def capacity(self) -> int:
-        """Most architectures that one device gets."""
+        """Maximum number of architectures that one device gets."""
         return -(-self.size // (self.num_processes * self.num_devices))
 
 
@@ -73,8 +74,8 @@ class Drawn(NamedTuple):
 
     Attributes:
         number: Index in the source.
-        plan: Lowered.
-        graph: Its graph; None where another process works on it.
+        plan: The lowered architecture.
+        graph: The architecture's graph; None if another process works on it.
     """
 
     number: int
@@ -83,13 +84,13 @@ class Drawn(NamedTuple):
 
 
 def draw_and_lower(source: ArchitectureSource, rules: MetaBatchRules, index: int) -> Drawn:
-    """Draw an architecture, lower it and, if it is one's own, make its graph."""
+    """Draw an architecture, lower it and, if this process works on it, build its graph."""
     plan = source.lower(source.draw(index))
     return Drawn(index, plan, source.graph(index, plan) if rules.is_own(index) else None)
 
 
 class _DrawElsewhere:
-    """`draw_and_lower` for another process: it sends the architecture, which is lowered again."""
+    """Runs `draw_and_lower` in another process, which sends architectures but no plans."""
 
     def __init__(self, source: ArchitectureSource, rules: MetaBatchRules) -> None:
         self._source, self._rules = source, rules
@@ -106,10 +107,13 @@ def iterate_drawn(
     """Yield architectures in order, without end.
 
     Args:
-        source: Of architectures.
-        rules: Whose are whose.
-        first_index: Of the first one.
-        num_workers: Number of processes that draw; 0 draws in this one.
+        source: The source of architectures.
+        rules: Which architectures this process works on.
+        first_index: Index of the first architecture.
+        num_workers: Number of worker processes that draw; 0 draws in this process.
+
+    Yields:
+        Architectures, with graphs if this process works on them.
     """
     indices = itertools.count(first_index)
     if num_workers == 0:
@@ -122,11 +126,11 @@ def iterate_drawn(
 
 
 def cut_meta_batches(drawn: Iterator[Drawn], rules: MetaBatchRules) -> Generator[MetaBatch]:
-    """Cut a sequence of architectures into meta batches and share them out.
+    """Divide a sequence of architectures into meta batches, and distribute these over devices.
 
     Args:
-        drawn: Architectures in order.
-        rules: How.
+        drawn: The architectures in order.
+        rules: The limits of a meta batch, and the devices.
 
     Yields:
         Meta batches, without end.
@@ -161,13 +165,16 @@ def _share_out(members: list[Drawn], rules: MetaBatchRules) -> MetaBatch:
 def iterate_meta_batches(
     source: ArchitectureSource, rules: MetaBatchRules, first_index: int, num_workers: int = 0
 ) -> Generator[MetaBatch]:
-    """Yield meta batches from an architecture on, without end, the next one drawn meanwhile.
+    """Yield meta batches without end, preparing the next one in the meantime.
 
     Args:
-        source: Of architectures.
-        rules: How meta batches are cut and shared out.
-        first_index: Of the first architecture.
-        num_workers: Number of processes that draw; 0 draws in a thread.
+        source: The source of architectures.
+        rules: The limits of a meta batch, and the devices.
+        first_index: Index of the first architecture.
+        num_workers: Number of worker processes that draw; 0 draws in a thread.
+
+    Yields:
+        Meta batches.
     """
     drawn = iterate_drawn(source, rules, first_index, num_workers)
     batches = cut_meta_batches(drawn, rules)

@@ -1,4 +1,4 @@
-"""What a run reports while it goes: metrics on disk, and progress on the terminal.
+"""The reports of a run in progress: metrics on disk, and progress on the terminal.
 
 In: scalars by name, at a step. Out: TensorBoard event files and `metrics.jsonl` in the run's folder
 (one object per line: step, wall_time in seconds since 1970, then the scalars), `skipped.jsonl` with

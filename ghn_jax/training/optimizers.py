@@ -1,9 +1,9 @@
 """The update rule of the GHN's parameters, from optax's parts.
 
-In: an `OptimizerConfig` and the number of steps. Out: an optax gradient transformation: clip the
-global norm, add L2 (adam, sgd), the rule itself, decoupled weight decay (adamw), the learning rate.
-This is the order of PyTorch's optimizers after `clip_grad_norm_`, with which the published GHNs
-were trained.
+An `OptimizerConfig` and the number of steps give an optax gradient transformation: clip the global
+norm, add L2 (adam, sgd), apply the rule, add decoupled weight decay (adamw), scale by the learning
+rate. This is the order of PyTorch's optimizers after `clip_grad_norm_`, with which the published
+GHNs were trained.
 """
 
 from __future__ import annotations

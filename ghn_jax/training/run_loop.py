@@ -1,8 +1,9 @@
 """The loop of every run, whether it trains a GHN or one network.
 
-In: a `Training`, which knows how a step is made and what is reported and saved of it, and a
-`RunSchedule`. Out: its last state, checkpoints and metrics in the run's folder. A run goes on from
-the folder's latest checkpoint if there is one, bit for bit; SIGTERM and Ctrl-C save and stop it.
+A `Training` knows how to make a step and what to report and save of it; a `RunSchedule` says when.
+The loop returns the last state and writes checkpoints and metrics to the run's folder. A run
+continues bit for bit from the folder's latest checkpoint if there is one; SIGTERM and Ctrl-C save
+and stop it.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def run_training(
     """Train to the last step, from the folder's latest checkpoint if it has one.
 
     Args:
-        training: What is trained.
+        training: The training to run.
         schedule: When to log, evaluate and save.
         workdir: Folder for checkpoints and metrics; None writes nothing.
         quiet: Whether no progress is shown. Of several processes the first one shows it, and
@@ -153,7 +154,7 @@ def run_training(
     Raises:
         CheckpointError: If the folder holds a run with another config, or a checkpoint could not be
             written.
-        InterruptedRunError: If SIGTERM or SIGINT came; what was done is saved.
+        InterruptedRunError: If SIGTERM or SIGINT was received; the run is saved before.
     """
     is_first = jax.process_index() == 0
     quiet = quiet or not is_first
@@ -203,15 +204,15 @@ def run_training(
 def check_same_config(
     store: CheckpointStore, config: RunConfig, may_change: Collection[str]
 ) -> None:
-    """Check that a run goes on as it began.
+    """Check that a run continues with the config it began with.
 
     Args:
-        store: The run's latest checkpoint holds the config that it began with.
-        config: What it is to go on with.
+        store: The run's checkpoints, the latest of which has the config it began with.
+        config: The config to continue with.
         may_change: Sections and fields that may differ.
 
     Raises:
-        CheckpointError: If another field differs; names it.
+        CheckpointError: If another field differs; the message names it.
     """
     step = store.latest_step()
     assert step is not None

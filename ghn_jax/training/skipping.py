@@ -1,9 +1,9 @@
-"""When single architectures give a non-finite loss: go on without them, but not for ever.
+"""Skip single architectures with a non-finite loss, but stop if there are too many.
 
-In: which architectures of a step were finite. Out: their running count, a log line for each that
-was not, and `TooManySkippedError` once too large a share of recent ones was not. A NaN in one
+For every step, the rule is told which architectures were finite. It counts and logs the others, and
+raises `TooManySkippedError` once their share among recent ones is too large. A NaN in one
 architecture must not destroy a run (docs/method.md, 'Training protocol'), nor may a diverged run
-go on in silence.
+continue silently.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """The parts of a training run, and its step.
 
-In: a state and a meta batch. Out: the state after one update. The loss is the mean over the
-architectures of cross-entropy on the same batch of images (docs/method.md, 'Training protocol');
-every device works on its own architectures (`ghn_jax.parallel`).
+A step takes a state and a meta batch, and returns the state after one update. The loss is the mean
+of the architectures' cross-entropies on the same batch of images (docs/method.md, 'Training
+protocol'); every device works on its own architectures (`ghn_jax.parallel`).
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypedDict, Unpack
 
@@ -35,17 +36,19 @@ from ghn_jax.training.workers import Workers
 
 
 class Parts(TypedDict, total=False):
-    """What `Trainer` makes of the config unless it is handed in.
+    """Parts that `Trainer` creates from the config unless they are passed in.
 
     Attributes:
-        dataset: Images; the config's `data` otherwise.
-        model: The hypernetwork, of the config's `ghn` but for modules of one's own.
-        task: What target networks are trained for.
-        optimizer: The update rule of the hypernetwork's parameters; the config's `optimizer`
-            otherwise.
-        source: Architectures; drawn from the config's `space` or read from files otherwise.
-        parameter_terms: Terms of each network's loss, beside the config's norm penalty.
-        programs: Compiled programs of an earlier trainer of the same model and task.
+        dataset: The data set, by default the config's `data`.
+        model: The hypernetwork. Its config must be the config's `ghn`, but its modules may be
+            custom ones.
+        task: The task of the target networks, by default the config's `task`.
+        optimizer: The optimizer of the hypernetwork's parameters, by default the config's
+            `optimizer`.
+        source: The source of architectures, by default drawn from the config's `space` or read from
+            files.
+        parameter_terms: Terms added to each network's loss, besides the config's norm penalty.
+        programs: The compiled programs of an earlier trainer with the same model and task.
     """
 
     dataset: Dataset | None
@@ -59,12 +62,12 @@ class Parts(TypedDict, total=False):
 
 @dataclasses.dataclass
 class TrainState:
-    """What changes from step to step, all of it in the checkpoint.
+    """Everything that changes from step to step, all of which is checkpointed.
 
     Attributes:
-        step: Number of updates made.
+        step: Number of updates made so far.
         ghn_params: Parameters of the hypernetwork, replicated over the devices of the run.
-        opt_state: State of the optimizer, replicated too.
+        opt_state: State of the optimizer, also replicated.
         key: Random key from which every step's keys are derived.
         next_architecture: Index in the source of the first architecture not yet used.
     """
@@ -78,14 +81,14 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """Of one step.
+    """The result of one step.
 
     Attributes:
-        losses: Of all architectures, in the order of the meta batch.
-        finite: Which of them took part in the update.
-        seconds: Where the time went; of parts that devices do at the same time, the longest.
-        balance: Mean over local devices of the time they worked, divided by the longest.
-        stop: Whether a process of the run was asked to stop.
+        losses: Losses of all architectures, in the order of the meta batch.
+        finite: Whether each architecture took part in the update.
+        seconds: Duration of each phase, for phases that run on several devices the longest one.
+        balance: Mean working time of the local devices, divided by the longest.
+        stop: Whether any process of the run was asked to stop.
     """
 
     losses: np.ndarray
@@ -96,7 +99,7 @@ class StepResult:
 
 
 class Programs(NamedTuple):
-    """Compiled programs, which trainers of the same GHN config and loss can share."""
+    """Compiled programs, which trainers with the same GHN config and loss can share."""
 
     ghn: ProgramCache
     targets: ProgramCache
@@ -107,16 +110,16 @@ class Trainer:
 
     Args:
         config: The run's config.
-        **parts: What the run is made of instead of what the config describes, see `Parts`.
+        **parts: Parts to use instead of those that the config describes, see `Parts`.
 
     Attributes:
-        task: What target networks are trained for.
-        mesh: Of all devices of the run.
-        replicas: One for each local device.
+        task: The task of the target networks.
+        mesh: The mesh of all devices of the run.
+        replicas: One replica per local device.
 
     Raises:
         ValueError: If the data set does not fit the space of architectures or the task, or the
-            model not the config.
+            model does not fit the config.
     """
 
     def __init__(self, config: ExperimentConfig, **parts: Unpack[Parts]) -> None:
@@ -184,11 +187,11 @@ class Trainer:
 
     @property
     def num_compilations(self) -> int:
-        """Programs compiled so far, of the hypernetwork and of the targets."""
+        """Number of programs compiled so far, for the hypernetwork and the targets."""
         return sum(cache.num_compilations for cache in self.programs)
 
     def init_state(self) -> TrainState:
-        """The state before the first step."""
+        """Create the state before the first step."""
         init_key, key = jax.random.split(jax.random.key(self.config.training.seed))
         ghn_params = self.predictor.init(init_key)
         opt_state = jax.jit(self.optimizer.init)(ghn_params)
@@ -197,16 +200,18 @@ class Trainer:
         )
 
     def local_params(self, state: TrainState) -> PyTree:
-        """The GHN's parameters on the first local device."""
+        """Return the GHN's parameters on the first local device."""
         return local_copy(state.ghn_params, self.replicas[0].device)
 
     def meta_batches(self, state: TrainState) -> Generator[MetaBatch]:
-        """The meta batches from a state on, without end, prepared ahead."""
+        """Yield the meta batches from a state on, without end, prepared ahead of time."""
         num_workers = self.config.training.num_workers
         return iterate_meta_batches(self.source, self.rules, state.next_architecture, num_workers)
 
-    def image_batches(self, state: TrainState):
-        """The batches of images from a state on, without end, prepared ahead: a context manager."""
+    def image_batches(
+        self, state: TrainState
+    ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+        """Return a context manager of the image batches from a state on, prepared ahead of time."""
         num_workers = self.config.training.num_workers
         if num_workers == 0:
             return self.batches.prefetch(state.step)
@@ -217,17 +222,17 @@ class Trainer:
     ) -> tuple[TrainState, StepResult]:
         """Make one update.
 
-        Architectures whose loss or gradient is not finite do not take part in it; without any left
-        the parameters stay as they are.
+        Architectures whose loss or gradient is not finite do not take part in it; if none is left,
+        the parameters are unchanged.
 
         Args:
-            state: Before the step.
+            state: The state before the step.
             meta_batch: The architectures.
             batch: Images (B, S, S, C) and labels (B,).
             stop: Whether this process was asked to stop.
 
         Returns:
-            The state after the step, and what happened.
+            The state after the step, and the step's result.
         """
         keys = self._dropout_keys(state, len(meta_batch.indices))
 
@@ -262,7 +267,7 @@ class Trainer:
 
 
 def _summarize(seconds: list[dict[str, float]]) -> tuple[dict[str, float], float]:
-    """The longest time of each part, and how evenly the whole was shared out."""
+    """Return the longest duration of each phase, and how evenly the work was distributed."""
     if not seconds:
         return {}, 1.0
     totals = [sum(parts.values()) for parts in seconds]
@@ -271,7 +276,7 @@ def _summarize(seconds: list[dict[str, float]]) -> tuple[dict[str, float], float
 
 
 def create_task(config: ExperimentConfig) -> Task:
-    """Make the task that a config names, for the images and outputs of its space."""
+    """Create the task that a config names, for the image and output sizes of its space."""
     space, smoothing = config.space, config.training.label_smoothing
     fields = {field.name for field in dataclasses.fields(TASKS[config.task.name])}
     if smoothing and "label_smoothing" not in fields:
@@ -289,7 +294,7 @@ def create_task(config: ExperimentConfig) -> Task:
 
 
 def check_dataset(config: ExperimentConfig, dataset: Dataset, task: Task | None = None) -> None:
-    """Raise ValueError unless space, data set and task are for such images and as many outputs."""
+    """Raise ValueError unless space, data set and task agree on image and output sizes."""
     space = config.space
     for name in ("image_size", "num_classes", "num_channels"):
         wanted, found = getattr(space, name), getattr(dataset, name)

@@ -1,6 +1,7 @@
-"""Update rules and schedules by name; one more is one more entry.
+"""Update rules and schedules by name; add an entry to add one.
 
-In: an `OptimizerConfig`. Out: the parts of which `create_optimizer` makes an optax transformation.
+An entry maps an `OptimizerConfig` to the parts from which `create_optimizer` builds an optax
+transformation.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ UPDATE_RULES: dict[str, Callable[[Any], Transformations]] = {
     "adamw": lambda config: (_adam(config), *_weight_decay(config)),
     "sgd": lambda config: (*_weight_decay(config), optax.trace(decay=config.momentum)),
 }
-"""From an `OptimizerConfig` to what becomes of a gradient before it is scaled by the rate."""
+"""From an `OptimizerConfig` to the transformations before scaling by the learning rate."""
 
 
 def _step(config: Any, num_steps: int) -> optax.Schedule:
@@ -47,4 +48,4 @@ SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
     "step": _step,
     "cosine": _cosine,
 }
-"""From an `OptimizerConfig` and the number of steps to the rate after warmup, by step."""
+"""From an `OptimizerConfig` and the number of steps to a function from step to learning rate."""

@@ -1,8 +1,8 @@
-"""Run a function of 0, 1, 2, ... ahead of need in other processes, results in order.
+"""Compute a function of 0, 1, 2, ... ahead of time in other processes, with results in order.
 
-In: a function that can be sent to other processes. Out: an iterator. A worker that dies (killed, or
-out of memory) is replaced and what it was doing is done again, a few times; then the iterator
-raises. Nothing waits for a worker that is not there.
+The function must be one that can be sent to other processes; the results come from an iterator. A
+worker that dies (killed, or out of memory) is replaced and its work is repeated, a few times; then
+the iterator raises. Nothing waits for a worker that is gone.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 MAX_RESTARTS = 3
-"""How often in a run dead workers are replaced: one that cannot live would come back for ever."""
+"""How often dead workers are replaced in a run, since some would die again and again."""
 
 
 class WorkerError(RuntimeError):
-    """Workers died again and again."""
+    """Workers died repeatedly."""
 
 
 class Workers(Generic[T]):
-    """An iterator over fn(start), fn(start + 1), ..., computed ahead in processes.
+    """An iterator over fn(start), fn(start + 1), ..., computed ahead of time in processes.
 
     Args:
-        fn: Pickled once for each worker. What it raises, the iterator raises.
-        start: First argument.
-        num_workers: Number of processes; they start at once.
-        num_ahead: Most results computed or being computed ahead: what bounds memory.
-        name: Of what is computed, for messages.
+        fn: The function, which is pickled once per worker. The iterator raises its errors.
+        start: The first argument.
+        num_workers: Number of processes, which start immediately.
+        num_ahead: Maximum number of results that are computed ahead, which bounds memory.
+        name: What is computed, for messages.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Workers(Generic[T]):
             return result
 
     def pids(self) -> list[int]:
-        """The processes at work now."""
+        """Return the ids of the current worker processes."""
         return list(self._pool._processes or ())
 
     def close(self) -> None:

@@ -1,5 +1,7 @@
 """Primitives that move elements: data keep their node, parameters are followed."""
 
+from typing import Any
+
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
 from ghn_jax.tracing.rules.tokens import as_data
 from ghn_jax.tracing.values import Constant, Data, Weight
@@ -125,7 +127,7 @@ def _split(builder, eqn, inputs):
 def _dynamic_slice(builder, eqn, inputs):
     value = inputs[0]
     if isinstance(value, Weight):
-        starts = [getattr(var, "val", None) for var in eqn.invars[1:]]
+        starts: list[Any] = [getattr(var, "val", None) for var in eqn.invars[1:]]
         if any(start is None for start in starts):
             reason = "is sliced at an index that the network computes"
             keep_weights(builder, [value], reason)

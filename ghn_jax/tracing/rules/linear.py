@@ -87,7 +87,7 @@ def _is_pixel_kernel(view, shape):
 
 
 def _multiply_data(builder, left, right):
-    nodes = []
+    nodes: list[int] = []
     for value in (left, right):
         pending = value.is_product or value.is_softmax
         nodes += value.nodes if pending else [builder.node_of(value)]

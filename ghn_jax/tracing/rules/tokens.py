@@ -14,12 +14,12 @@ def add_position(builder: GraphBuilder, view: View, channels: int | None = None)
     """Add the node of a positional encoding.
 
     Args:
-        builder: Of the graph.
-        view: (n, C) tokens or (h, w, C) or (C, h, w) pixels, axes of size 1 anywhere.
-        channels: C, to tell the axis; None is the last axis.
+        builder: Builds the graph.
+        view: (n, C) tokens, or (h, w, C) or (C, h, w) pixels, possibly with further axes of size 1.
+        channels: Number of channels C, which identifies their axis; None means the last axis.
 
     Returns:
-        The node.
+        The node's index.
     """
     shape = tuple(size for size in view.shape if size > 1) or (1,)
     view = view.reshape(shape)
