@@ -118,7 +118,6 @@ def defined_names(path: Path) -> set[str]:
 # and as Flax has it, whose name is in the paths of parameters; one value where files are apart.
 SHARED = {"FLAGS", "main", "run"}
 SHARED |= {"batch_norm", "convolve", "convolve_depthwise", "max_pool"}
-SHARED |= {"BatchNorm", "NUM_CHANNELS", "T"}
 
 
 def test_one_name_for_one_thing():

@@ -46,13 +46,14 @@ def main() -> None:
     """Diagnose the network that the flags name."""
     ghn = ghn_jax.load(FLAGS.ghn)
     size = FLAGS.image_size or ghn.experiment.space.image_size
-    num_classes = ghn.config.num_classes
-    module = resolve_module(FLAGS.architecture, size, num_classes, FLAGS.deepnets)
+    num_classes, num_channels = ghn.config.num_classes, ghn.experiment.space.num_channels
+    module = resolve_module(FLAGS.architecture, size, num_classes, FLAGS.deepnets, num_channels)
     initializer = NetworkInitializer(
         module,
         ghn,
         size,
         num_classes,
+        num_channels=num_channels,
         noise_beta=FLAGS.noise_beta,
         first_layer=FLAGS.first_layer,
     )

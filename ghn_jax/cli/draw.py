@@ -41,6 +41,7 @@ define_deepnets_flag()
 flags.DEFINE_string("out", None, "File to draw to: .svg, .pdf or .png.")
 flags.DEFINE_integer("image_size", 224, "Height and width of the images, in pixels.", lower_bound=1)
 flags.DEFINE_integer("num_classes", 1000, "Number of outputs of named networks.", lower_bound=1)
+flags.DEFINE_integer("num_channels", 3, "Number of channels of the images.", lower_bound=1)
 flags.DEFINE_bool("small_images", False, "Use the variant of a named network for 32 px.")
 define_arguments_flag()
 flags.mark_flags_as_required(["architecture", "out"])
@@ -70,8 +71,8 @@ def make_graph(spec: str) -> tuple[ArchGraph, str]:
     is_architecture = isinstance(made, Architecture | ResNet)
     arguments = parse_arguments(FLAGS.arguments, is_traced=not is_architecture)
     if is_architecture:
-        return build_graph(lower(made, size, num_classes)), ""
-    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+        return build_graph(lower(made, size, num_classes, FLAGS.num_channels)), ""
+    images = jax.ShapeDtypeStruct((2, size, size, FLAGS.num_channels), jnp.float32)
     traced = trace(made, images, num_classes=num_classes, **arguments)
     return traced.graph, str(make_report(traced))
 

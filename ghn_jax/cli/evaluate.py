@@ -53,7 +53,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "images",
     None,
-    "An .npz file to use instead of a data set, with 'images', (N, S, S, 3) float32, already"
+    "An .npz file to use instead of a data set, with 'images', (N, S, S, C) float32, already"
     " normalised, and 'labels'.",
 )
 flags.DEFINE_integer(
@@ -87,7 +87,7 @@ def main() -> None:
         raise ValueError("--images and --data are given, expected one source of images")
     if FLAGS.images:
         space = config.space
-        dataset = read_labelled_images(FLAGS.images, space.image_size, space.num_classes)
+        dataset = read_labelled_images(FLAGS.images, *space.input_sizes)
     else:
         name = FLAGS.data or config.data.name
         data_dir = FLAGS.data_dir or config.data.data_dir

@@ -58,7 +58,9 @@ def main(config: FinetuneConfig, workdir: str) -> None:
     comparison = Comparison(config, dataset, ghn, workdir, FLAGS.ghn or "")
     num_classes = check_classes(dataset)
     modules = {
-        spec: resolve_module(spec, dataset.image_size, num_classes, FLAGS.deepnets)
+        spec: resolve_module(
+            spec, dataset.image_size, num_classes, FLAGS.deepnets, dataset.num_channels
+        )
         for spec in FLAGS.architecture
     }
     rows = comparison.run(modules)

@@ -59,7 +59,7 @@ define_deepnets_flag()
 flags.DEFINE_string(
     "images",
     None,
-    "An .npy file of images, (B, S, S, 3) float32, already normalised; S decides the network's"
+    "An .npy file of images, (B, S, S, C) float32, already normalised; S decides the network's"
     " variant, which otherwise the GHN does.",
 )
 flags.DEFINE_string("logits", None, "An .npy file to write the images' logits to.")
@@ -91,7 +91,12 @@ def main() -> None:
     parse_arguments(FLAGS.arguments, is_traced=False)
     start = time.perf_counter()
     plan, graph = resolve_architecture(
-        FLAGS.architecture, image_size, config.num_classes, config.virtual_edges, FLAGS.deepnets
+        FLAGS.architecture,
+        image_size,
+        config.num_classes,
+        config.virtual_edges,
+        FLAGS.deepnets,
+        ghn.experiment.space.num_channels,
     )
     seconds = time.perf_counter() - start
     _report_graph(graph, plan.num_parameters)
@@ -126,7 +131,9 @@ def predict_traced(ghn: GHN, network: Any, images: np.ndarray | None, image_size
         raise ValueError(
             f"--out is {FLAGS.out!r}, expected .npz: this network has no names in PyTorch"
         )
-    inputs = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    inputs = jax.ShapeDtypeStruct(
+        (1, image_size, image_size, ghn.experiment.space.num_channels), np.float32
+    )
     start = time.perf_counter()
     prediction = ghn.predict(network, inputs if images is None else images, **arguments)
     seconds = time.perf_counter() - start
@@ -160,10 +167,11 @@ def _report_graph(graph: ArchGraph, num_parameters: int) -> None:
 
 
 def _read_images(ghn: GHN) -> np.ndarray:
-    images = read_images(FLAGS.images)
+    space = ghn.experiment.space
+    images = read_images(FLAGS.images, space.num_channels)
     if is_stored(FLAGS.architecture):
         # Stored networks are made for the images of a data set, and so is the GHN.
-        check_images(FLAGS.images, images, ghn.experiment.space.image_size)
+        check_images(FLAGS.images, images, space.num_channels, space.image_size)
     return images
 
 

@@ -50,7 +50,9 @@ def main(config: NetworkConfig, workdir: str) -> None:
     data, training = config.data, config.training
     dataset = load_dataset(data.name, data.data_dir, data.image_size, data.num_channels)
     size, num_classes = dataset.image_size, check_classes(dataset)
-    plain = resolve_module(FLAGS.architecture, size, num_classes, FLAGS.deepnets)
+    plain = resolve_module(
+        FLAGS.architecture, size, num_classes, FLAGS.deepnets, dataset.num_channels
+    )
     module = plain
     if training.drop_path or training.auxiliary_weight:
         if not isinstance(plain, TargetNetwork):
@@ -61,11 +63,16 @@ def main(config: NetworkConfig, workdir: str) -> None:
             )
         module = RegularizedNetwork(plain.plan, bool(training.auxiliary_weight))
     ghn = None if FLAGS.ghn is None else ghn_jax.load(FLAGS.ghn)
-    initializer = None if ghn is None else NetworkInitializer(plain, ghn, size, num_classes)
+    initializer = (
+        None
+        if ghn is None
+        else NetworkInitializer(plain, ghn, size, num_classes, num_channels=dataset.num_channels)
+    )
     trainer = NetworkTrainer(module, dataset, config)
 
     key = jax.random.key(training.seed)
-    init = jax.jit(lambda key: module.init(key, np.zeros((1, size, size, 3), np.float32)))
+    shape = (1, size, size, dataset.num_channels)
+    init = jax.jit(lambda key: module.init(key, np.zeros(shape, np.float32)))
     variables = jax.tree.map(np.asarray, dict(init(key)))
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     print(f"{num_parameters:,} parameters, {trainer.num_steps:,} steps", flush=True)

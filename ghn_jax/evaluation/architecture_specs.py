@@ -21,7 +21,7 @@ from ghn_jax.models import MODELS, SMALL_MODELS, build, field_defaults
 from ghn_jax.sampling import SPLITS
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.network import TargetNetwork
-from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, Plan, lower
+from ghn_jax.targets.plan import NUM_IMAGE_CHANNELS, SMALL_IMAGE_LIMIT, Plan, lower
 
 if TYPE_CHECKING:
     from ghn_jax.deepnets1m.reader import DeepNets1M
@@ -49,6 +49,7 @@ def resolve_architecture(
     num_classes: int,
     max_distance: int,
     deepnets: str | os.PathLike[str] | None = None,
+    num_channels: int = NUM_IMAGE_CHANNELS,
 ) -> PlannedNetwork:
     """Build the network that a SPEC means.
 
@@ -59,6 +60,7 @@ def resolve_architecture(
         num_classes: width of its output.
         max_distance: longest distance with an edge in its graph.
         deepnets: folder of the file that `SPLIT/INDEX` refers to.
+        num_channels: channels of the images; those of stored networks have 3.
 
     Returns:
         The network. The graph of `SPLIT/INDEX` is the file's, as the original reads it.
@@ -82,7 +84,9 @@ def resolve_architecture(
             )
         return stored_network(nets, index, num_classes, max_distance)
     if spec in PREDEFINED:
-        return built_network(PREDEFINED[spec], image_size, num_classes, max_distance)
+        return built_network(
+            PREDEFINED[spec], (image_size, num_classes, num_channels), max_distance
+        )
     if is_factory(spec):
         made = make_network(spec)
         if not isinstance(made, (Architecture, ResNet)):
@@ -90,7 +94,7 @@ def resolve_architecture(
                 f"architecture {spec!r} makes a {type(made).__name__}, expected an Architecture or"
                 " a ResNet of ghn_jax.architectures"
             )
-        return built_network(made, image_size, num_classes, max_distance)
+        return built_network(made, (image_size, num_classes, num_channels), max_distance)
     raise ValueError(
         f"architecture is {spec!r}{suggest(spec, tuple(PREDEFINED))}, expected {_FORMS}"
     )
@@ -101,6 +105,7 @@ def resolve_module(
     image_size: int,
     num_classes: int,
     deepnets: str | os.PathLike[str] | None = None,
+    num_channels: int = NUM_IMAGE_CHANNELS,
 ) -> nn.Module:
     """Make the Flax module that a SPEC means, to train it.
 
@@ -110,6 +115,7 @@ def resolve_module(
         image_size: height and width of its images, pixels; up to 64 is the small-image variant.
         num_classes: width of its output.
         deepnets: folder of the file that `SPLIT/INDEX` refers to.
+        num_channels: channels of the images; those of stored networks have 3.
 
     Returns:
         The module; a `TargetNetwork` for networks of the space and the predefined ones.
@@ -132,7 +138,8 @@ def resolve_module(
         raise ValueError(
             f"architecture is {spec!r}{near}, expected {_FORMS}, or one of {', '.join(models)}"
         )
-    return TargetNetwork(resolve_architecture(spec, image_size, num_classes, 1, deepnets).plan)
+    network = resolve_architecture(spec, image_size, num_classes, 1, deepnets, num_channels)
+    return TargetNetwork(network.plan)
 
 
 def is_stored(spec: str) -> bool:
@@ -152,10 +159,10 @@ def stored_network(
 
 
 def built_network(
-    architecture: Architecture | ResNet, image_size: int, num_classes: int, max_distance: int
+    architecture: Architecture | ResNet, input_sizes: tuple[int, int, int], max_distance: int
 ) -> PlannedNetwork:
-    """A network with the graph that our own code builds."""
-    plan = lower(architecture, image_size, num_classes)
+    """A network with the graph that our own code builds, see `SpaceConfig.input_sizes`."""
+    plan = lower(architecture, *input_sizes)
     return PlannedNetwork(plan, build_graph(plan, max_distance))
 
 

@@ -1,4 +1,4 @@
-"""Images that are given as arrays: already normalised, (B, S, S, 3) float32.
+"""Images that are given as arrays: already normalised, (B, S, S, C) float32.
 
 In: a `.npy` file of images, or a `.npz` file with `images` and `labels`. Out: checked arrays.
 """
@@ -13,14 +13,13 @@ import numpy as np
 
 from ghn_jax.data import ArraySplit, Dataset
 
-NUM_CHANNELS = 3
 
-
-def read_images(path: str | os.PathLike[str]) -> np.ndarray:
+def read_images(path: str | os.PathLike[str], num_channels: int = 3) -> np.ndarray:
     """Read images for a forward pass.
 
     Args:
-        path: a `.npy` file, (B, S, S, 3) float32, already normalised.
+        path: a `.npy` file, (B, S, S, C) float32, already normalised.
+        num_channels: C.
 
     Returns:
         The images.
@@ -31,19 +30,20 @@ def read_images(path: str | os.PathLike[str]) -> np.ndarray:
     images = _load(path)
     if not isinstance(images, np.ndarray):
         raise ValueError(f"{path} holds several arrays, expected a .npy file of one, the images")
-    return check_images(str(path), images)
+    return check_images(str(path), images, num_channels)
 
 
 def read_labelled_images(
-    path: str | os.PathLike[str], image_size: int, num_classes: int
+    path: str | os.PathLike[str], image_size: int, num_classes: int, num_channels: int = 3
 ) -> Dataset:
     """Read images and labels for an evaluation.
 
     Args:
-        path: a `.npz` file with `images`, (N, S, S, 3) float32, already normalised, and `labels`,
+        path: a `.npz` file with `images`, (N, S, S, C) float32, already normalised, and `labels`,
             (N,) integers.
         image_size: S.
         num_classes: labels are less.
+        num_channels: C.
 
     Returns:
         A data set all of whose splits are these images.
@@ -55,7 +55,7 @@ def read_labelled_images(
     if not isinstance(arrays, dict) or set(arrays) != {"images", "labels"}:
         found = ", ".join(arrays) if isinstance(arrays, dict) else "a single array"
         raise ValueError(f"{path} holds {found}, expected a .npz file of 'images' and 'labels'")
-    images = check_images(f"{path}: images", arrays["images"], image_size)
+    images = check_images(f"{path}: images", arrays["images"], num_channels, image_size)
     labels = arrays["labels"]
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -72,10 +72,10 @@ def read_labelled_images(
         name=str(path),
         num_classes=num_classes,
         image_size=image_size,
-        num_channels=NUM_CHANNELS,
+        num_channels=num_channels,
         # The images are normalised already.
-        mean=(0.0,) * NUM_CHANNELS,
-        std=(1.0,) * NUM_CHANNELS,
+        mean=(0.0,) * num_channels,
+        std=(1.0,) * num_channels,
         train=split,
         validation=split,
         test=split,
@@ -84,15 +84,17 @@ def read_labelled_images(
     )
 
 
-def check_images(name: str, images: np.ndarray, image_size: int | None = None) -> np.ndarray:
-    """Return images that are (B, S, S, 3) float32, or raise ValueError saying what is wrong."""
+def check_images(
+    name: str, images: np.ndarray, num_channels: int, image_size: int | None = None
+) -> np.ndarray:
+    """Return images that are (B, S, S, C) float32, or raise ValueError saying what is wrong."""
     described = f"{name} has shape {images.shape} and dtype {images.dtype}"
-    expected = "expected (images, height, width, 3) float32, already normalised"
+    expected = f"expected (images, height, width, {num_channels}) float32, already normalised"
     if images.ndim != 4:
         raise ValueError(f"{described}, {expected}")
-    if images.shape[3] != NUM_CHANNELS:
+    if images.shape[3] != num_channels:
         hint = ""
-        if images.shape[1] == NUM_CHANNELS:
+        if images.shape[1] == num_channels:
             hint = ": it looks like NCHW, use images.transpose(0, 2, 3, 1)"
         raise ValueError(f"{described}, {expected}{hint}")
     if images.dtype != np.float32:

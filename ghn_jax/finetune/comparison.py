@@ -116,6 +116,7 @@ class Comparison:
             self._ghn,
             self._dataset.image_size,
             check_classes(self._dataset),
+            num_channels=self._dataset.num_channels,
             classifier=config.classifier,
             noise_beta=config.noise_beta,
             first_layer=AUTO if config.first_layer is None else config.first_layer,

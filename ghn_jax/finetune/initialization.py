@@ -29,17 +29,16 @@ from ghn_jax.tracing import TracedNetwork, fill_variables, trace
 if TYPE_CHECKING:
     from ghn_jax.pretrained import GHN
 
-NUM_CHANNELS = 3
-
 
 class NetworkInitializer:
     """Makes the variables of one network by any of the four initialisations.
 
     Args:
-        module: A Flax linen module, (B, S, S, 3) images -> (B, num_classes) logits.
+        module: A Flax linen module, (B, S, S, C) images -> (B, num_classes) logits.
         ghn: The GHN that predicts parameters; None if only 'random' is requested.
         image_size: Height and width S of the images, in pixels.
         num_classes: Number of classes of the network's classifier.
+        num_channels: Number of channels C of the images.
         classifier: 'predicted', 'random', or 'auto' (predicted if the GHN has as many classes).
         noise_beta: Scale of the noise in 'ghn-noise' and 'ghn-orth'.
         first_layer: Number of the first layer that those two change, from 1, or 'auto'.
@@ -57,6 +56,7 @@ class NetworkInitializer:
         image_size: int,
         num_classes: int,
         *,
+        num_channels: int = 3,
         classifier: str = "auto",
         noise_beta: float = 3e-5,
         first_layer: int | str = AUTO,
@@ -65,13 +65,14 @@ class NetworkInitializer:
         check_instance("module", module, nn.Module, "a Flax linen module")
         check_positive_int("image_size", image_size)
         check_positive_int("num_classes", num_classes)
+        check_positive_int("num_channels", num_channels)
         check_choice("classifier", classifier, CLASSIFIERS)
         check_number("noise_beta", noise_beta)
         if first_layer != AUTO and (type(first_layer) is not int or first_layer < 1):
             raise ValueError(f"first_layer is {first_layer!r}, expected 'auto' or a positive int")
         arguments = call_arguments or {}
         self._noise_beta, self._first_layer = noise_beta, first_layer
-        images = jax.ShapeDtypeStruct((1, image_size, image_size, NUM_CHANNELS), np.float32)
+        images = jax.ShapeDtypeStruct((1, image_size, image_size, num_channels), np.float32)
         self._init = jax.jit(
             lambda key: module.init(key, np.zeros(images.shape, images.dtype), **arguments)
         )

@@ -71,7 +71,7 @@ class NetworkPrograms:
     """Jitted functions of one network.
 
     Args:
-        module: (B, S, S, 3) images -> (B, K) logits; during training possibly a pair with the
+        module: (B, S, S, C) images -> (B, K) logits; during training possibly a pair with the
             logits of an auxiliary head.
         training: How the network is trained.
         optimizer: An optimizer with learning rate 1; updates are multiplied by the step's rate.
@@ -160,19 +160,20 @@ class NetworkPrograms:
         return new["batch_stats"]
 
 
-def check_image_sizes(module: nn.Module, sizes: Sequence[int]) -> None:
+def check_image_sizes(module: nn.Module, sizes: Sequence[int], num_channels: int) -> None:
     """Check that a network's parameters do not depend on the size of its images.
 
     Args:
         module: The network.
         sizes: The size of the data set's images, in pixels, followed by `training.image_sizes`.
+        num_channels: Number of channels of the images.
 
     Raises:
         ValueError: If the network fails on a size, or its parameters differ in shape.
     """
     shapes = []
     for size in sizes if len(sizes) > 1 else ():
-        images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+        images = jax.ShapeDtypeStruct((1, size, size, num_channels), np.float32)
         try:
             init = jax.eval_shape(module.init, jax.random.key(0), images)
             shapes.append(jax.tree.map(lambda leaf: leaf.shape, init["params"]))

@@ -80,7 +80,7 @@ class NetworkTrainer:
     """Trains one network, any number of times.
 
     Args:
-        module: (B, S, S, 3) images -> (B, K) logits; during training possibly a pair with the
+        module: (B, S, S, C) images -> (B, K) logits; during training possibly a pair with the
             logits of an auxiliary head.
         dataset: Images of K classes.
         config: The config of the runs.
@@ -105,7 +105,7 @@ class NetworkTrainer:
                 f"training.drop_path is {training.drop_path}, expected 0 for a"
                 f" {type(module).__name__}, which has no drop path"
             )
-        check_image_sizes(module, (size, *training.image_sizes))
+        check_image_sizes(module, (size, *training.image_sizes), dataset.num_channels)
         # A few-shot set can be smaller than a batch.
         self._batch_size = min(config.data.batch_size, len(dataset.train))
         self.steps_per_epoch = len(dataset.train) // self._batch_size

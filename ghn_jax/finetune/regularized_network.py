@@ -24,7 +24,7 @@ _HEAD_FEATURES = (128, 768)
 
 
 class RegularizedNetwork(nn.Module):
-    """(B, S, S, 3) images -> (B, K) logits; in training, a pair with the auxiliary head's logits.
+    """(B, S, S, C) images -> (B, K) logits; in training, a pair with the auxiliary head's logits.
 
     Attributes:
         plan: The lowered architecture.
@@ -56,7 +56,7 @@ class RegularizedNetwork(nn.Module):
         """Run the network.
 
         Args:
-            images: (B, S, S, 3), normalised.
+            images: (B, S, S, C), normalised.
             train: Whether batch norm uses the batch, paths are dropped and dropout is active.
             drop_path_rate: () float32, probability of dropping an operation's result.
 

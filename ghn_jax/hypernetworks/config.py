@@ -14,14 +14,14 @@ class GHNConfig:
     """Configuration of a hypernetwork; it travels with the parameters in a checkpoint.
 
     Attributes:
-        num_classes: Number of classes that the target networks predict.
-        hidden_size: Width D of node embeddings, a multiple of 4.
-        max_shape: Largest tile (out, in, height, width); larger parameters repeat it.
-        message_passing: How nodes exchange information: a variant's config, or its name.
-        virtual_edges: Longest distance that a virtual edge spans, 2..250; 1 means none.
-        layer_norm: Whether node embeddings are layer-normalised before decoding.
-        normalize_parameters: Whether predicted parameters are scaled by their fan-in.
-        decoder: How kernels are decoded: a variant's config, or its name.
+        num_classes: number of classes that the target networks predict.
+        hidden_size: width D of node embeddings, a multiple of 4.
+        max_shape: largest tile (out, in, height, width); larger parameters repeat it.
+        message_passing: how nodes exchange information: a variant's config, or its name.
+        virtual_edges: longest distance that a virtual edge spans, 2..250; 1 means none.
+        layer_norm: whether node embeddings are layer-normalised before decoding.
+        normalize_parameters: whether predicted parameters are scaled by their fan-in.
+        decoder: how kernels are decoded: a variant's config, or its name.
     """
 
     num_classes: int = 10

@@ -85,7 +85,7 @@ def build(
             lists them.
 
     Returns:
-        The module: (B, S, S, 3) images -> (B, num_classes) logits.
+        The module: (B, S, S, C) images -> (B, num_classes) logits.
 
     Raises:
         ValueError: If `name` is not a known network or it has no such field, in which case the

@@ -37,7 +37,7 @@ class ConvNeXtBlock(ModuleWithOperations):
 
 
 class ConvNeXt(ModuleWithOperations):
-    """(B, S, S, 3) images -> (B, K) logits.
+    """(B, S, S, C) images -> (B, K) logits.
 
     Attributes:
         stage_sizes: Number of blocks in each stage.

@@ -28,7 +28,7 @@ class DenseLayer(ModuleWithOperations):
 
 
 class DenseNet(ModuleWithOperations):
-    """(B, S, S, 3) images -> (B, K) logits.
+    """(B, S, S, C) images -> (B, K) logits.
 
     Attributes:
         stage_sizes: Number of layers in each dense block.

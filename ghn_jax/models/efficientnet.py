@@ -44,7 +44,7 @@ class MBConv(ModuleWithOperations):
 
 
 class EfficientNet(ModuleWithOperations):
-    """(B, S, S, 3) images -> (B, K) logits.
+    """(B, S, S, C) images -> (B, K) logits.
 
     Attributes:
         num_classes: Number of classes, K.

@@ -38,7 +38,7 @@ class InvertedResidual(ModuleWithOperations):
 
 
 class MobileNetV2(ModuleWithOperations):
-    """(B, S, S, 3) images -> (B, K) logits.
+    """(B, S, S, C) images -> (B, K) logits.
 
     Attributes:
         num_classes: Number of classes, K.

@@ -45,7 +45,7 @@ class ResNetBlock(ModuleWithOperations):
 
 
 class ResNetModule(ModuleWithOperations):
-    """(B, S, S, 3) images -> (B, K) logits.
+    """(B, S, S, C) images -> (B, K) logits.
 
     Attributes:
         stage_sizes: Number of blocks in each stage.

@@ -98,7 +98,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """(B, S, S, 3) images -> (B, K) logits.
+    """(B, S, S, C) images -> (B, K) logits.
 
     Attributes:
         stage_sizes: Number of blocks in each stage.

@@ -10,7 +10,7 @@ from ghn_jax.models.layers import ModuleWithOperations, batch_norm, conv, max_po
 
 
 class VGG(ModuleWithOperations):
-    """(B, S, S, 3) images -> (B, K) logits.
+    """(B, S, S, C) images -> (B, K) logits.
 
     Attributes:
         stages: Widths of the convolutions before each pool.

@@ -30,7 +30,7 @@ class EncoderBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """(B, S, S, 3) images -> (B, K) logits, read from the class token.
+    """(B, S, S, C) images -> (B, K) logits, read from the class token.
 
     Attributes:
         num_layers: Number of encoder blocks.
@@ -86,6 +86,6 @@ def deepnets_vit(num_classes: int = 1000, image_size: int = 224) -> TargetNetwor
             instead of 16.
 
     Returns:
-        The module: (B, S, S, 3) images -> (B, K) logits.
+        The module: (B, S, S, C) images -> (B, K) logits.
     """
     return TargetNetwork(lower(VIT, image_size, num_classes))

@@ -83,3 +83,13 @@ def test_other_labelled_images_are_refused(tmp_path, arrays, message):
         read_labelled_images(tmp_path / "x.npz", image_size=8, num_classes=10)
     with pytest.raises(ValueError, match="holds a single array, expected a .npz file"):
         read_labelled_images(save(tmp_path / "x.npy", IMAGES), 8, 10)
+
+
+def test_images_of_one_channel(tmp_path):
+    grey = IMAGES[..., :1]
+    np.testing.assert_array_equal(read_images(save(tmp_path / "x.npy", grey), 1), grey)
+    np.savez(tmp_path / "x.npz", images=grey, labels=np.zeros(len(grey), np.int32))
+    dataset = read_labelled_images(tmp_path / "x.npz", 8, 10, num_channels=1)
+    assert dataset.num_channels == 1 and dataset.mean == (0.0,)
+    with pytest.raises(ValueError, match=r"expected \(images, height, width, 3\) float32"):
+        read_images(tmp_path / "x.npy")

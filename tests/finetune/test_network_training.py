@@ -17,6 +17,7 @@ import pytest
 from ghn_jax.data import CropAndFlip, TrainBatches, load_dataset, take_shots
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
+from ghn_jax.finetune.initialization import NetworkInitializer
 from ghn_jax.finetune.network_programs import call_arguments
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 from ghn_jax.models import build
@@ -320,3 +321,16 @@ def test_cutout_blanks_one_square():
     sizes = differs.sum((1, 2))
     assert sizes.max() == 16 and sizes.min() < 16  # squares at the border are cut off
     np.testing.assert_array_equal(cut, TrainBatches(dataset, 64, 0, cutout=4).batch(5)[0])
+
+
+def test_grey_images_of_several_sizes_and_predicted_networks_of_one_channel():
+    grey = take_shots(load_dataset("digits", num_channels=1), 2)
+    config = config_of(training={"num_steps": 1, "image_sizes": (6, 8)})
+    variables = Net().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    trainer = NetworkTrainer(Net(), grey, config)
+    result = trainer.run(variables, quiet=True)
+    assert result.variables["params"]["Conv_0"]["kernel"].shape == (3, 3, 1, 8)
+    module = resolve_module("vit", 8, 10, num_channels=1)
+    initializer = NetworkInitializer(module, None, 8, 10, num_channels=1)
+    random = initializer.make("random", jax.random.key(0))
+    assert {leaf.shape[2] for leaf in jax.tree.leaves(random) if leaf.ndim == 4} >= {1}
