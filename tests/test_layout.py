@@ -115,8 +115,9 @@ def defined_names(path: Path) -> set[str]:
 
 
 # What several files may define: programs; one operation in several spellings; batch norm as a block
-# and as Flax has it, whose name is in the paths of parameters; one value where files are apart.
+# and as Flax has it, whose name is in the paths of parameters.
 SHARED = {"FLAGS", "main", "run"}
+SHARED |= {"BatchNorm", "T"}
 SHARED |= {"batch_norm", "convolve", "convolve_depthwise", "max_pool"}
 
 
