@@ -100,7 +100,7 @@ def compile_share(
         compute_dtype=training.compute_dtype,
     )
     predictor = Predictor(config.ghn, training.num_compile_threads)
-    source = create_source(config.architectures, config.space, training.seed, config.ghn)
+    source = create_source(config)
     num_devices = training.num_devices or jax.local_device_count()
     rules = MetaBatchRules(
         training.meta_batch_size, training.max_nodes, config.data.batch_size, num_devices

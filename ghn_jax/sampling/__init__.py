@@ -1,5 +1,6 @@
 """Draw architectures from the DeepNets-1M space (docs/method.md, 'Sampling')."""
 
+from ghn_jax.sampling.curriculum import CurriculumConfig
 from ghn_jax.sampling.parameter_count import count_parameters
 from ghn_jax.sampling.sampler import ArchitectureStream, sample_architecture
 from ghn_jax.sampling.space import SPLITS, SpaceConfig, SplitRules
@@ -7,6 +8,7 @@ from ghn_jax.sampling.space import SPLITS, SpaceConfig, SplitRules
 __all__ = [
     "SPLITS",
     "ArchitectureStream",
+    "CurriculumConfig",
     "SpaceConfig",
     "SplitRules",
     "count_parameters",

@@ -15,10 +15,10 @@ import numpy as np
 from ghn_jax.architectures import Architecture
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.graphs import ArchGraph
-from ghn_jax.hypernetworks.config import GHNConfig
-from ghn_jax.sampling import SpaceConfig, sample_architecture
+from ghn_jax.sampling import CurriculumConfig, SpaceConfig, sample_architecture
 from ghn_jax.targets.graph import build_graph
 from ghn_jax.targets.plan import Plan, lower
+from ghn_jax.training.config import ExperimentConfig
 
 
 class ArchitectureSource(Protocol):
@@ -45,15 +45,23 @@ class SampledArchitectures:
         space: The distribution of architectures.
         seed: Seed of the stream of architectures.
         virtual_edges: Longest distance of an edge in the graphs.
+        curriculum: How the distribution changes with the step.
+        num_per_step: Number of architectures in each step: the architecture at index i counts as
+            one of step i / num_per_step. (If `training.max_nodes` cuts meta batches short, training
+            is at a later step by then.)
     """
 
     space: SpaceConfig
     seed: int
     virtual_edges: int
+    curriculum: CurriculumConfig = CurriculumConfig()
+    num_per_step: int = 1
 
     def draw(self, index: int) -> Architecture:
         """Draw the architecture at an index."""
-        return sample_architecture(self.space, self.seed, index)
+        step = index / self.num_per_step
+        space = self.curriculum.space_at(self.space, step, self.seed, index)
+        return sample_architecture(space, self.seed, index)
 
     def lower(self, architecture: Architecture) -> Plan:
         """Lower an architecture for the images and classes of the space."""
@@ -128,20 +136,19 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(sequence).permutation(size)
 
 
-def create_source(
-    directory: str | None, space: SpaceConfig, seed: int, ghn: GHNConfig
-) -> ArchitectureSource:
+def create_source(config: ExperimentConfig) -> ArchitectureSource:
     """Create the source that a config describes.
 
     Args:
-        directory: The folder of DeepNets-1M files; None draws from the space.
-        space: The distribution of architectures, or the split of the files.
-        seed: Seed of the sequence.
-        ghn: The hypernetwork's config, which says which virtual edges the graphs have.
+        config: The run's config; its `architectures` says whether they are drawn or read.
 
     Returns:
         The source.
     """
-    if directory is None:
-        return SampledArchitectures(space, seed, ghn.virtual_edges)
-    return StoredArchitectures(directory, space, seed, ghn.virtual_edges)
+    seed, virtual_edges = config.training.seed, config.ghn.virtual_edges
+    if config.architectures is None:
+        num_per_step = config.training.meta_batch_size
+        return SampledArchitectures(
+            config.space, seed, virtual_edges, config.curriculum, num_per_step
+        )
+    return StoredArchitectures(config.architectures, config.space, seed, virtual_edges)

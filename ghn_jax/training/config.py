@@ -21,6 +21,7 @@ from ghn_jax.configuration.validation import (
 )
 from ghn_jax.engine.blockwise import COMPUTE_DTYPES
 from ghn_jax.hypernetworks.config import GHNConfig
+from ghn_jax.sampling import CurriculumConfig
 from ghn_jax.sampling.space import SPLITS, SpaceConfig
 from ghn_jax.tasks import TASKS, TaskConfig
 from ghn_jax.training.update_rules import SCHEDULES, UPDATE_RULES
@@ -247,6 +248,7 @@ class ExperimentConfig:
         architectures: folder of published or generated files (DeepNets-1M) whose architectures are
             trained on; None draws from the space.
         task: what target networks are trained for; or its name.
+        curriculum: how the distribution over training architectures changes with the step.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -257,8 +259,18 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     architectures: str | None = None
     task: TaskConfig = TASKS.config("classification")
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
 
     def __post_init__(self) -> None:
+        try:
+            self.curriculum.check(self.space)
+        except ValueError as error:
+            raise ValueError(f"curriculum gives space a value it cannot have: {error}") from error
+        if self.architectures is not None and not self.curriculum.is_empty:
+            raise ValueError(
+                f"curriculum is {self.curriculum}, expected none with architectures ="
+                f" {self.architectures!r}: files are read as they are"
+            )
         if self.ghn.num_classes != self.space.num_classes:
             raise ValueError(
                 f"ghn.num_classes is {self.ghn.num_classes}, expected {self.space.num_classes} as"

@@ -148,9 +148,7 @@ class Trainer:
         self.replicas = [self._create_replica(device) for device in devices]
         self._threads = ThreadPoolExecutor(len(devices), thread_name_prefix="replica")
         self.batches = TrainBatches(self.dataset, config.data.batch_size, training.seed)
-        self.source = parts.get("source") or create_source(
-            config.architectures, config.space, training.seed, config.ghn
-        )
+        self.source = parts.get("source") or create_source(config)
         self.rules = MetaBatchRules(
             training.meta_batch_size,
             training.max_nodes,
