@@ -58,7 +58,8 @@ class CurriculumConfig:
 
     def check(self, space: SpaceConfig) -> None:
         """Raise ValueError if a milestone gives the space a value that it refuses."""
-        for step in sorted({step for step, *_ in (*self.num_cells, *self.widths)}):
+        steps = {step for step, _, _ in self.num_cells} | {step for step, _ in self.widths}
+        for step in sorted(steps):
             self._restrict(space, step)
 
     def space_at(self, space: SpaceConfig, step: float, seed: int, index: int) -> SpaceConfig:
