@@ -93,6 +93,8 @@ def missing_paths(text: str) -> list[str]:
 
 
 def _exists(path: str) -> bool:
+    if path.startswith(".venv/"):
+        return True  # which programs are there depends on the extras that were installed
     return (REPOSITORY / path).exists()
 
 
