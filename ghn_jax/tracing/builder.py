@@ -53,7 +53,7 @@ class GraphBuilder:
         self._spliced: set[int] = set()
 
     def has_batch(self, shape: Sequence[int]) -> bool:
-        """Whether an axis of the shape holds the batch."""
+        """Return whether an axis of the shape holds the batch."""
         return any(size and size % self.batch_size == 0 for size in shape)
 
     def node(self, primitive: str, parents: Iterable[int], shape=NO_SHAPE) -> int:
@@ -62,12 +62,12 @@ class GraphBuilder:
         return len(self.nodes) - 1
 
     def merge(self, primitive: str, nodes: Iterable[int]) -> int:
-        """A node only where two or more different nodes meet."""
+        """Return the node where nodes meet: a new one only if two or more of them differ."""
         parents = tuple(dict.fromkeys(nodes))
         return self.node(primitive, parents) if len(parents) > 1 else parents[0]
 
     def node_of(self, data: Data) -> int:
-        """The node of a value: a pending pool or product becomes one here."""
+        """Return the node of a value, and make one of a pending pool or product."""
         statistic = data.statistic
         if statistic is not None and statistic.norm != "bn":
             return self._pool(data, ("global", statistic.kind), statistic.window)
@@ -78,11 +78,11 @@ class GraphBuilder:
         return self.merge("sum", data.nodes)
 
     def is_pool_of(self, node: int, nodes: tuple[int, ...]) -> bool:
-        """Whether a node is a global pool of others."""
+        """Return whether a node is a global pool of others."""
         return self._pool_sources.get(node) == nodes
 
     def gate(self, nodes: tuple[int, int]) -> int:
-        """The product of an image and its gate; the gate's own pool is no node (docs/method.md)."""
+        """Return the product of an image and its gate, whose pool is no node (docs/method.md)."""
         image, top = min(nodes), max(nodes)
         stack, seen = [top], set()
         while stack:
@@ -206,7 +206,7 @@ class GraphBuilder:
 
 
 def pool_shape(window: Sequence[int]) -> tuple[int, int, int, int]:
-    """The shape of a pool's node, (1, 1, height, width)."""
+    """Return the shape of a pool's node, (1, 1, height, width)."""
     sizes = [*window, 1, 1]
     return (1, 1, sizes[0], sizes[1])
 

@@ -43,7 +43,7 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def unknown(builder: GraphBuilder, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    """What is known of the outputs of a primitive without a rule."""
+    """Return what is known about the outputs of a primitive without a rule."""
     num_outputs = len(eqn.outvars)
     data = [value for value in inputs if isinstance(value, Data)]
     weights = [value for value in inputs if isinstance(value, Weight)]
@@ -61,7 +61,7 @@ def unknown(builder: GraphBuilder, eqn: Any, inputs: Sequence[Value]) -> list[Va
 
 
 def derived(*weights: Weight) -> Weight:
-    """What depends on parameters but is no rearrangement of any."""
+    """Return a value that depends on parameters but is not a rearrangement of any."""
     return Weight(frozenset().union(*(weight.parameters for weight in weights)))
 
 

@@ -1,4 +1,4 @@
-"""What of a network a GHN can predict, and why not the rest."""
+"""Report what a GHN can predict of a network, and why it cannot predict the rest."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ class Report:
 
     @property
     def unpredicted(self) -> tuple[str, ...]:
-        """A line for every parameter that is kept: path and reason; without state."""
+        """Return a line for every kept parameter, its path and the reason; state is left out."""
         return tuple(f"{path}: {why}" for path, why in self.kept.items() if why != STATE)
 
     def __str__(self) -> str:

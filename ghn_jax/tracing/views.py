@@ -35,7 +35,7 @@ class View:
 
     @property
     def region(self) -> tuple[int, str]:
-        """The part of a parameter that the view holds; views that differ in order have the same."""
+        """Return the part of a parameter that the view holds; its order does not matter."""
         slices = [i for i, (kind, _, _) in enumerate(self.steps) if kind == "slice"]
         return (self.parameter, str(self.steps[: slices[-1] + 1]) if slices else "")
 
@@ -54,7 +54,7 @@ class View:
         return self._then("reverse", axes, self.shape)
 
     def slice(self, index: Index) -> "View":
-        """A part."""
+        """Return a part of the view."""
         sizes = (
             len(range(*part.indices(size))) for part, size in zip(index, self.shape, strict=True)
         )
@@ -62,7 +62,7 @@ class View:
         return self if shape == self.shape else self._then("slice", index, shape)
 
     def shrink(self, side: int) -> "View":
-        """The inverse of `extend`: of (n, C) tokens the (1, s, s, C) grid that predicts them."""
+        """Invert `extend`: return the (1, s, s, C) grid that predicts (n, C) tokens."""
         return self._then("shrink", side, (1, side, side, self.shape[-1]))
 
     def read(self, source: np.ndarray) -> np.ndarray:

@@ -193,7 +193,7 @@ def _is_statistic_of(builder, statistic, data):
 
 
 def _is_total_of_attention(builder, statistic, data):
-    """Whether a softmax is divided by its sums only after the product with the values."""
+    """Return whether a softmax is divided by its sums only after the product with the values."""
     if not statistic.is_exponential or not statistic.is_product or len(data.nodes) != 1:
         return False
     node = builder.nodes[data.nodes[0]]
@@ -221,7 +221,7 @@ def _combine_same(builder, name, left, right):
 
 
 def _overlap(taps):
-    """Whether slices are the taps of a window: overlapping or interleaved, not halves."""
+    """Return whether slices are taps of a window: overlapping or interleaved, not halves."""
     shapes = {shape for _, _, shape in taps}
     if len(shapes) > 1:
         return False

@@ -41,7 +41,7 @@ def _scan(builder, eqn, inputs):
 
 
 def _split_scan_inputs(params, inputs):
-    """What stays the same in all iterations, what is carried, and what is scanned."""
+    """Return what is constant over the iterations, what is carried, and what is scanned."""
     if "ft_in" in params:  # since JAX 0.12
         consts, carry, scanned = params["ft_in"].update(inputs).unpack()
         return list(consts), list(carry), list(scanned)

@@ -82,7 +82,7 @@ def _apply_kernel(builder, x, kernel, shape, contracted, batch):
 
 
 def _is_pixel_kernel(view, shape):
-    """Whether the view is a (1, 1, I, O) kernel without its first axes."""
+    """Return whether the view is a (1, 1, I, O) kernel without its first axes."""
     return view.steps[:1] == (("reshape", (1, 1, *shape), shape),) and len(view.steps) == 1
 
 

@@ -42,6 +42,6 @@ def add_position(builder: GraphBuilder, view: View, channels: int | None = None)
 
 
 def as_data(builder: GraphBuilder, weight: Weight) -> Data:
-    """The parameter as tokens that the network computes on."""
+    """Return the parameter as the tokens that the network computes on."""
     nodes = [add_position(builder, view) for view in weight.views]
     return Data((builder.merge("sum", nodes),))
