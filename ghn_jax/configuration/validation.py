@@ -22,6 +22,14 @@ def suggest(value: object, options: Iterable[object]) -> str:
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
+def is_redefinition(known: Any, new: Any) -> bool:
+    """Return whether a class or function is one defined before, by code that runs once more.
+
+    A notebook's cell may run twice, and so may a config file.
+    """
+    return (known.__module__, known.__qualname__) == (new.__module__, new.__qualname__)
+
+
 def check_keys(
     owner: str, values: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> None:

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from ghn_jax.configuration.validation import check_positive_int, suggest
+from ghn_jax.configuration.validation import check_positive_int, is_redefinition, suggest
 
 _M = TypeVar("_M", bound=type)
 
@@ -83,8 +83,7 @@ class Variants:
 
         def decorate(module: _M) -> _M:
             known = self._modules.get(name)
-            # The same class may come again, since a notebook cell or a config file may run twice.
-            if known is not None and _location(known) != _location(module):
+            if known is not None and not is_redefinition(known, module):
                 raise ValueError(
                     f"name is {name!r}, expected another: it is taken by {known.__qualname__} of"
                     f" {known.__module__}"
@@ -151,10 +150,6 @@ class Variants:
         config.__module__ = module.__module__
         config.__qualname__ = f"{module.__qualname__}.Config"  # where pickle looks for it
         return config
-
-
-def _location(module: Any) -> tuple[str, str]:
-    return module.__module__, module.__qualname__
 
 
 def parse_variant(part: type[VariantConfig], value: Any) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from ghn_jax.configuration.validation import suggest
+from ghn_jax.configuration.validation import is_redefinition, suggest
 from ghn_jax.data.splits import Dataset
 
 Folder = str | os.PathLike[str] | None
@@ -31,8 +31,7 @@ class DatasetRegistry:
 
         def decorate(load: _F) -> _F:
             known = self._loaders.get(name)
-            # A notebook's cell or a config file may run twice.
-            if known is not None and _location(known) != _location(load):
+            if known is not None and not is_redefinition(known, load):
                 raise ValueError(
                     f"name is {name!r}, expected another: it is that of {known.__qualname__} of"
                     f" {known.__module__}"
@@ -83,7 +82,3 @@ def register_dataset(name: str) -> Callable[[_F], _F]:
         ValueError: If `name` is not as described, or another function has it.
     """
     return DATASETS.register(name)
-
-
-def _location(load: Any) -> tuple[str, str]:
-    return load.__module__, load.__qualname__

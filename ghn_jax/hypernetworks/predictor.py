@@ -97,7 +97,7 @@ class Predictor:
         self._nodes_at_once = nodes_at_once or (1 if jax.default_backend() == "cpu" else 2)
         self._network = model.for_programs(self._nodes_at_once)
         self._prepare = Preparation(self._network, self._nodes_at_once)
-        self._decoders = self._network.create_decoders()
+        self._decoders = self._prepare.decoders
         self._table = table = ProgramTable(programs, num_compile_threads)
         self._embed = table.declare_differentiable("embed", self._embed_rows)
         # Backward programs add to the gradients of all the decoder's parameters, a million elements

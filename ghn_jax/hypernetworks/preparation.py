@@ -74,12 +74,15 @@ class Preparation:
     Args:
         model: The hypernetwork.
         nodes_at_once: Number of a graph's nodes that message passing visits together.
+
+    Attributes:
+        decoders: The hypernetwork's decoders, unbound.
     """
 
     def __init__(self, model: Hypernetwork, nodes_at_once: int = 1) -> None:
         self._model = model
         self._nodes_at_once = nodes_at_once
-        self._decoders: Decoders = model.create_decoders()
+        self.decoders: Decoders = model.create_decoders()
         self._sources: dict[tuple, tuple[TileKey, float, DecoderProtocol]] = {}
 
     def __call__(
@@ -139,15 +142,15 @@ class Preparation:
     def _source(self, shape: tuple[int, ...], role: str) -> tuple[TileKey, float, DecoderProtocol]:
         """Return the kind of tile that such tensors are cut from, their factor and the decoder."""
         if (shape, role) not in self._sources:
-            key = request_tile(self._decoders, shape, role)
-            decoder = self._decoders[decoder_name(self._decoders, key)]
+            key = request_tile(self.decoders, shape, role)
+            decoder = self.decoders[decoder_name(self.decoders, key)]
             factor = parameter_factor(self._model.config, shape, role)
             self._sources[shape, role] = key, factor, decoder
         return self._sources[shape, role]
 
     def _pad(self, key: TileKey, nodes: list[int]) -> np.ndarray:
         """Pad indices by repeating the first one; the additional tiles are never read."""
-        decoder = self._decoders[decoder_name(self._decoders, key)]
+        decoder = self.decoders[decoder_name(self.decoders, key)]
         size = padded_num_tiles(len(nodes), decoder.num_products(key))
         return np.array(nodes + nodes[:1] * (size - len(nodes)), np.int32)
 

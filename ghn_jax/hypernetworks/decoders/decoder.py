@@ -7,7 +7,7 @@ decoders whose tiles are laid out as `TileKey` says, and leaves two methods for 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import flax.linen as nn
 import jax
@@ -85,7 +85,26 @@ def decoder_name(decoders: Decoders, key: TileKey) -> str:
     raise ValueError(f"kind of {key} is {key.kind!r}, expected one of {kinds}")
 
 
-class Decoder(nn.Module):
+class TileModule(nn.Module):
+    """The part of `DecoderProtocol` that follows from the layout of tiles, see `TileKey`."""
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+
+    @nn.nowrap
+    def request_key(self, shape: tuple[int, ...], role: str) -> TileKey | None:
+        """See `DecoderProtocol`. The role decides; kernels are bounded by `max_shape`, if any."""
+        key = request_key(shape, role, getattr(self, "max_shape", None))
+        return key if key.kind in self.kinds else None
+
+    @nn.nowrap
+    def tile_slices(
+        self, tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str
+    ) -> TileIndex:
+        """See `DecoderProtocol`. A tensor uses the tile's first channels."""
+        return tile_slices(tile_shape, shape, role)
+
+
+class Decoder(TileModule):
     """A kernel decoder; subclasses implement `kernel` and `classifier_kernel`.
 
     The hypernetwork fills in the attributes from its config.
@@ -132,19 +151,6 @@ class Decoder(nn.Module):
         if key.kind == "position":
             return self.position(x, key.height, key.width)
         return self.classifier_kernel(x)
-
-    @nn.nowrap
-    def request_key(self, shape: tuple[int, ...], role: str) -> TileKey | None:
-        """See `DecoderProtocol`. The role decides; a kernel's channels are bounded."""
-        key = request_key(shape, role, self.max_shape)
-        return key if key.kind in self.kinds else None
-
-    @nn.nowrap
-    def tile_slices(
-        self, tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str
-    ) -> TileIndex:
-        """See `DecoderProtocol`. A tensor uses the tile's first channels."""
-        return tile_slices(tile_shape, shape, role)
 
     @nn.nowrap
     def num_products(self, key: TileKey) -> int:

@@ -3,17 +3,12 @@
 import flax.linen as nn
 import jax
 
+from ghn_jax.hypernetworks.decoders.decoder import TileModule
 from ghn_jax.hypernetworks.layers import MLP, linear
-from ghn_jax.hypernetworks.tiling import (
-    VECTOR_KINDS,
-    TileIndex,
-    TileKey,
-    request_key,
-    tile_slices,
-)
+from ghn_jax.hypernetworks.tiling import VECTOR_KINDS, TileKey
 
 
-class VectorDecoder(nn.Module):
+class VectorDecoder(TileModule):
     """Decodes 1-D parameters: MLP D -> 2 D -> (2, max(O, I)), row 0 norm scales, row 1 biases.
 
     Attributes:
@@ -43,19 +38,6 @@ class VectorDecoder(nn.Module):
     def __call__(self, x: jax.Array, key: TileKey) -> jax.Array:
         """(G, D) -> (G, ...) tiles, laid out as `TileKey` says."""
         return self.classifier_bias(x) if key.kind == "classifier_bias" else self.vector(x)
-
-    @nn.nowrap
-    def request_key(self, shape: tuple[int, ...], role: str) -> TileKey | None:
-        """See `DecoderProtocol`."""
-        key = request_key(shape, role)
-        return key if key.kind in self.kinds else None
-
-    @nn.nowrap
-    def tile_slices(
-        self, tile_shape: tuple[int, ...], shape: tuple[int, ...], role: str
-    ) -> TileIndex:
-        """See `DecoderProtocol`."""
-        return tile_slices(tile_shape, shape, role)
 
     @nn.nowrap
     def num_products(self, key: TileKey) -> int:
