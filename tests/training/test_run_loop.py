@@ -1,5 +1,6 @@
 """The loop of every run, with a training that only notes what it is asked for."""
 
+import concurrent.futures
 import contextlib
 import itertools
 import json
@@ -13,6 +14,7 @@ import pytest
 from ghn_jax.training.checkpoint_files import CheckpointError
 from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.folder_lock import FolderInUseError
 from ghn_jax.training.interruption import InterruptedRunError
 from ghn_jax.training.run_loop import RunSchedule, check_same_config, run_training
 
@@ -123,8 +125,70 @@ def test_a_signal_saves_and_says_where(tmp_path):
     assert run_training(Sum(), make_schedule(), tmp_path) == 0 + 1 + 2 + 3
 
 
-def test_a_signal_in_the_last_step_is_no_interruption(tmp_path):
-    assert run_training(Sum(signal_step=2), make_schedule(), tmp_path) == 0 + 1 + 2 + 3
+def test_a_signal_in_the_last_step_is_said_once_it_is_saved(tmp_path):
+    message = f"^asked to stop: all 4 steps are made and saved in {tmp_path}; the same command goes"
+    with pytest.raises(InterruptedRunError, match=message):
+        run_training(Sum(signal_step=3), make_schedule(), tmp_path)
+    again = Sum()
+    assert run_training(again, make_schedule(), tmp_path) == 0 + 1 + 2 + 3
+    assert again.calls == ["restore"]
+
+
+def test_a_signal_while_the_store_closes_loses_nothing(tmp_path, monkeypatch):
+    close = CheckpointStore.close
+
+    def close_interrupted(self):
+        signal.raise_signal(signal.SIGTERM)
+        close(self)
+
+    monkeypatch.setattr(CheckpointStore, "close", close_interrupted)
+    with pytest.raises(InterruptedRunError, match="^asked to stop: all 4 steps are made and saved"):
+        run_training(Sum(), make_schedule(), tmp_path)
+    monkeypatch.undo()
+    assert run_training(again := Sum(), make_schedule(), tmp_path) == 0 + 1 + 2 + 3
+    assert again.calls == ["restore"]
+
+
+class InterruptedAtFirst(Sum):
+    def evaluate(self, state, step):
+        if step == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return super().evaluate(state, step)
+
+
+def test_a_signal_before_the_first_step_keeps_the_first_evaluation(tmp_path):
+    schedule = make_schedule(evaluates_ends=True)
+    with pytest.raises(InterruptedRunError, match="^asked to stop: step 0 of 4 is saved in "):
+        run_training(InterruptedAtFirst(), schedule, tmp_path)
+    again = Sum()
+    assert run_training(again, schedule, tmp_path) == 0 + 1 + 2 + 3
+    assert again.calls[:2] == ["restore", "step 0"]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "sum" in row] == [0, 2, 4]
+
+
+class Starts(Sum):
+    """Starts a second run in the same folder in the middle of the first."""
+
+    def __init__(self, workdir):
+        super().__init__()
+        self.workdir, self.second = workdir, Sum()
+
+    def step(self, state, step, batch, stop):
+        if step == 2:
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                other = pool.submit(run_training, self.second, make_schedule(), self.workdir)
+                self.error = other.exception()
+        return super().step(state, step, batch, stop)
+
+
+def test_a_second_run_in_the_folder_changes_nothing(tmp_path):
+    training = Starts(tmp_path)
+    assert run_training(training, make_schedule(), tmp_path) == 0 + 1 + 2 + 3
+    assert isinstance(training.error, FolderInUseError)
+    assert training.second.calls == []
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3, 4]
 
 
 def test_a_signal_without_a_folder():
