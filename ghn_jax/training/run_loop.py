@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
@@ -17,10 +18,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 
-from ghn_jax.training.checkpoint_files import CheckpointError
+from ghn_jax.parallel.peers import needing_peers
+from ghn_jax.training.checkpoint_files import FOLDER, CheckpointError, finished_steps
 from ghn_jax.training.checkpoints import CheckpointStore, RunConfig
 from ghn_jax.training.folder_lock import lock_folder
-from ghn_jax.training.interruption import InterruptedRunError, StopRequest
+from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError, StopRequest
 from ghn_jax.training.metrics import MetricWriter, NoMetrics, TrainingProgress
 
 _LOGGER = logging.getLogger(__name__)
@@ -159,7 +161,8 @@ def run_training(
         InterruptedRunError: If SIGTERM or SIGINT was received, be it in the last step or while its
             checkpoint is written; the run is saved before.
     """
-    with StopRequest() as request:
+    describe = functools.partial(_describe_saved, workdir)
+    with StopRequest() as request, needing_peers(describe, RESUME_STATUS, InterruptedRunError):
         state = _run(training, schedule, workdir, request, quiet)
     if request.is_made:
         raise InterruptedRunError(
@@ -271,6 +274,14 @@ def _flatten_fields(config: dict[str, Any]) -> dict[str, Any]:
         fields = value if isinstance(value, dict) else {"": value}
         flat.update({f"{section}.{name}".rstrip("."): field for name, field in fields.items()})
     return flat
+
+
+def _describe_saved(workdir: str | pathlib.Path | None) -> str:
+    if workdir is None:
+        return "nothing is saved, for want of a work directory"
+    folder = pathlib.Path(workdir).absolute() / FOLDER
+    steps = finished_steps(folder)
+    return f"step {steps[-1]} is saved in {folder}" if steps else f"nothing is saved in {folder}"
 
 
 def _stop(store: CheckpointStore | None, step: int, num_steps: int) -> None:
