@@ -93,10 +93,13 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     Args:
         more: such errors besides ValueError and OSError.
     """
-    shown: tuple[type[Exception], ...] = (ValueError, OSError, MissingExtraError, *more)
+    shown: tuple[type[Exception], ...] = (
+        *(ValueError, OSError, MissingExtraError, InterruptedRunError),
+        *more,
+    )
     try:
         yield
-    except (*shown, InterruptedRunError) as error:
+    except shown as error:
         absl_logging.debug("traceback", exc_info=True)
         status = 1
         if isinstance(error, InterruptedRunError):

@@ -115,7 +115,7 @@ def watch_peers() -> None:
             text = f"{socket.gethostname()} {listener.getsockname()[1]}".encode()[:_NAME_SIZE]
             address[: len(text)] = np.frombuffer(text, np.uint8)
         received = np.asarray(multihost_utils.broadcast_one_to_all(address), np.uint8)
-        peers = {}
+        peers: dict[int, socket.socket] = {}
         if listener is not None:
             while len(peers) < count - 1:
                 connection, _ = listener.accept()

@@ -118,13 +118,6 @@ class NoMetrics(contextlib.nullcontext):
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Do nothing."""
 
-    def _check_file(self) -> None:
-        """Raise unless the open file is the one under its name: writes to another one are lost."""
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
-                return
-        raise FileNotFoundError(f"{self.path} was removed or replaced during the run: it stops")
-
     def write_skipped(self, step: int, index: int, seed: int) -> None:
         """Do nothing."""
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
+import shutil
 import signal
 from typing import NamedTuple
 
@@ -165,6 +166,34 @@ def test_a_signal_before_the_first_step_keeps_the_first_evaluation(tmp_path):
     assert again.calls[:2] == ["restore", "step 0"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "sum" in row] == [0, 2, 4]
+
+
+class Removes(Sum):
+    """Loses its folder in the middle."""
+
+    def __init__(self, workdir):
+        super().__init__()
+        self.workdir = workdir
+
+    def step(self, state, step, batch, stop):
+        if step == 20:
+            shutil.rmtree(self.workdir)
+        return super().step(state, step, batch, stop)
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_steps", "error"),
+    [
+        ({"log_every": 1, "checkpoint_every": None}, 21, FileNotFoundError),
+        ({"log_every": 99, "checkpoint_every": 1}, 21, CheckpointError),
+    ],
+)
+def test_a_folder_that_is_removed_ends_the_run(tmp_path, changes, num_steps, error):
+    training = Removes(tmp_path / "run")
+    schedule = make_schedule(1000, evaluate_every=None, **changes)
+    with pytest.raises(error, match=f"^{tmp_path}/run/.* was removed .*during the run"):
+        run_training(training, schedule, tmp_path / "run")
+    assert sum(call.startswith("step") for call in training.calls) == num_steps
 
 
 class Starts(Sum):

@@ -97,6 +97,29 @@ def test_a_second_signal_is_what_it_was_before():
         signal.signal(signal.SIGTERM, previous)
 
 
+BUSY = """
+import sys, time
+from ghn_jax.training.interruption import StopRequest, exit_on_signals
+exit_on_signals("busy")
+with StopRequest() as request:
+    print("saving", flush=True)
+    while not request.is_made:
+        time.sleep(0.01)
+    print("noted", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_program_at_once(second):
+    with start(BUSY) as process:
+        assert process.stdout.readline() == "saving\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "noted\n"
+        process.send_signal(second)
+        assert process.wait(timeout=10) == -second
+
+
 @contextlib.contextmanager
 def small_disk(folder, megabytes):
     folder.mkdir()
