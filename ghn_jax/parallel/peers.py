@@ -145,8 +145,9 @@ def _connect(host: str, port: int) -> socket.socket:
 
 def _probe(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 4), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # seconds, seconds, probes; not on every system
+    options = (("TCP_KEEPIDLE", 4), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
+    for name, value in (*options, ("TCP_USER_TIMEOUT", 10_000)):
+        if hasattr(socket, name):  # seconds, seconds, probes, milliseconds; not on every system
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 

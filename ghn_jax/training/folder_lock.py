@@ -145,17 +145,19 @@ _NETWORK = ("nfs", "lustre", "cifs", "smb", "ceph", "gpfs", "beegfs", "afs", "9p
 def _network_file_system(folder: pathlib.Path) -> str | None:
     """The kind of the network file system that a folder lies on; None if it is on another."""
     try:
-        mounts = pathlib.Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+        mounts = pathlib.Path("/proc/self/mounts").read_text(encoding="utf-8")
     except OSError:
         return None
-    path = folder.resolve()
-    best, kind = pathlib.Path("/"), ""
-    for line in mounts:
-        fields = line.split()
-        if len(fields) < 3:
-            continue
-        # A space in a path is \040 there.
-        point = pathlib.Path(fields[1].replace("\\040", " "))
-        if path.is_relative_to(point) and len(point.parts) >= len(best.parts):
-            best, kind = point, fields[2]
+    kind = _kind_of_file_system(folder.resolve(), mounts)
     return kind if kind.startswith(_NETWORK) else None
+
+
+def _kind_of_file_system(path: pathlib.Path, mounts: str) -> str:
+    """The kind that a list of mounts, as in /proc/mounts, has for a path: "ext4", "nfs4", ..."""
+    best, kind = pathlib.Path("/"), ""
+    for line in mounts.splitlines():
+        _, point, this_kind, *_ = line.split()
+        mount = pathlib.Path(point.replace("\\040", " "))  # a space in the path
+        if path.is_relative_to(mount) and len(mount.parts) >= len(best.parts):
+            best, kind = mount, this_kind
+    return kind

@@ -8,8 +8,10 @@ the process immediately.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import types
 from typing import Any
 
@@ -46,6 +48,9 @@ def _exit(number: int, frame: types.FrameType | None) -> None:
     _restore_defaults()
     name = signal.Signals(number).name
     text = f"error: asked to stop ({name}): {_situation}; the same command goes on from there\n"
+    # What was printed is to be read; it cannot be if the signal came in the middle of a print.
+    with contextlib.suppress(RuntimeError, OSError, ValueError):
+        sys.stdout.flush()
     os.write(2, text.encode())
     # No exception, since what is being imported or computed may catch it; no cleaning up, as there
     # is nothing that a kill would not leave whole, and threads may take long to end.

@@ -1,5 +1,6 @@
 """The lock of a run's folder: between processes and threads, and after a kill."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -9,6 +10,7 @@ import threading
 
 import pytest
 
+from ghn_jax.training import folder_lock
 from ghn_jax.training.folder_lock import LOCK_FILE, FolderInUseError, lock_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -85,3 +87,48 @@ def test_a_file_that_says_nothing(tmp_path, text):
         with pytest.raises(FolderInUseError, match="is in use by another process: wait until"):
             with lock_folder(tmp_path):
                 pass
+
+
+MOUNTS = """\
+rootfs / ext4 rw 0 0
+server:/data /mnt/my\\040data nfs4 rw 0 0
+tmpfs /mnt/my\\040data/local tmpfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/runs", "ext4"),
+        ("/mnt/my data", "nfs4"),
+        ("/mnt/my data/runs/1", "nfs4"),
+        ("/mnt/my data/local/1", "tmpfs"),
+        ("/mnt/my data2", "ext4"),
+    ],
+)
+def test_the_file_system_of_a_path(path, kind):
+    assert folder_lock._kind_of_file_system(pathlib.Path(path), MOUNTS) == kind
+
+
+def test_a_network_file_system_is_said_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(folder_lock, "_kind_of_file_system", lambda path, mounts: "nfs4")
+    for name in ("a", "b"):
+        with lock_folder(tmp_path / name):
+            pass
+    assert caplog.messages == [
+        "work directories on a network file system (nfs4) are locked against a second run on this"
+        " machine, and on others only if the file system passes locks on"
+    ]
+
+
+def test_without_locks_the_run_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(folder_lock.fcntl, "flock", refuse)
+    with lock_folder(tmp_path):
+        pass
+    assert caplog.messages == [
+        f"the file system of {tmp_path} has no locks (No locks available): start no second run in"
+        " a folder"
+    ]
