@@ -12,6 +12,8 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+import time
 import types
 from typing import Any
 
@@ -26,6 +28,7 @@ class InterruptedRunError(RuntimeError):
 
 
 _situation = ""
+_is_exiting = threading.Lock()
 
 
 def exit_on_signals(situation: str = "nothing is to be saved yet") -> None:
@@ -37,20 +40,43 @@ def exit_on_signals(situation: str = "nothing is to be saved yet") -> None:
     """
     global _situation
     _situation = situation
+    previous = signal.set_wakeup_fd(-1)
+    if previous != -1:
+        signal.set_wakeup_fd(previous)
+    else:
+        own, other = os.pipe()
+        os.set_blocking(other, False)
+        signal.set_wakeup_fd(other, warn_on_full_buffer=False)
+        threading.Thread(target=_listen, args=(own,), name="signals", daemon=True).start()
     for number in _SIGNALS:
         # Python gives SIGINT a handler of its own. One that a shell set to ignored, stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _exit)
 
 
+def _listen(pipe: int) -> None:
+    # The main thread runs handlers between instructions of Python: not while it compiles, or waits
+    # for other processes to connect.
+    while numbers := os.read(pipe, 16):
+        for number in numbers:
+            if signal.getsignal(number) is _exit:
+                time.sleep(0.5)  # the main thread ends more gently, if it can
+                _exit(number, None)
+
+
 def _exit(number: int, frame: types.FrameType | None) -> None:
     del frame
-    _restore_defaults()
+    if not _is_exiting.acquire(blocking=False):
+        return  # the other thread does
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        _restore_defaults()
     name = signal.Signals(number).name
     text = f"error: asked to stop ({name}): {_situation}; the same command goes on from there\n"
     # What was printed is to be read; it cannot be if the signal came in the middle of a print.
     with contextlib.suppress(RuntimeError, OSError, ValueError):
-        sys.stdout.flush()
+        if is_main:  # another thread might wait for the lock of a print
+            sys.stdout.flush()
     os.write(2, text.encode())
     # No exception, since what is being imported or computed may catch it; no cleaning up, as there
     # is nothing that a kill would not leave whole, and threads may take long to end.
