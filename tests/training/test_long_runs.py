@@ -2,8 +2,11 @@
 
 import gc
 import importlib.util
+import json
 import os
 import pathlib
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -13,7 +16,6 @@ from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.training.architecture_sources import create_source
 from ghn_jax.training.config import ExperimentConfig
-from ghn_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parents[2]
 MEBIBYTE = 2**20
@@ -55,15 +57,33 @@ def assert_levels_off(usages):
     assert late.num_programs <= 1.1 * early.num_programs, usages
 
 
+RUN = """
+import json, sys
+from test_long_runs import digits_config, measure
+
+def evaluate(trainer, state):
+    print(json.dumps(measure(trainer.num_compilations)), flush=True)
+    return {}
+
+config = digits_config(num_steps=2000, checkpoint_every=50, evaluate_every=100)
+train(config, sys.argv[1], evaluate_fn=evaluate)
+"""
+
+
 def test_two_thousand_steps_of_digits(tmp_path):
-    usages = []
-
-    def evaluate(trainer, state):
-        usages.append(measure(trainer.num_compilations))
-        return {}
-
-    config = digits_config(num_steps=2000, checkpoint_every=50, evaluate_every=100)
-    train(config, tmp_path, evaluate_fn=evaluate)
+    """In a process as a user's, without the flags of these tests."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "training")])
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": path},
+    ) as process:
+        lines = process.stdout.read().splitlines()
+    assert process.returncode == 0, lines
+    usages = [Usage(*json.loads(line)) for line in lines if line.startswith("[")]
     assert len(usages) == 19  # the end is evaluated by the program
     assert_levels_off(usages)
 
