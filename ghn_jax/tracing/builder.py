@@ -1,16 +1,36 @@
 """Collects graph nodes and the parameters that belong to them while a network is traced."""
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ghn_jax.arrays import TreePath
 from ghn_jax.graphs import ArchGraph, ParameterTensor, graph_from_nodes
 from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
+from ghn_jax.tracing.functions import find_obstacle
 from ghn_jax.tracing.values import Data
 from ghn_jax.tracing.views import View
 
 NO_USE = "the output does not depend on it"
+# Of a parameter of one element; most uses have a name.
+ONE_FOR_ALL = "scales all channels alike, as no norm does"
+SCALES_OUTPUTS = "scales the outputs, such as logits"
+_ONLY_SINE = "only enters a sine"
+
+
+class Affine(NamedTuple):
+    """What a node does that neither a norm nor a kernel does.
+
+    Attributes:
+        kind: "scale", "shift" or "difference" from a parameter.
+        source: The node of what it scales or shifts.
+        parameters: The parameters that it does so by.
+    """
+
+    kind: str
+    source: int
+    parameters: frozenset[int]
 
 
 class Claim(NamedTuple):
@@ -41,10 +61,14 @@ class GraphBuilder:
     Args:
         batch_size: Batch size of the traced images, a large prime whose multiples identify batch
             axes.
+        fixed: For parameters that are not predicted whatever their use, the reason.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, fixed: Mapping[int, str] | None = None) -> None:
         self.batch_size = batch_size
+        self._fixed = dict(fixed or {})
+        self._affine: dict[int, Affine] = {}
+        self._waves: dict[int, set[str]] = {}
         self.nodes: list[TracedNode] = [TracedNode("input", NO_SHAPE, ())]
         self._claims: list[Claim] = []
         self._reasons: dict[int, str] = {}
@@ -68,6 +92,9 @@ class GraphBuilder:
 
     def node_of(self, data: Data) -> int:
         """Return the node of a value, and make one of a pending pool or product."""
+        if data.is_distance:
+            nodes = tuple(dict.fromkeys(map(self._behind_difference, data.nodes)))
+            data = dataclasses.replace(data, nodes=nodes, is_distance=False)
         statistic = data.statistic
         if statistic is not None and statistic.norm != "bn":
             return self._pool(data, ("global", statistic.kind), statistic.window)
@@ -97,7 +124,50 @@ class GraphBuilder:
 
     def claim(self, view: View, node: int, role: str) -> None:
         """Give a part of a parameter to a node; a part that has a node already keeps the first."""
-        self._claims.append(Claim(view, node, role))
+        reason = find_obstacle(view.functions, role)
+        if reason is None:
+            self._claims.append(Claim(view, node, role))
+        else:
+            self.keep([view.parameter], reason)
+
+    def mark(self, node: int, kind: str, source: int, parameters: frozenset[int]) -> None:
+        """Remember that a node only scales or shifts another by parameters, see `Affine`."""
+        self._affine[node] = Affine(kind, source, parameters)
+
+    def scaled_source(self, data: Data) -> tuple[int, frozenset[int]] | None:
+        """Return the node that data are scaled from without a norm, and by which parameters."""
+        found = self._affine.get(data.nodes[0]) if len(data.nodes) == 1 else None
+        return (found.source, found.parameters) if found and found.kind == "scale" else None
+
+    def is_difference(self, data: Data) -> bool:
+        """Return whether data are a difference from parameters, perhaps scaled since."""
+        return any(self._behind_difference(node) != node for node in data.nodes)
+
+    def wave(self, data: Data, name: str) -> Data:
+        """Return the data that a sine or cosine is taken of, without scales: these are frequencies.
+
+        Args:
+            data: The sine's argument.
+            name: "sin" or "cos".
+        """
+        if len(data.nodes) != 1 or data.statistic is not None or len(data.taps) > 1:
+            return data
+        chain = self._chain(data.nodes[0])
+        if any(affine.kind == "scale" for _, affine in chain):
+            for _, affine in chain:
+                self.keep(affine.parameters, _ONLY_SINE)
+            return Data((chain[-1][1].source,))
+        source = chain[-1][1].source if chain else data.nodes[0]
+        if self.nodes[source].parents == (0,):
+            for node in (source, *(node for node, _ in chain)):
+                self._waves.setdefault(node, set()).add(name)
+        return data
+
+    def specify(self, data: Data, reason: str) -> None:
+        """State what the parameters of one element do that data were multiplied by."""
+        for parameter in data.gates:
+            if self._reasons.get(parameter) == ONE_FOR_ALL:
+                self._reasons[parameter] = reason
 
     def keep(self, parameters: Iterable[int], reason: str) -> None:
         """State why parameters that nothing claims are not predicted."""
@@ -125,17 +195,23 @@ class GraphBuilder:
         Returns:
             The graph, the views of its tensors, and the parameters that are kept.
         """
+        outputs, refused = self._without_scales(outputs)
         reached = self._reach(outputs)
         order = sorted(reached - self._spliced)
         index = {node: position for position, node in enumerate(order)}
         nodes = [
             self.nodes[node]._replace(parents=self._new_parents(node, index)) for node in order
         ]
-        classifier = {} if num_classes is None else self._classifiers(outputs, num_classes)
+        classifier = {} if num_classes is None else self._classifiers(outputs, num_classes, refused)
         chosen: dict[int, list[Claim]] = {}
         regions = set()
         for claim in self._claims:
             if claim.node not in index or claim.view.region in regions:
+                continue
+            if self._waves.get(claim.node) == {"sin", "cos"}:
+                self.keep([claim.view.parameter], _ONLY_SINE)
+                continue
+            if claim.node in refused or claim.view.parameter in self._fixed:
                 continue
             shares = chosen.setdefault(claim.view.parameter, [])
             if _covered(shares) < math.prod(shapes[claim.view.parameter]):
@@ -145,10 +221,13 @@ class GraphBuilder:
         tensors, views = [], []
         for parameter, path in enumerate(paths):
             claims, size = chosen.get(parameter, []), math.prod(shapes[parameter])
-            if not claims:
+            if parameter in self._fixed:
+                kept[parameter] = self._fixed[parameter]
+            elif not claims:
                 kept[parameter] = self._reasons.get(parameter, NO_USE)
             elif _covered(claims) < size:
-                kept[parameter] = f"only {_covered(claims)} of its {size} elements are used"
+                partly = f"only {_covered(claims)} of its {size} elements are used"
+                kept[parameter] = self._reasons.get(parameter, partly)
             else:
                 for claim in claims:
                     role = classifier.get((claim.node, claim.role), claim.role)
@@ -156,6 +235,36 @@ class GraphBuilder:
                     tensors.append(ParameterTensor(path, view.shape, index[claim.node], role))
                     views.append(view)
         return BuiltGraph(graph_from_nodes(nodes, tensors, max_distance), tuple(views), kept)
+
+    def _chain(self, node):
+        """Nodes that only scale and shift, from a node on backwards."""
+        chain = []
+        while node in self._affine:
+            chain.append((node, self._affine[node]))
+            node = self._affine[node].source
+        return chain
+
+    def _behind_difference(self, node):
+        chain = self._chain(node)
+        if not any(affine.kind == "difference" for _, affine in chain):
+            return node
+        for _, affine in chain:
+            self.keep(affine.parameters, "only enters a distance")
+        return chain[-1][1].source
+
+    def _without_scales(self, outputs):
+        """Leave out scales of the outputs; also return those that a shift follows."""
+        ends, refused = [], set()
+        for node in outputs:
+            chain = self._chain(node)
+            for inner, affine in chain:
+                if affine.kind == "scale":
+                    refused.add(inner)
+                    self.keep(affine.parameters, SCALES_OUTPUTS)
+            while node in refused:
+                node = self._affine[node].source
+            ends.append(node)
+        return ends, refused
 
     def _pool(self, data: Data, kind: tuple, window: tuple[int, ...]) -> int:
         key = (data.nodes, *kind)
@@ -189,12 +298,12 @@ class GraphBuilder:
                 parents.append(index[parent])
         return tuple(dict.fromkeys(parents))
 
-    def _classifiers(self, outputs, num_classes):
+    def _classifiers(self, outputs, num_classes, refused):
         """Roles of the tensors of the last linear layer, if it is as wide as the GHN's."""
         roles = {}
         for node in outputs:
             bias = None
-            while self.nodes[node].primitive in ("bias", "glob_avg"):
+            while node in refused or self.nodes[node].primitive in ("bias", "glob_avg"):
                 bias = node if self.nodes[node].primitive == "bias" else bias
                 (node,) = self.nodes[node].parents
             primitive, shape, _ = self.nodes[node]

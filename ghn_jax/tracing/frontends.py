@@ -65,6 +65,17 @@ def describe(
     Raises:
         ValueError: If `network` is of another kind, or `params` is missing.
     """
+    description = _describe(network, images, key, arguments)
+    leaves = jax.tree.leaves(description.variables)
+    # Integers and booleans are indices and masks.
+    is_parameter = tuple(
+        flag and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        for flag, leaf in zip(description.is_parameter, leaves, strict=True)
+    )
+    return dataclasses.replace(description, is_parameter=is_parameter)
+
+
+def _describe(network, images, key, arguments) -> NetworkDescription:
     if isinstance(network, nn.Module):
         return _describe_linen(network, images, key, arguments)
     if isinstance(network, nnx.Module):
@@ -209,10 +220,6 @@ def _from_values(apply_fn, variables, is_parameter, finish, skip) -> NetworkDesc
             )
         return [leaves[i] for i in indices]
 
-    is_parameter = tuple(
-        flag and np.issubdtype(getattr(leaf, "dtype", np.dtype(object)), np.inexact)
-        for flag, leaf in zip(is_parameter, leaves, strict=True)
-    )
     return NetworkDescription(
         apply_fn, _as_shapes(variables), paths, is_parameter, initialize, finish
     )

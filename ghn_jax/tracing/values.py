@@ -6,8 +6,16 @@ to it since its node: whether it is a statistic, was normalised, is a product of
 """
 
 import dataclasses
+from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax.tracing.functions import Function, is_linear
 from ghn_jax.tracing.views import View
+
+# Larger arrays are masks or tables, which are not looked through.
+_MAX_UNIFORM_SIZE = 2**16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,10 +25,23 @@ class Constant:
     Attributes:
         is_state: Computed from running statistics.
         is_deviation: A (reciprocal) square root of them.
+        value: What all its elements are; None if they differ or are not known.
     """
 
     is_state: bool = False
     is_deviation: bool = False
+    value: float | None = None
+
+    @classmethod
+    def of(cls, value: Any) -> "Constant":
+        """Return what is known of a literal or an array that a network closes over."""
+        dtype, size = jnp.result_type(value), np.size(value)
+        is_real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+        if not is_real or not 0 < size <= _MAX_UNIFORM_SIZE:
+            return cls()
+        array = np.asarray(value).astype(np.float64)
+        first = float(array.flat[0])
+        return cls(value=first) if np.isfinite(first) and (array == first).all() else cls()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,12 +54,21 @@ class Weight:
             sum.
         norm: "bn" or "ln" if it was multiplied by a reciprocal standard deviation.
         norm_nodes: The nodes that this is the standard deviation of.
+        is_stopped: Behind `stop_gradient`.
     """
 
     parameters: frozenset[int]
     views: tuple[View, ...] = ()
     norm: str | None = None
     norm_nodes: tuple[int, ...] = ()
+    is_stopped: bool = False
+
+    def through(self, function: Function) -> "Weight":
+        """Return an elementwise function of the value."""
+        if len(self.views) > 1 and not is_linear(function):
+            return dataclasses.replace(self, views=())
+        views = tuple(view.through(function) for view in self.views)
+        return dataclasses.replace(self, views=views)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +102,8 @@ class Data:
         is_product: A product of two activations, such as queries and keys.
         taps: Starts and strides of the slices of its node that it is the sum or maximum of.
         taps_kind: "avg" or "max".
+        gates: Parameters of one element that it was multiplied by.
+        is_distance: A square or absolute value, to which differences from parameters do not count.
     """
 
     nodes: tuple[int, ...]
@@ -83,6 +115,8 @@ class Data:
     is_product: bool = False
     taps: frozenset = frozenset()
     taps_kind: str | None = None
+    gates: frozenset[int] = frozenset()
+    is_distance: bool = False
 
 
 Value = Constant | Weight | Data

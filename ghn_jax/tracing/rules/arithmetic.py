@@ -7,7 +7,12 @@ with a square root in it multiplies the data, a parameter scales and another shi
 """
 
 import dataclasses
+import math
 
+import numpy as np
+
+from ghn_jax.tracing.builder import ONE_FOR_ALL
+from ghn_jax.tracing.functions import Function, find_obstacle
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule
 from ghn_jax.tracing.rules.tokens import add_position, as_data
 from ghn_jax.tracing.values import Constant, Data, Weight
@@ -28,6 +33,7 @@ def _binary(builder, eqn, inputs):
         return Constant(
             left.is_state or right.is_state,
             left.is_deviation or right.is_deviation or name == "pow",
+            _fold(name, left.value, right.value),
         )
     if isinstance(left, Weight) and isinstance(right, Weight):
         return _combine_weights(builder, name, left, right, shapes)
@@ -37,18 +43,98 @@ def _binary(builder, eqn, inputs):
         if isinstance(value, Weight):
             if name in _PRODUCTS and constant.is_state and constant.is_deviation:
                 return dataclasses.replace(value, norm="bn")
-            return value
+            if constant.value is None and _spreads(builder, constant_shape, value):
+                return value.through(Function("a table of constants"))
+            return _weight_with_constant(name, value, constant.value, value is right)
         return _with_constant(builder, name, value, constant, constant_shape)
     if isinstance(left, Data) and isinstance(right, Data):
+        if name == "mul" and eqn.invars[0] is eqn.invars[1]:
+            return _square(builder, left)
         return _combine_data(builder, name, left, right)
-    data, weight = (left, right) if isinstance(left, Data) else (right, left)
-    return _apply_weight(builder, name, data, weight)
+    shape = eqn.outvars[0].aval.shape
+    if isinstance(left, Data):
+        return _apply_weight(builder, name, left, _as_right(name, right), shape)
+    if name == "div" and right.statistic is None:
+        keep_weights(builder, [left], "is divided by data")
+        return Data((builder.node_of(right),))
+    return _apply_weight(builder, name, right, left, shape, is_difference=name == "sub")
+
+
+_FOLDS = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power,
+    "max": np.maximum, "min": np.minimum, "sqrt": np.sqrt, "neg": np.negative, "exp": np.exp,
+    "log": np.log, "rsqrt": lambda x: 1 / np.sqrt(x), "square": np.square,
+}  # fmt: skip
+
+
+def _fold(name, *values):
+    """Return the value of an operation on constants, None if it is not known or not finite."""
+    if name not in _FOLDS or any(value is None for value in values):
+        return None
+    with np.errstate(all="ignore"):
+        folded = float(_FOLDS[name](*map(np.float64, values)))
+    return folded if math.isfinite(folded) else None
+
+
+def _spreads(builder, shape, weight):
+    """Return whether a table of constants has entries of its own where a parameter repeats."""
+    return any(
+        size > 1 and repeated == 1 and not builder.has_batch((size,))
+        for view in weight.views
+        for size, repeated in zip(shape, view.shape, strict=False)
+    )
+
+
+def _weight_with_constant(name, weight, constant, is_right):
+    """The value of `weight name constant`, or the other way round if the weight is on the right."""
+    if name in ("max", "min"):
+        return weight if constant is None else weight.through(Function(name, constant))
+    if name in _PRODUCTS:
+        # Arrays that are not uniform are masks: a masked kernel is that of the GHN, masked.
+        weight = _as_right(name, weight) if is_right else weight
+        if constant is None:
+            return weight
+        if constant == 0:
+            return weight.through(Function("a product with zero"))
+        return weight.through(
+            Function("mul", 1 / constant if name == "div" and not is_right else constant)
+        )
+    if name in _SUMS:
+        weight = _as_right(name, weight) if is_right else weight
+        if constant == 0:
+            return weight
+        if constant is None:
+            return weight.through(Function("a sum with a table of constants"))
+        sign = -1 if name == "sub" and not is_right else 1
+        return weight.through(Function("add", sign * constant))
+    if name == "pow" and constant is not None:
+        if not is_right:
+            return _raise(weight, constant)
+        if constant > 0 and constant != 1:
+            return weight.through(Function("mul", math.log(constant))).through(Function("exp"))
+    return weight.through(Function(name))
+
+
+def _raise(weight, exponent):
+    """Return a weight to a power."""
+    if exponent == 0:
+        return weight.through(Function("a power of zero"))
+    if exponent == int(exponent) and exponent % 2 == 1 and exponent > 0:
+        return weight if exponent == 1 else weight.through(Function("odd_pow", exponent))
+    return weight.through(Function("pow", float(exponent)))
+
+
+def _as_right(name, weight):
+    """Return minus the weight behind a minus, its reciprocal behind a fraction bar."""
+    if name == "sub":
+        return weight.through(Function("mul", -1.0))
+    return weight.through(Function("reciprocal")) if name == "div" else weight
 
 
 _UNARY = (
     "rsqrt sqrt cbrt exp exp2 log log1p expm1 tanh logistic erf erfc erf_inv neg abs sign floor"
     " ceil round sin cos tan square integer_pow not is_finite clamp cumsum cumlogsumexp cummax"
-    " cumprod"
+    " cumprod sinh cosh asinh acosh atanh"
 ).split()
 
 
@@ -58,12 +144,42 @@ def _unary(builder, eqn, inputs):
     value = inputs[1] if name == "clamp" else inputs[0]
     takes_root = name in _DEVIATIONS or (name == "integer_pow" and eqn.params["y"] < 0)
     if isinstance(value, Constant):
-        return Constant(value.is_state, value.is_deviation or takes_root)
+        folded = _fold(name, value.value)
+        return Constant(value.is_state, value.is_deviation or takes_root, folded)
     if isinstance(value, Weight):
-        return value
+        return _function_of_weight(builder, eqn, inputs)
     if value.statistic is not None:
         return _mark_deviation(value) if takes_root else value
+    if name in ("sin", "cos"):
+        value = builder.wave(value, name)
+    if name in ("exp", "exp2"):
+        builder.specify(value, "is a temperature or the scale of an exponent")
+    if name in ("square", "abs") or (name == "integer_pow" and eqn.params["y"] % 2 == 0):
+        return _square(builder, value)
     return _activate(builder, value, is_exponential=name in ("exp", "exp2"))
+
+
+def _function_of_weight(builder, eqn, inputs):
+    name = eqn.primitive.name
+    if name.startswith("cum"):
+        return derived(inputs[0])
+    if name == "clamp":
+        low, weight, high = inputs
+        for bound, side in ((low, "max"), (high, "min")):
+            weight = weight.through(
+                Function(side, bound.value)
+                if isinstance(bound, Constant) and bound.value is not None
+                else Function("clamp")
+            )
+        return weight
+    (weight,) = inputs
+    if name == "integer_pow":
+        return _raise(weight, eqn.params["y"])
+    if name in ("sqrt", "rsqrt", "square"):
+        return _raise(weight, {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0}[name])
+    if name == "neg":
+        return _as_right("sub", weight)
+    return weight.through(Function(name))
 
 
 @register_rule("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "argmax", "argmin")
@@ -90,6 +206,10 @@ def _select(builder, eqn, inputs):
 def _merge_cases(builder, one, other):
     if isinstance(one, Weight) and isinstance(other, Weight):
         return derived(one, other)
+    if isinstance(one, Data) and isinstance(other, Data):
+        same = _of_one_node(builder, one, other)
+        if same is not None:
+            return same
     nodes = []
     for value in (one, other):
         if isinstance(value, Weight) and not value.views:
@@ -108,7 +228,38 @@ def _mark_deviation(value):
 def _activate(builder, value, is_exponential=False):
     if len(value.taps) > 1:
         value = Data((builder.node_of(value),))
-    return Data(value.nodes, is_exponential=is_exponential, is_product=value.is_product)
+    return Data(
+        value.nodes,
+        is_exponential=is_exponential,
+        is_product=value.is_product,
+        is_distance=value.is_distance,
+    )
+
+
+def _square(builder, value):
+    if value.statistic is not None:
+        return value
+    return dataclasses.replace(_activate(builder, value), is_distance=True)
+
+
+def _of_one_node(builder, one, other):
+    """Return two functions of a node as one activation, if a parameter scales one of them.
+
+    Such as PReLU, or x * sigmoid(scale * x). None if they are something else.
+    """
+    if one.nodes == other.nodes and (one.gates or other.gates):
+        for value in (one, other):
+            builder.specify(value, _SLOPE)
+        return Data(one.nodes)
+    for value, plain in ((one, other), (other, one)):
+        found = builder.scaled_source(value)
+        if found and plain.statistic is None and plain.nodes == (found[0],):
+            builder.keep(found[1], _SLOPE)
+            return Data(plain.nodes)
+    return None
+
+
+_SLOPE = "is the slope of an activation"
 
 
 def _with_constant(builder, name, value, constant, constant_shape):
@@ -127,15 +278,18 @@ def _with_constant(builder, name, value, constant, constant_shape):
 
 
 def _combine_weights(builder, name, left, right, shapes):
+    if left.is_stopped != right.is_stopped and left.parameters & right.parameters:
+        return right if left.is_stopped else left  # a straight-through estimator
     if not left.views and not right.views:
         return derived(left, right)
     if not right.views or not left.views:
         whole, other = (left, right) if left.views else (right, left)
         # Such as the kernel's own moments in weight standardisation.
         keep_weights(builder, [other], "only changes another parameter")
+        whole = _as_right(name, whole) if whole is right else whole
         return dataclasses.replace(whole, parameters=left.parameters | right.parameters)
-    if left.views == right.views:
-        return left
+    if left.views == right.views and left.norm == right.norm:
+        return _combine_equal(name, left)
     batches = [builder.has_batch(shape) for shape in shapes]
     if any(batches) and not (left.norm or right.norm):
         values = [
@@ -144,15 +298,37 @@ def _combine_weights(builder, name, left, right, shapes):
         ]
         if all(batches):
             return _combine_data(builder, name, *values)
-        data, weight = values if batches[0] else values[::-1]
-        return _apply_weight(builder, name, data, weight)
+        if batches[0]:
+            return _apply_weight(builder, name, values[0], _as_right(name, values[1]), shapes[0])
+        return _apply_weight(builder, name, values[1], values[0], shapes[1])
+    if left.parameters == right.parameters and _are_functions_of_same(left, right):
+        return left.through(Function("several functions of itself"))
     if name in _SUMS:
+        right = _as_right(name, right)
         if bool(left.norm) != bool(right.norm):  # bias - mean * scale / std: the bias
             return left if right.norm else right
         return Weight(left.parameters | right.parameters, (*left.views, *right.views))
+    if name not in _PRODUCTS:
+        return derived(left, right)
     main, other = sorted((left, right), key=lambda weight: -weight.views[0].size)
     keep_weights(builder, [other], "only scales another parameter")
-    return main
+    return _as_right(name, main) if main is right else main
+
+
+def _combine_equal(name, weight):
+    if name == "add":
+        return weight.through(Function("mul", 2.0))
+    if name == "mul":
+        return _raise(weight, 2)
+    return weight if name in ("max", "min") else derived(weight)
+
+
+def _are_functions_of_same(left, right):
+    pairs = zip(left.views, right.views, strict=False)
+    return len(left.views) == len(right.views) and all(
+        dataclasses.replace(one, functions=()) == dataclasses.replace(other, functions=())
+        for one, other in pairs
+    )
 
 
 def _combine_data(builder, name, left, right):
@@ -209,6 +385,9 @@ def _normalize(name, data, statistic):
 
 
 def _combine_same(builder, name, left, right):
+    same = _of_one_node(builder, left, right)
+    if same is not None:
+        return same
     kind = {"add": "avg", "max": "max"}.get(name)
     taps = left.taps | right.taps
     if kind and left.taps and right.taps and left.taps != right.taps and _overlap(taps):
@@ -235,6 +414,12 @@ def _overlap(taps):
 
 
 def _combine_nodes(builder, name, left, right):
+    same = _of_one_node(builder, left, right)
+    if same is not None:
+        return same
+    if name in _SUMS:
+        for value in (left, right):
+            builder.specify(value, "gates a residual branch")
     nodes = (builder.node_of(left), builder.node_of(right))
     if nodes[0] == nodes[1]:
         return Data((nodes[0],))
@@ -243,7 +428,7 @@ def _combine_nodes(builder, name, left, right):
     return Data((builder.merge("sum", nodes),))
 
 
-def _apply_weight(builder, name, data, weight):
+def _apply_weight(builder, name, data, weight, shape, is_difference=False):
     statistic = data.statistic
     if statistic is not None:
         if weight.norm and data.nodes == weight.norm_nodes:  # mean * scale / std
@@ -260,25 +445,53 @@ def _apply_weight(builder, name, data, weight):
         keep_weights(builder, [weight], "acts on attention logits, which are no node")
         return Data(data.nodes, is_product=True)
     if name in _PRODUCTS:
-        return _scale(builder, data, weight)
+        return _scale(builder, data, weight, shape)
     if name in _SUMS:
         for view in weight.views:
-            data = _shift(builder, data, view)
+            data = _shift(builder, data, view, is_difference)
         return data
     keep_weights(builder, [weight], f"meets the data in {name}, which has no rule for parameters")
     return data
 
 
-def _scale(builder, data, weight):
+def _scale(builder, data, weight, shape):
+    if len(weight.views) > 1:
+        keep_weights(builder, [weight], "is added to another parameter before it scales the data")
+        return data
     # A scale without norm (layer scale) is taken for that of a layer norm, as by Knyazev et al.
     norm = data.norm or weight.norm
-    view = weight.views[0]
-    node = builder.node(norm or "ln", (builder.node_of(data),), (view.size, 1, 1, 1))
+    (view,) = weight.views
+    has_one_channel = any(size == 1 for size in shape)
+    if view.size == 1 and not (norm and has_one_channel):
+        keep_weights(builder, [weight], ONE_FOR_ALL)
+        nodes = (builder.node_of(data),) if len(data.taps) > 1 else data.nodes
+        gates = data.gates | weight.parameters
+        return dataclasses.replace(
+            data, nodes=nodes, taps=frozenset(), taps_kind=None, norm=norm, gates=gates
+        )
+    obstacle = find_obstacle(view.functions, "scale")
+    if obstacle and not norm:  # a gate, not a norm whose scale is not predicted
+        keep_weights(builder, [weight], obstacle)
+        return data
+    source = builder.node_of(data)
+    node = builder.node(norm or "ln", (source,), (view.size, 1, 1, 1))
     builder.claim(view.reshape((view.size,)), node, "scale")
+    if not norm:
+        builder.mark(node, "scale", source, weight.parameters)
     return Data((node,), open_norm=node if norm else None)
 
 
-def _shift(builder, data, view):
+def _shift(builder, data, view, is_difference=False):
+    is_difference = is_difference or Function("mul", -1.0) in view.functions
+    source, data = data, _add_shift(builder, data, view)
+    if source.norm is None and source.open_norm is None:
+        kind = "difference" if is_difference else "shift"
+        (node,) = data.nodes
+        builder.mark(node, kind, builder.node_of(source), frozenset({view.parameter}))
+    return data
+
+
+def _add_shift(builder, data, view):
     vector = view.reshape((view.size,))
     if data.open_norm is not None:
         builder.claim(vector, data.open_norm, "bias")

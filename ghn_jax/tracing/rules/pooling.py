@@ -52,7 +52,7 @@ def _register_reduction(name, kind):
         if isinstance(value, Weight):
             return derived(value)
         if not isinstance(value, Data):
-            return value
+            return dataclasses.replace(value, value=None)
         # `psum` also reduces over devices, by name, which changes nothing here.
         axes = [axis for axis in eqn.params.get("axes", ()) if not isinstance(axis, str)]
         if not axes:
@@ -63,9 +63,9 @@ def _register_reduction(name, kind):
         old = value.statistic
         if old is not None and old.norm == "bn":
             return dataclasses.replace(value, statistic=dataclasses.replace(old, norm="bn"))
-        nodes = value.nodes
+        nodes, is_distance = value.nodes, value.is_distance
         if old is not None or len(value.taps) > 1:
-            nodes = (builder.node_of(value),)
+            nodes, is_distance = (builder.node_of(value),), False
         statistic = Statistic(norm, kind, window=tuple(shape[axis] for axis in axes))
         return Data(
             nodes,
@@ -73,6 +73,7 @@ def _register_reduction(name, kind):
             is_exponential=value.is_exponential,
             is_product=value.is_product,
             is_softmax=value.is_softmax,
+            is_distance=is_distance,
         )
 
 
