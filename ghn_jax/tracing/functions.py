@@ -103,7 +103,7 @@ def invert(functions: Sequence[Function], value: np.ndarray) -> np.ndarray:
     ranges = _ranges(functions)
     for function, (low, high) in reversed(list(zip(functions, ranges, strict=True))):
         _, inverse, _ = _INVERTIBLE[function.name]
-        low, high = low + _MARGIN * max(1, abs(low)), high - _MARGIN * max(1, abs(high))
+        low, high = _inwards(low, 1), _inwards(high, -1)
         value = inverse(np.clip(value, low, high), function.constant)
     return value
 
@@ -129,6 +129,10 @@ def find_obstacle(functions: Sequence[Function], role: str) -> str | None:
         return None
     names = ", ".join(function.name for function in functions)
     return f"passes through {names} before use, which cannot give what a GHN predicts"
+
+
+def _inwards(bound, sign):
+    return bound + sign * _MARGIN * max(1, abs(bound)) if np.isfinite(bound) else bound
 
 
 def _ranges(functions):

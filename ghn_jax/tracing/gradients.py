@@ -77,13 +77,13 @@ def _through(eqn, outputs, is_custom):
         return _through_scan(eqn, outputs, is_custom)
     if name == "while":
         skip, num_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        body = eqn.params["body_jaxpr"].jaxpr
+        body = _open(eqn.params["body_jaxpr"])
         return [0] * skip + _through_loop(body, outputs, num_consts, len(outputs), is_custom)
     if name == "cond":
-        branches = [_inputs(b.jaxpr, outputs, is_custom) for b in eqn.params["branches"]]
+        branches = [_inputs(_open(b), outputs, is_custom) for b in eqn.params["branches"]]
         union = [_join(paths) for paths in zip(*branches, strict=True)]
         return [_compare(_join(outputs)), *union]
-    inner = find_jaxpr(eqn)
+    inner = _open(find_jaxpr(eqn))
     if inner is not None and len(inner.invars) == len(eqn.invars):
         # Their own derivative may pass what their computation stops, as in quantisation.
         return _inputs(inner, outputs, is_custom or name.startswith("custom_"))
@@ -98,7 +98,7 @@ def _through(eqn, outputs, is_custom):
 def _through_scan(eqn, outputs, is_custom):
     positions = list(range(len(eqn.invars)))
     consts, carry, _ = split_scan_inputs(eqn.params, positions)
-    body = eqn.params["jaxpr"].jaxpr
+    body = _open(eqn.params["jaxpr"])
     return _through_loop(body, outputs, len(consts), len(carry), is_custom)
 
 
@@ -116,6 +116,10 @@ def _through_loop(body, outputs, num_consts, num_carry, is_custom):
 def _inputs(jaxpr, outputs, is_custom):
     paths = _follow(jaxpr, outputs, is_custom=is_custom)
     return [paths.get(var, 0) for var in jaxpr.invars]
+
+
+def _open(jaxpr):
+    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _join(paths):

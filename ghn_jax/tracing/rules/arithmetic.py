@@ -14,6 +14,12 @@ import numpy as np
 from ghn_jax.tracing.builder import ONE_FOR_ALL
 from ghn_jax.tracing.functions import Function, find_obstacle
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule
+from ghn_jax.tracing.rules.parameters import (
+    apply_function,
+    as_right_operand,
+    combine_with_constant,
+    combine_with_itself,
+)
 from ghn_jax.tracing.rules.tokens import add_position, as_data
 from ghn_jax.tracing.values import Constant, Data, Weight
 
@@ -43,9 +49,9 @@ def _binary(builder, eqn, inputs):
         if isinstance(value, Weight):
             if name in _PRODUCTS and constant.is_state and constant.is_deviation:
                 return dataclasses.replace(value, norm="bn")
-            if constant.value is None and _spreads(builder, constant_shape, value):
-                return value.through(Function("a table of constants"))
-            return _weight_with_constant(name, value, constant.value, value is right)
+            return combine_with_constant(
+                builder, name, value, constant, constant_shape, value is right
+            )
         return _with_constant(builder, name, value, constant, constant_shape)
     if isinstance(left, Data) and isinstance(right, Data):
         if name == "mul" and eqn.invars[0] is eqn.invars[1]:
@@ -53,7 +59,7 @@ def _binary(builder, eqn, inputs):
         return _combine_data(builder, name, left, right)
     shape = eqn.outvars[0].aval.shape
     if isinstance(left, Data):
-        return _apply_weight(builder, name, left, _as_right(name, right), shape)
+        return _apply_weight(builder, name, left, as_right_operand(name, right), shape)
     if name == "div" and right.statistic is None:
         keep_weights(builder, [left], "is divided by data")
         return Data((builder.node_of(right),))
@@ -76,61 +82,6 @@ def _fold(name, *values):
     return folded if math.isfinite(folded) else None
 
 
-def _spreads(builder, shape, weight):
-    """Return whether a table of constants has entries of its own where a parameter repeats."""
-    return any(
-        size > 1 and repeated == 1 and not builder.has_batch((size,))
-        for view in weight.views
-        for size, repeated in zip(shape, view.shape, strict=False)
-    )
-
-
-def _weight_with_constant(name, weight, constant, is_right):
-    """The value of `weight name constant`, or the other way round if the weight is on the right."""
-    if name in ("max", "min"):
-        return weight if constant is None else weight.through(Function(name, constant))
-    if name in _PRODUCTS:
-        # Arrays that are not uniform are masks: a masked kernel is that of the GHN, masked.
-        weight = _as_right(name, weight) if is_right else weight
-        if constant is None:
-            return weight
-        if constant == 0:
-            return weight.through(Function("a product with zero"))
-        return weight.through(
-            Function("mul", 1 / constant if name == "div" and not is_right else constant)
-        )
-    if name in _SUMS:
-        weight = _as_right(name, weight) if is_right else weight
-        if constant == 0:
-            return weight
-        if constant is None:
-            return weight.through(Function("a sum with a table of constants"))
-        sign = -1 if name == "sub" and not is_right else 1
-        return weight.through(Function("add", sign * constant))
-    if name == "pow" and constant is not None:
-        if not is_right:
-            return _raise(weight, constant)
-        if constant > 0 and constant != 1:
-            return weight.through(Function("mul", math.log(constant))).through(Function("exp"))
-    return weight.through(Function(name))
-
-
-def _raise(weight, exponent):
-    """Return a weight to a power."""
-    if exponent == 0:
-        return weight.through(Function("a power of zero"))
-    if exponent == int(exponent) and exponent % 2 == 1 and exponent > 0:
-        return weight if exponent == 1 else weight.through(Function("odd_pow", exponent))
-    return weight.through(Function("pow", float(exponent)))
-
-
-def _as_right(name, weight):
-    """Return minus the weight behind a minus, its reciprocal behind a fraction bar."""
-    if name == "sub":
-        return weight.through(Function("mul", -1.0))
-    return weight.through(Function("reciprocal")) if name == "div" else weight
-
-
 _UNARY = (
     "rsqrt sqrt cbrt exp exp2 log log1p expm1 tanh logistic erf erfc erf_inv neg abs sign floor"
     " ceil round sin cos tan square integer_pow not is_finite clamp cumsum cumlogsumexp cummax"
@@ -147,7 +98,7 @@ def _unary(builder, eqn, inputs):
         folded = _fold(name, value.value)
         return Constant(value.is_state, value.is_deviation or takes_root, folded)
     if isinstance(value, Weight):
-        return _function_of_weight(builder, eqn, inputs)
+        return apply_function(eqn, inputs)
     if value.statistic is not None:
         return _mark_deviation(value) if takes_root else value
     if name in ("sin", "cos"):
@@ -157,29 +108,6 @@ def _unary(builder, eqn, inputs):
     if name in ("square", "abs") or (name == "integer_pow" and eqn.params["y"] % 2 == 0):
         return _square(builder, value)
     return _activate(builder, value, is_exponential=name in ("exp", "exp2"))
-
-
-def _function_of_weight(builder, eqn, inputs):
-    name = eqn.primitive.name
-    if name.startswith("cum"):
-        return derived(inputs[0])
-    if name == "clamp":
-        low, weight, high = inputs
-        for bound, side in ((low, "max"), (high, "min")):
-            weight = weight.through(
-                Function(side, bound.value)
-                if isinstance(bound, Constant) and bound.value is not None
-                else Function("clamp")
-            )
-        return weight
-    (weight,) = inputs
-    if name == "integer_pow":
-        return _raise(weight, eqn.params["y"])
-    if name in ("sqrt", "rsqrt", "square"):
-        return _raise(weight, {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0}[name])
-    if name == "neg":
-        return _as_right("sub", weight)
-    return weight.through(Function(name))
 
 
 @register_rule("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "argmax", "argmin")
@@ -253,7 +181,9 @@ def _of_one_node(builder, one, other):
         return Data(one.nodes)
     for value, plain in ((one, other), (other, one)):
         found = builder.scaled_source(value)
-        if found and plain.statistic is None and plain.nodes == (found[0],):
+        if value.statistic or plain.statistic or found is None:
+            continue
+        if plain.nodes == (found[0],):
             builder.keep(found[1], _SLOPE)
             return Data(plain.nodes)
     return None
@@ -286,10 +216,11 @@ def _combine_weights(builder, name, left, right, shapes):
         whole, other = (left, right) if left.views else (right, left)
         # Such as the kernel's own moments in weight standardisation.
         keep_weights(builder, [other], "only changes another parameter")
-        whole = _as_right(name, whole) if whole is right else whole
+        whole = as_right_operand(name, whole) if whole is right else whole
         return dataclasses.replace(whole, parameters=left.parameters | right.parameters)
-    if left.views == right.views and left.norm == right.norm:
-        return _combine_equal(name, left)
+    own = combine_with_itself(name, left, right)
+    if own is not None:
+        return own
     batches = [builder.has_batch(shape) for shape in shapes]
     if any(batches) and not (left.norm or right.norm):
         values = [
@@ -299,12 +230,11 @@ def _combine_weights(builder, name, left, right, shapes):
         if all(batches):
             return _combine_data(builder, name, *values)
         if batches[0]:
-            return _apply_weight(builder, name, values[0], _as_right(name, values[1]), shapes[0])
+            kernel = as_right_operand(name, values[1])
+            return _apply_weight(builder, name, values[0], kernel, shapes[0])
         return _apply_weight(builder, name, values[1], values[0], shapes[1])
-    if left.parameters == right.parameters and _are_functions_of_same(left, right):
-        return left.through(Function("several functions of itself"))
     if name in _SUMS:
-        right = _as_right(name, right)
+        right = as_right_operand(name, right)
         if bool(left.norm) != bool(right.norm):  # bias - mean * scale / std: the bias
             return left if right.norm else right
         return Weight(left.parameters | right.parameters, (*left.views, *right.views))
@@ -312,23 +242,7 @@ def _combine_weights(builder, name, left, right, shapes):
         return derived(left, right)
     main, other = sorted((left, right), key=lambda weight: -weight.views[0].size)
     keep_weights(builder, [other], "only scales another parameter")
-    return _as_right(name, main) if main is right else main
-
-
-def _combine_equal(name, weight):
-    if name == "add":
-        return weight.through(Function("mul", 2.0))
-    if name == "mul":
-        return _raise(weight, 2)
-    return weight if name in ("max", "min") else derived(weight)
-
-
-def _are_functions_of_same(left, right):
-    pairs = zip(left.views, right.views, strict=False)
-    return len(left.views) == len(right.views) and all(
-        dataclasses.replace(one, functions=()) == dataclasses.replace(other, functions=())
-        for one, other in pairs
-    )
+    return as_right_operand(name, main) if main is right else main
 
 
 def _combine_data(builder, name, left, right):
@@ -482,16 +396,6 @@ def _scale(builder, data, weight, shape):
 
 
 def _shift(builder, data, view, is_difference=False):
-    is_difference = is_difference or Function("mul", -1.0) in view.functions
-    source, data = data, _add_shift(builder, data, view)
-    if source.norm is None and source.open_norm is None:
-        kind = "difference" if is_difference else "shift"
-        (node,) = data.nodes
-        builder.mark(node, kind, builder.node_of(source), frozenset({view.parameter}))
-    return data
-
-
-def _add_shift(builder, data, view):
     vector = view.reshape((view.size,))
     if data.open_norm is not None:
         builder.claim(vector, data.open_norm, "bias")
@@ -501,11 +405,15 @@ def _add_shift(builder, data, view):
         node = builder.node(data.norm, (node,), (view.size, 1, 1, 1))
         builder.claim(vector, node, "bias")
         return Data((node,))
-    channels = builder.nodes[node].shape[0]
+    source, channels = node, builder.nodes[node].shape[0]
     is_vector = sum(size > 1 for size in view.shape) <= 1
     if is_vector or view.size == channels:
         node = builder.node("bias", (node,), (view.size, 1, 1, 1))
         builder.claim(vector, node, "bias")
-        return Data((node,))
-    position = add_position(builder, view, channels or None)
-    return Data((builder.merge("sum", (node, position)),))
+    else:
+        position = add_position(builder, view, channels or None)
+        node = builder.merge("sum", (node, position))
+    is_difference = is_difference or Function("mul", -1.0) in view.functions
+    kind = "difference" if is_difference else "shift"
+    builder.mark(node, kind, source, frozenset({view.parameter}))
+    return Data((node,))
