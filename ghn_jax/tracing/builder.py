@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from ghn_jax.arrays import TreePath
 from ghn_jax.graphs import ArchGraph, ParameterTensor, graph_from_nodes
@@ -62,10 +64,18 @@ class GraphBuilder:
         batch_size: Batch size of the traced images, a large prime whose multiples identify batch
             axes.
         fixed: For parameters that are not predicted whatever their use, the reason.
+        find_initial: Maps the index of a parameter to its initial value, None if that is not known
+            without a computation.
     """
 
-    def __init__(self, batch_size: int, fixed: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        fixed: Mapping[int, str] | None = None,
+        find_initial: Callable[[int], np.ndarray | None] = lambda index: None,
+    ) -> None:
         self.batch_size = batch_size
+        self._find_initial = find_initial
         self._fixed = dict(fixed or {})
         self._affine: dict[int, Affine] = {}
         self._waves: dict[int, set[str]] = {}
@@ -121,6 +131,11 @@ class GraphBuilder:
                 self._spliced.add(node)
             stack += self.nodes[node].parents
         return self.node("cse", nodes)
+
+    def is_closed(self, view: View) -> bool:
+        """Return whether a view is zero at first: a gate that starts closed."""
+        initial = self._find_initial(view.parameter)
+        return initial is not None and not np.any(view.read(np.asarray(initial, np.float64)))
 
     def claim(self, view: View, node: int, role: str) -> None:
         """Give a part of a parameter to a node; a part that has a node already keeps the first."""

@@ -35,6 +35,7 @@ class NetworkDescription:
         finish: Maps filled variables to the caller's kinds of network and of variables.
         init_jaxpr: If the initialiser also runs the network: a jaxpr of (key, images) -> (leaves of
             the outputs, leaves of `variables`), so that one tracing gives shapes and computation.
+        find_initial: Maps the index of a leaf to its value, None if that has to be computed.
     """
 
     apply_fn: Callable[[PyTree, PyTree], PyTree]
@@ -44,6 +45,7 @@ class NetworkDescription:
     initialize: Callable[[Sequence[int]], list[Any]]
     finish: Callable[[PyTree], tuple[Any, PyTree]]
     init_jaxpr: Any = None
+    find_initial: Callable[[int], Any] = lambda index: None
 
 
 def describe(
@@ -125,8 +127,16 @@ def _describe_linen(module, images, key, arguments) -> NetworkDescription:
         shifted = [num_outputs + index for index in indices]
         return _evaluate(init, jaxpr, shifted, key, images)
 
-    finish = lambda variables: (module, variables)  # noqa: E731
-    return NetworkDescription(apply_fn, variables, paths, is_parameter, initialize, finish, jaxpr)
+    return NetworkDescription(
+        apply_fn,
+        variables,
+        paths,
+        is_parameter,
+        initialize,
+        lambda variables: (module, variables),
+        jaxpr,
+        lambda index: _constant(jaxpr.jaxpr, num_outputs + index),
+    )
 
 
 def _describe_nnx(module, arguments) -> NetworkDescription:
@@ -164,7 +174,13 @@ def _describe_haiku(transform, images, key, arguments) -> NetworkDescription:
         return _evaluate(init, jaxpr, indices, key, images)
 
     return NetworkDescription(
-        apply_fn, variables, paths, is_parameter, initialize, lambda v: (transform, v)
+        apply_fn,
+        variables,
+        paths,
+        is_parameter,
+        initialize,
+        lambda v: (transform, v),
+        find_initial=lambda index: _constant(jaxpr.jaxpr, index),
     )
 
 
@@ -221,7 +237,13 @@ def _from_values(apply_fn, variables, is_parameter, finish, skip) -> NetworkDesc
         return [leaves[i] for i in indices]
 
     return NetworkDescription(
-        apply_fn, _as_shapes(variables), paths, is_parameter, initialize, finish
+        apply_fn,
+        _as_shapes(variables),
+        paths,
+        is_parameter,
+        initialize,
+        finish,
+        find_initial=lambda i: None if isinstance(leaves[i], jax.ShapeDtypeStruct) else leaves[i],
     )
 
 

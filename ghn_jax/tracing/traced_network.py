@@ -93,7 +93,7 @@ def trace(
             inputs = [*_known_variables(description), *[Data((0,))] * num_images]
             variables = jaxpr.jaxpr.invars[: len(description.paths)]
             fixed = _find_fixed(description, jaxpr, variables, len(jaxpr.jaxpr.outvars))
-            builder = GraphBuilder(_BATCH_SIZE, fixed)
+            builder = GraphBuilder(_BATCH_SIZE, fixed, description.find_initial)
             outputs = interpret(builder, jaxpr, inputs)
             traced = _finish(description, builder, outputs, num_classes, max_distance)
     return traced
@@ -221,7 +221,7 @@ def _read_initialiser(
         return None
     inputs: list[Value] = [Constant(), *[Data((0,))] * (len(jaxpr.invars) - 1)]
     fixed = _find_fixed(description, description.init_jaxpr, variables, num_outputs)
-    builder = GraphBuilder(_BATCH_SIZE, fixed)
+    builder = GraphBuilder(_BATCH_SIZE, fixed, description.find_initial)
     try:
         outputs = interpret(builder, description.init_jaxpr, inputs, known)
     except EntangledError:

@@ -80,12 +80,24 @@ class Statistic:
         kind: "avg" or "max".
         is_deviation: Whether a square root was taken.
         window: Sizes of the reduced axes.
+        gain: What it is multiplied by compared to the same of a mean: a sum over n elements has a
+            gain of n, its square root one of sqrt(n). None if it is not known.
     """
 
     norm: str
     kind: str
     is_deviation: bool = False
     window: tuple[int, ...] = ()
+    gain: float | None = 1.0
+
+    def scaled(self, factor: float | None) -> "Statistic":
+        """Return the statistic times a factor, None for one that is not known."""
+        is_known = self.gain is not None and factor is not None and factor > 0
+        return dataclasses.replace(self, gain=self.gain * factor if is_known else None)
+
+    def raised(self, exponent: float) -> "Statistic":
+        """Return a power of the statistic."""
+        return dataclasses.replace(self, gain=self.gain and self.gain**exponent)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,6 +108,8 @@ class Data:
         nodes: The nodes it comes from; several only for a product that may become attention.
         statistic: Set if it is a reduction of its node.
         norm: "bn" or "ln" if normalised and not scaled by a parameter since.
+        norm_gain: Its root mean square, if normalised; such as 1 / sqrt(n) after a division by the
+            length of n elements.
         open_norm: The norm node that has scaled it, as long as a bias may follow.
         is_exponential: exp of logits.
         is_softmax: exp divided by its sum.
@@ -109,6 +123,7 @@ class Data:
     nodes: tuple[int, ...]
     statistic: Statistic | None = None
     norm: str | None = None
+    norm_gain: float = 1.0
     open_norm: int | None = None
     is_exponential: bool = False
     is_softmax: bool = False

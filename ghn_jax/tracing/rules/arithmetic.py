@@ -52,7 +52,7 @@ def _binary(builder, eqn, inputs):
             return combine_with_constant(
                 builder, name, value, constant, constant_shape, value is right
             )
-        return _with_constant(builder, name, value, constant, constant_shape)
+        return _with_constant(builder, name, value, constant, constant_shape, value is right)
     if isinstance(left, Data) and isinstance(right, Data):
         if name == "mul" and eqn.invars[0] is eqn.invars[1]:
             return _square(builder, left)
@@ -100,7 +100,7 @@ def _unary(builder, eqn, inputs):
     if isinstance(value, Weight):
         return apply_function(eqn, inputs)
     if value.statistic is not None:
-        return _mark_deviation(value) if takes_root else value
+        return _mark_deviation(value, _exponent(eqn)) if takes_root else value
     if name in ("sin", "cos"):
         value = builder.wave(value, name)
     if name in ("exp", "exp2"):
@@ -148,9 +148,14 @@ def _merge_cases(builder, one, other):
     return Data((builder.merge("sum", nodes),))
 
 
-def _mark_deviation(value):
-    statistic = dataclasses.replace(value.statistic, is_deviation=True)
+def _mark_deviation(value, exponent=1.0):
+    statistic = dataclasses.replace(value.statistic.raised(exponent), is_deviation=True)
     return dataclasses.replace(value, statistic=statistic)
+
+
+def _exponent(eqn):
+    exponents = {"sqrt": 0.5, "rsqrt": -0.5, "cbrt": 1 / 3}
+    return float(exponents.get(eqn.primitive.name) or eqn.params["y"])
 
 
 def _activate(builder, value, is_exponential=False):
@@ -192,12 +197,15 @@ def _of_one_node(builder, one, other):
 _SLOPE = "is the slope of an activation"
 
 
-def _with_constant(builder, name, value, constant, constant_shape):
+def _with_constant(builder, name, value, constant, constant_shape, is_right):
     if value.statistic is not None:
-        return _mark_deviation(value) if name == "pow" else value
+        return _change_statistic(name, value, constant.value, is_right)
     if name in _PRODUCTS:
         if constant.is_state and constant.is_deviation:
             return dataclasses.replace(value, norm="bn")
+        if value.norm and constant.value:
+            factor = 1 / constant.value if name == "div" else constant.value
+            value = dataclasses.replace(value, norm_gain=value.norm_gain * factor)
         is_table = any(size > 1 for size in constant_shape)
         if is_table and len(value.taps) == 1:  # as in rotary embeddings: no window of a pool
             return dataclasses.replace(value, taps=frozenset())
@@ -205,6 +213,18 @@ def _with_constant(builder, name, value, constant, constant_shape):
     if name in _SUMS:
         return value
     return _activate(builder, value)
+
+
+def _change_statistic(name, value, constant, is_right):
+    statistic = value.statistic
+    if name == "pow":
+        return _mark_deviation(value, constant if constant and not is_right else 1.0)
+    if name in _PRODUCTS:
+        if name == "div" and is_right:
+            statistic = statistic.raised(-1)
+        divides = name == "div" and not is_right
+        statistic = statistic.scaled(1 / constant if constant and divides else constant)
+    return dataclasses.replace(value, statistic=statistic)
 
 
 def _combine_weights(builder, name, left, right, shapes):
@@ -294,8 +314,17 @@ def _normalize(name, data, statistic):
     if name in _PRODUCTS and (statistic.statistic.is_deviation or name == "div"):
         if data.is_exponential and statistic.is_exponential:
             return Data(data.nodes, is_softmax=True, is_product=data.is_product)
-        return Data(data.nodes, norm=statistic.statistic.norm, is_product=data.is_product)
+        moment = statistic.statistic
+        gain = _norm_gain(name, moment)
+        return Data(data.nodes, norm=moment.norm, norm_gain=gain, is_product=data.is_product)
     return dataclasses.replace(data, open_norm=None)
+
+
+def _norm_gain(name, statistic):
+    """Return the root mean square of data behind a product or quotient with a statistic."""
+    if not statistic.gain:
+        return 1.0
+    return 1 / statistic.gain if name == "div" else statistic.gain
 
 
 def _combine_same(builder, name, left, right):
@@ -348,9 +377,13 @@ def _apply_weight(builder, name, data, weight, shape, is_difference=False):
         if weight.norm and data.nodes == weight.norm_nodes:  # mean * scale / std
             return weight
         if statistic.is_deviation and name in _PRODUCTS:  # scale / std
+            weight = _with_gain(weight, _norm_gain(name, statistic))
             return dataclasses.replace(weight, norm=statistic.norm, norm_nodes=data.nodes)
         if statistic.norm == "bn":
             return weight
+        if name in _PRODUCTS and data.is_distance and builder.is_difference(data):
+            keep_weights(builder, [weight], "only scales a distance")
+            return data
         data = Data((builder.node_of(data),))
     if len(weight.views) == 0:
         keep_weights(builder, [weight], "is computed from parameters before it meets the data")
@@ -368,13 +401,19 @@ def _apply_weight(builder, name, data, weight, shape, is_difference=False):
     return data
 
 
+def _with_gain(weight, gain):
+    """Let a parameter stand for the scale of data of unit variance, whatever the norm gives."""
+    is_unit = math.isclose(abs(gain), 1, rel_tol=0.05)  # of n - 1 instead of n elements, too
+    return weight if is_unit else weight.through(Function("mul", gain))
+
+
 def _scale(builder, data, weight, shape):
     if len(weight.views) > 1:
         keep_weights(builder, [weight], "is added to another parameter before it scales the data")
         return data
     # A scale without norm (layer scale) is taken for that of a layer norm, as by Knyazev et al.
     norm = data.norm or weight.norm
-    (view,) = weight.views
+    (view,) = _with_gain(weight, data.norm_gain).views
     has_one_channel = any(size == 1 for size in shape)
     if view.size == 1 and not (norm and has_one_channel):
         keep_weights(builder, [weight], ONE_FOR_ALL)
@@ -384,6 +423,8 @@ def _scale(builder, data, weight, shape):
             data, nodes=nodes, taps=frozenset(), taps_kind=None, norm=norm, gates=gates
         )
     obstacle = find_obstacle(view.functions, "scale")
+    if obstacle is None and builder.is_closed(view):
+        obstacle = "gates what it scales, and starts at zero"
     if obstacle and not norm:  # a gate, not a norm whose scale is not predicted
         keep_weights(builder, [weight], obstacle)
         return data
