@@ -10,6 +10,7 @@ import numpy as np
 from ghn_jax.arrays import TreePath
 from ghn_jax.graphs import ArchGraph, ParameterTensor, graph_from_nodes
 from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
+from ghn_jax.tracing.affine import ONLY_DISTANCE, ONLY_SINE, SCALES_OUTPUTS, AffineNodes
 from ghn_jax.tracing.functions import find_obstacle
 from ghn_jax.tracing.values import Data
 from ghn_jax.tracing.views import View
@@ -17,22 +18,6 @@ from ghn_jax.tracing.views import View
 NO_USE = "the output does not depend on it"
 # Of a parameter of one element; most uses have a name.
 ONE_FOR_ALL = "scales all channels alike, as no norm does"
-SCALES_OUTPUTS = "scales the outputs, such as logits"
-_ONLY_SINE = "only enters a sine"
-
-
-class Affine(NamedTuple):
-    """What a node does that neither a norm nor a kernel does.
-
-    Attributes:
-        kind: "scale", "shift" or "difference" from a parameter.
-        source: The node of what it scales or shifts.
-        parameters: The parameters that it does so by.
-    """
-
-    kind: str
-    source: int
-    parameters: frozenset[int]
 
 
 class Claim(NamedTuple):
@@ -77,8 +62,7 @@ class GraphBuilder:
         self.batch_size = batch_size
         self._find_initial = find_initial
         self._fixed = dict(fixed or {})
-        self._affine: dict[int, Affine] = {}
-        self._waves: dict[int, set[str]] = {}
+        self.affine = AffineNodes()
         self.nodes: list[TracedNode] = [TracedNode("input", NO_SHAPE, ())]
         self._claims: list[Claim] = []
         self._reasons: dict[int, str] = {}
@@ -145,21 +129,8 @@ class GraphBuilder:
         else:
             self.keep([view.parameter], reason)
 
-    def mark(self, node: int, kind: str, source: int, parameters: frozenset[int]) -> None:
-        """Remember that a node only scales or shifts another by parameters, see `Affine`."""
-        self._affine[node] = Affine(kind, source, parameters)
-
-    def scaled_source(self, data: Data) -> tuple[int, frozenset[int]] | None:
-        """Return the node that data are scaled from without a norm, and by which parameters."""
-        found = self._affine.get(data.nodes[0]) if len(data.nodes) == 1 else None
-        return (found.source, found.parameters) if found and found.kind == "scale" else None
-
-    def is_difference(self, data: Data) -> bool:
-        """Return whether data are a difference from parameters, perhaps scaled since."""
-        return any(self._behind_difference(node) != node for node in data.nodes)
-
-    def wave(self, data: Data, name: str) -> Data:
-        """Return the data that a sine or cosine is taken of, without scales: these are frequencies.
+    def enter_wave(self, data: Data, name: str) -> Data:
+        """Return what a sine or cosine is taken of, without scales: these are frequencies.
 
         Args:
             data: The sine's argument.
@@ -167,16 +138,20 @@ class GraphBuilder:
         """
         if len(data.nodes) != 1 or data.statistic is not None or len(data.taps) > 1:
             return data
-        chain = self._chain(data.nodes[0])
-        if any(affine.kind == "scale" for _, affine in chain):
-            for _, affine in chain:
-                self.keep(affine.parameters, _ONLY_SINE)
-            return Data((chain[-1][1].source,))
-        source = chain[-1][1].source if chain else data.nodes[0]
+        (node,) = data.nodes
+        scaled = self.affine.behind(node, "scale")
+        if scaled is not None:
+            self.keep(scaled.parameters, ONLY_SINE)
+            return Data((scaled.source,))
+        shifted = self.affine.behind(node)
+        source = shifted.source if shifted else node
         if self.nodes[source].parents == (0,):
-            for node in (source, *(node for node, _ in chain)):
-                self._waves.setdefault(node, set()).add(name)
+            self.affine.add_wave(node, name)
         return data
+
+    def is_difference(self, data: Data) -> bool:
+        """Return whether data are a difference from parameters, perhaps scaled since."""
+        return any(self.affine.behind(node, "difference") for node in data.nodes)
 
     def specify(self, data: Data, reason: str) -> None:
         """State what the parameters of one element do that data were multiplied by."""
@@ -210,7 +185,10 @@ class GraphBuilder:
         Returns:
             The graph, the views of its tensors, and the parameters that are kept.
         """
-        outputs, refused = self._without_scales(outputs)
+        refused = self.affine.scales_of(outputs)
+        for scale in refused.values():
+            self.keep(scale.parameters, SCALES_OUTPUTS)
+        outputs = [self._behind_scales(node, refused) for node in outputs]
         reached = self._reach(outputs)
         order = sorted(reached - self._spliced)
         index = {node: position for position, node in enumerate(order)}
@@ -223,8 +201,8 @@ class GraphBuilder:
         for claim in self._claims:
             if claim.node not in index or claim.view.region in regions:
                 continue
-            if self._waves.get(claim.node) == {"sin", "cos"}:
-                self.keep([claim.view.parameter], _ONLY_SINE)
+            if self.affine.is_frequency(claim.node):
+                self.keep([claim.view.parameter], ONLY_SINE)
                 continue
             if claim.node in refused or claim.view.parameter in self._fixed:
                 continue
@@ -251,35 +229,17 @@ class GraphBuilder:
                     views.append(view)
         return BuiltGraph(graph_from_nodes(nodes, tensors, max_distance), tuple(views), kept)
 
-    def _chain(self, node):
-        """Nodes that only scale and shift, from a node on backwards."""
-        chain = []
-        while node in self._affine:
-            chain.append((node, self._affine[node]))
-            node = self._affine[node].source
-        return chain
-
     def _behind_difference(self, node):
-        chain = self._chain(node)
-        if not any(affine.kind == "difference" for _, affine in chain):
+        found = self.affine.behind(node, "difference")
+        if found is None:
             return node
-        for _, affine in chain:
-            self.keep(affine.parameters, "only enters a distance")
-        return chain[-1][1].source
+        self.keep(found.parameters, ONLY_DISTANCE)
+        return found.source
 
-    def _without_scales(self, outputs):
-        """Leave out scales of the outputs; also return those that a shift follows."""
-        ends, refused = [], set()
-        for node in outputs:
-            chain = self._chain(node)
-            for inner, affine in chain:
-                if affine.kind == "scale":
-                    refused.add(inner)
-                    self.keep(affine.parameters, SCALES_OUTPUTS)
-            while node in refused:
-                node = self._affine[node].source
-            ends.append(node)
-        return ends, refused
+    def _behind_scales(self, node, scales):
+        while node in scales:
+            node = scales[node].source
+        return node
 
     def _pool(self, data: Data, kind: tuple, window: tuple[int, ...]) -> int:
         key = (data.nodes, *kind)

@@ -19,7 +19,8 @@ from ghn_jax.graphs import ArchGraph
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import has_operations
 from ghn_jax.tracing import rules  # noqa: F401 (fills the table of rules)
-from ghn_jax.tracing.builder import NO_USE, SCALES_OUTPUTS, GraphBuilder
+from ghn_jax.tracing.affine import SCALES_OUTPUTS
+from ghn_jax.tracing.builder import NO_USE, GraphBuilder
 from ghn_jax.tracing.frontends import NetworkDescription, describe
 from ghn_jax.tracing.gradients import find_fixed
 from ghn_jax.tracing.interpreter import EntangledError, interpret

@@ -95,6 +95,11 @@ class Statistic:
         is_known = self.gain is not None and factor is not None and factor > 0
         return dataclasses.replace(self, gain=self.gain * factor if is_known else None)
 
+    def gain_of(self, name: str) -> float:
+        """Return the root mean square of data multiplied ("mul") or divided ("div") by it."""
+        gain = self.gain or 1.0
+        return 1 / gain if name == "div" else gain
+
     def raised(self, exponent: float) -> "Statistic":
         """Return a power of the statistic."""
         return dataclasses.replace(self, gain=self.gain and self.gain**exponent)

@@ -11,8 +11,6 @@ import math
 
 import numpy as np
 
-from ghn_jax.tracing.builder import ONE_FOR_ALL
-from ghn_jax.tracing.functions import Function, find_obstacle
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule
 from ghn_jax.tracing.rules.parameters import (
     apply_function,
@@ -20,7 +18,8 @@ from ghn_jax.tracing.rules.parameters import (
     combine_with_constant,
     combine_with_itself,
 )
-from ghn_jax.tracing.rules.tokens import add_position, as_data
+from ghn_jax.tracing.rules.scales import apply_parameter
+from ghn_jax.tracing.rules.tokens import as_data
 from ghn_jax.tracing.values import Constant, Data, Weight
 
 _PRODUCTS = ("mul", "div")
@@ -59,11 +58,11 @@ def _binary(builder, eqn, inputs):
         return _combine_data(builder, name, left, right)
     shape = eqn.outvars[0].aval.shape
     if isinstance(left, Data):
-        return _apply_weight(builder, name, left, as_right_operand(name, right), shape)
+        return apply_parameter(builder, name, left, as_right_operand(name, right), shape)
     if name == "div" and right.statistic is None:
         keep_weights(builder, [left], "is divided by data")
         return Data((builder.node_of(right),))
-    return _apply_weight(builder, name, right, left, shape, is_difference=name == "sub")
+    return apply_parameter(builder, name, right, left, shape, is_difference=name == "sub")
 
 
 _FOLDS = {
@@ -102,7 +101,7 @@ def _unary(builder, eqn, inputs):
     if value.statistic is not None:
         return _mark_deviation(value, _exponent(eqn)) if takes_root else value
     if name in ("sin", "cos"):
-        value = builder.wave(value, name)
+        value = builder.enter_wave(value, name)
     if name in ("exp", "exp2"):
         builder.specify(value, "is a temperature or the scale of an exponent")
     if name in ("square", "abs") or (name == "integer_pow" and eqn.params["y"] % 2 == 0):
@@ -185,11 +184,11 @@ def _of_one_node(builder, one, other):
             builder.specify(value, _SLOPE)
         return Data(one.nodes)
     for value, plain in ((one, other), (other, one)):
-        found = builder.scaled_source(value)
-        if value.statistic or plain.statistic or found is None:
+        found = builder.affine.get(value.nodes[0]) if len(value.nodes) == 1 else None
+        if value.statistic or plain.statistic or found is None or found.kind != "scale":
             continue
-        if plain.nodes == (found[0],):
-            builder.keep(found[1], _SLOPE)
+        if plain.nodes == (found.source,):
+            builder.keep(found.parameters, _SLOPE)
             return Data(plain.nodes)
     return None
 
@@ -251,8 +250,8 @@ def _combine_weights(builder, name, left, right, shapes):
             return _combine_data(builder, name, *values)
         if batches[0]:
             kernel = as_right_operand(name, values[1])
-            return _apply_weight(builder, name, values[0], kernel, shapes[0])
-        return _apply_weight(builder, name, values[1], values[0], shapes[1])
+            return apply_parameter(builder, name, values[0], kernel, shapes[0])
+        return apply_parameter(builder, name, values[1], values[0], shapes[1])
     if name in _SUMS:
         right = as_right_operand(name, right)
         if bool(left.norm) != bool(right.norm):  # bias - mean * scale / std: the bias
@@ -315,16 +314,9 @@ def _normalize(name, data, statistic):
         if data.is_exponential and statistic.is_exponential:
             return Data(data.nodes, is_softmax=True, is_product=data.is_product)
         moment = statistic.statistic
-        gain = _norm_gain(name, moment)
+        gain = moment.gain_of(name)
         return Data(data.nodes, norm=moment.norm, norm_gain=gain, is_product=data.is_product)
     return dataclasses.replace(data, open_norm=None)
-
-
-def _norm_gain(name, statistic):
-    """Return the root mean square of data behind a product or quotient with a statistic."""
-    if not statistic.gain:
-        return 1.0
-    return 1 / statistic.gain if name == "div" else statistic.gain
 
 
 def _combine_same(builder, name, left, right):
@@ -369,92 +361,3 @@ def _combine_nodes(builder, name, left, right):
     if name in _PRODUCTS:
         return Data((builder.gate(nodes),))
     return Data((builder.merge("sum", nodes),))
-
-
-def _apply_weight(builder, name, data, weight, shape, is_difference=False):
-    statistic = data.statistic
-    if statistic is not None:
-        if weight.norm and data.nodes == weight.norm_nodes:  # mean * scale / std
-            return weight
-        if statistic.is_deviation and name in _PRODUCTS:  # scale / std
-            weight = _with_gain(weight, _norm_gain(name, statistic))
-            return dataclasses.replace(weight, norm=statistic.norm, norm_nodes=data.nodes)
-        if statistic.norm == "bn":
-            return weight
-        if name in _PRODUCTS and data.is_distance and builder.is_difference(data):
-            keep_weights(builder, [weight], "only scales a distance")
-            return data
-        data = Data((builder.node_of(data),))
-    if len(weight.views) == 0:
-        keep_weights(builder, [weight], "is computed from parameters before it meets the data")
-        return data
-    if data.is_product:
-        keep_weights(builder, [weight], "acts on attention logits, which are no node")
-        return Data(data.nodes, is_product=True)
-    if name in _PRODUCTS:
-        return _scale(builder, data, weight, shape)
-    if name in _SUMS:
-        for view in weight.views:
-            data = _shift(builder, data, view, is_difference)
-        return data
-    keep_weights(builder, [weight], f"meets the data in {name}, which has no rule for parameters")
-    return data
-
-
-def _with_gain(weight, gain):
-    """Let a parameter stand for the scale of data of unit variance, whatever the norm gives."""
-    is_unit = math.isclose(abs(gain), 1, rel_tol=0.05)  # of n - 1 instead of n elements, too
-    return weight if is_unit else weight.through(Function("mul", gain))
-
-
-def _scale(builder, data, weight, shape):
-    if len(weight.views) > 1:
-        keep_weights(builder, [weight], "is added to another parameter before it scales the data")
-        return data
-    # A scale without norm (layer scale) is taken for that of a layer norm, as by Knyazev et al.
-    norm = data.norm or weight.norm
-    (view,) = _with_gain(weight, data.norm_gain).views
-    has_one_channel = any(size == 1 for size in shape)
-    if view.size == 1 and not (norm and has_one_channel):
-        keep_weights(builder, [weight], ONE_FOR_ALL)
-        nodes = (builder.node_of(data),) if len(data.taps) > 1 else data.nodes
-        gates = data.gates | weight.parameters
-        return dataclasses.replace(
-            data, nodes=nodes, taps=frozenset(), taps_kind=None, norm=norm, gates=gates
-        )
-    obstacle = find_obstacle(view.functions, "scale")
-    if obstacle is None and builder.is_closed(view):
-        obstacle = "gates what it scales, and starts at zero"
-    if obstacle and not norm:  # a gate, not a norm whose scale is not predicted
-        keep_weights(builder, [weight], obstacle)
-        return data
-    source = builder.node_of(data)
-    node = builder.node(norm or "ln", (source,), (view.size, 1, 1, 1))
-    builder.claim(view.reshape((view.size,)), node, "scale")
-    if not norm:
-        builder.mark(node, "scale", source, weight.parameters)
-    return Data((node,), open_norm=node if norm else None)
-
-
-def _shift(builder, data, view, is_difference=False):
-    vector = view.reshape((view.size,))
-    if data.open_norm is not None:
-        builder.claim(vector, data.open_norm, "bias")
-        return Data(data.nodes)
-    node = builder.node_of(data)
-    if data.norm:
-        node = builder.node(data.norm, (node,), (view.size, 1, 1, 1))
-        builder.claim(vector, node, "bias")
-        return Data((node,))
-    source, channels = node, builder.nodes[node].shape[0]
-    is_vector = sum(size > 1 for size in view.shape) <= 1
-    if is_vector or view.size == channels:
-        node = builder.node("bias", (node,), (view.size, 1, 1, 1))
-        builder.claim(vector, node, "bias")
-    else:
-        position = add_position(builder, view, channels or None)
-        node = builder.merge("sum", (node, position))
-    is_difference = is_difference or Function("mul", -1.0) in view.functions
-    kind = "difference" if is_difference else "shift"
-    builder.mark(node, kind, source, frozenset({view.parameter}))
-    return Data((node,))
