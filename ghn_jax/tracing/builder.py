@@ -19,6 +19,9 @@ NO_USE = "the output does not depend on it"
 # Of a parameter of one element; most uses have a name.
 ONE_FOR_ALL = "scales all channels alike, as no norm does"
 
+# What is left out within a distance or a sine, and the reason not to predict it.
+_LEFT_OUT = {"distance": ("difference", ONLY_DISTANCE), "wave": ("scale", ONLY_SINE)}
+
 
 class Claim(NamedTuple):
     """A part of a parameter that belongs to a node."""
@@ -86,9 +89,9 @@ class GraphBuilder:
 
     def node_of(self, data: Data) -> int:
         """Return the node of a value, and make one of a pending pool or product."""
-        if data.is_distance:
-            nodes = tuple(dict.fromkeys(map(self._behind_difference, data.nodes)))
-            data = dataclasses.replace(data, nodes=nodes, is_distance=False)
+        if data.within is not None:
+            nodes = tuple(self._behind(node, data.within) for node in data.nodes)
+            data = dataclasses.replace(data, nodes=tuple(dict.fromkeys(nodes)), within=None)
         statistic = data.statistic
         if statistic is not None and statistic.norm != "bn":
             return self._pool(data, ("global", statistic.kind), statistic.window)
@@ -119,7 +122,9 @@ class GraphBuilder:
     def is_closed(self, view: View) -> bool:
         """Return whether a view is zero at first: a gate that starts closed."""
         initial = self._find_initial(view.parameter)
-        return initial is not None and not np.any(view.read(np.asarray(initial, np.float64)))
+        if initial is None or np.iscomplexobj(initial):
+            return False
+        return not np.any(view.read(np.asarray(initial, np.float64)))
 
     def claim(self, view: View, node: int, role: str) -> None:
         """Give a part of a parameter to a node; a part that has a node already keeps the first."""
@@ -129,25 +134,12 @@ class GraphBuilder:
         else:
             self.keep([view.parameter], reason)
 
-    def enter_wave(self, data: Data, name: str) -> Data:
-        """Return what a sine or cosine is taken of, without scales: these are frequencies.
-
-        Args:
-            data: The sine's argument.
-            name: "sin" or "cos".
-        """
-        if len(data.nodes) != 1 or data.statistic is not None or len(data.taps) > 1:
-            return data
-        (node,) = data.nodes
-        scaled = self.affine.behind(node, "scale")
-        if scaled is not None:
-            self.keep(scaled.parameters, ONLY_SINE)
-            return Data((scaled.source,))
-        shifted = self.affine.behind(node)
-        source = shifted.source if shifted else node
-        if self.nodes[source].parents == (0,):
-            self.affine.add_wave(node, name)
-        return data
+    def note_wave(self, data: Data, name: str) -> None:
+        """Remember that a sine ("sin") or cosine ("cos") is taken of data."""
+        for node in data.nodes:
+            behind = self.affine.behind(node)
+            if self.nodes[behind.source if behind else node].parents == (0,):
+                self.affine.add_wave(node, name)
 
     def is_difference(self, data: Data) -> bool:
         """Return whether data are a difference from parameters, perhaps scaled since."""
@@ -229,11 +221,12 @@ class GraphBuilder:
                     views.append(view)
         return BuiltGraph(graph_from_nodes(nodes, tensors, max_distance), tuple(views), kept)
 
-    def _behind_difference(self, node):
-        found = self.affine.behind(node, "difference")
+    def _behind(self, node, within):
+        kind, reason = _LEFT_OUT[within]
+        found = self.affine.behind(node, kind)
         if found is None:
             return node
-        self.keep(found.parameters, ONLY_DISTANCE)
+        self.keep(found.parameters, reason)
         return found.source
 
     def _behind_scales(self, node, scales):

@@ -82,6 +82,7 @@ class Statistic:
         window: Sizes of the reduced axes.
         gain: What it is multiplied by compared to the same of a mean: a sum over n elements has a
             gain of n, its square root one of sqrt(n). None if it is not known.
+        power: The power of the reduction that it is: 0.5 or -0.5 after a root.
     """
 
     norm: str
@@ -89,6 +90,7 @@ class Statistic:
     is_deviation: bool = False
     window: tuple[int, ...] = ()
     gain: float | None = 1.0
+    power: float = 1.0
 
     def scaled(self, factor: float | None) -> "Statistic":
         """Return the statistic times a factor, None for one that is not known."""
@@ -102,7 +104,12 @@ class Statistic:
 
     def raised(self, exponent: float) -> "Statistic":
         """Return a power of the statistic."""
-        return dataclasses.replace(self, gain=self.gain and self.gain**exponent)
+        gain = self.gain and self.gain**exponent
+        return dataclasses.replace(self, gain=gain, power=self.power * exponent)
+
+    def normalizes(self, name: str) -> bool:
+        """Return whether data or parameters multiplied or divided by it are normalised."""
+        return self.is_deviation and (name == "div") == (self.power > 0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,7 +129,8 @@ class Data:
         taps: Starts and strides of the slices of its node that it is the sum or maximum of.
         taps_kind: "avg" or "max".
         gates: Parameters of one element that it was multiplied by.
-        is_distance: A square or absolute value, to which differences from parameters do not count.
+        within: "distance" within a square or absolute value, "wave" within a sine: what of its
+            nodes only subtracts or scales by parameters will be left out.
     """
 
     nodes: tuple[int, ...]
@@ -136,7 +144,7 @@ class Data:
     taps: frozenset = frozenset()
     taps_kind: str | None = None
     gates: frozenset[int] = frozenset()
-    is_distance: bool = False
+    within: str | None = None
 
 
 Value = Constant | Weight | Data

@@ -24,6 +24,7 @@ from ghn_jax.tracing.values import Constant, Data, Weight
 
 _PRODUCTS = ("mul", "div")
 _SUMS = ("add", "sub", "add_any")
+_TURNED = {"sub": "add", "div": "mul"}  # with a negated or inverted right operand
 _DEVIATIONS = ("sqrt", "rsqrt", "pow", "cbrt")
 
 
@@ -58,7 +59,8 @@ def _binary(builder, eqn, inputs):
         return _combine_data(builder, name, left, right)
     shape = eqn.outvars[0].aval.shape
     if isinstance(left, Data):
-        return apply_parameter(builder, name, left, as_right_operand(name, right), shape)
+        turned = as_right_operand(name, right)
+        return apply_parameter(builder, _TURNED.get(name, name), left, turned, shape)
     if name == "div" and right.statistic is None:
         keep_weights(builder, [left], "is divided by data")
         return Data((builder.node_of(right),))
@@ -101,7 +103,7 @@ def _unary(builder, eqn, inputs):
     if value.statistic is not None:
         return _mark_deviation(value, _exponent(eqn)) if takes_root else value
     if name in ("sin", "cos"):
-        value = builder.enter_wave(value, name)
+        return _enter_wave(builder, value, name)
     if name in ("exp", "exp2"):
         builder.specify(value, "is a temperature or the scale of an exponent")
     if name in ("square", "abs") or (name == "integer_pow" and eqn.params["y"] % 2 == 0):
@@ -164,14 +166,21 @@ def _activate(builder, value, is_exponential=False):
         value.nodes,
         is_exponential=is_exponential,
         is_product=value.is_product,
-        is_distance=value.is_distance,
+        within=value.within,
     )
 
 
 def _square(builder, value):
     if value.statistic is not None:
         return value
-    return dataclasses.replace(_activate(builder, value), is_distance=True)
+    activated = _activate(builder, value)
+    return dataclasses.replace(activated, within=activated.within or "distance")
+
+
+def _enter_wave(builder, value, name):
+    activated = _activate(builder, value)
+    builder.note_wave(activated, name)
+    return dataclasses.replace(activated, within=activated.within or "wave")
 
 
 def _of_one_node(builder, one, other):
@@ -182,14 +191,14 @@ def _of_one_node(builder, one, other):
     if one.nodes == other.nodes and (one.gates or other.gates):
         for value in (one, other):
             builder.specify(value, _SLOPE)
-        return Data(one.nodes)
+        return Data(one.nodes, within=one.within if one.within == other.within else None)
     for value, plain in ((one, other), (other, one)):
         found = builder.affine.get(value.nodes[0]) if len(value.nodes) == 1 else None
         if value.statistic or plain.statistic or found is None or found.kind != "scale":
             continue
         if plain.nodes == (found.source,):
             builder.keep(found.parameters, _SLOPE)
-            return Data(plain.nodes)
+            return Data(plain.nodes, within=plain.within)
     return None
 
 
@@ -250,6 +259,7 @@ def _combine_weights(builder, name, left, right, shapes):
             return _combine_data(builder, name, *values)
         if batches[0]:
             kernel = as_right_operand(name, values[1])
+            name = _TURNED.get(name, name)
             return apply_parameter(builder, name, values[0], kernel, shapes[0])
         return apply_parameter(builder, name, values[1], values[0], shapes[1])
     if name in _SUMS:
@@ -312,10 +322,16 @@ def _is_total_of_attention(builder, statistic, data):
 def _normalize(name, data, statistic):
     if name in _PRODUCTS and (statistic.statistic.is_deviation or name == "div"):
         if data.is_exponential and statistic.is_exponential:
-            return Data(data.nodes, is_softmax=True, is_product=data.is_product)
+            return Data(data.nodes, is_softmax=True, is_product=data.is_product, within=data.within)
         moment = statistic.statistic
         gain = moment.gain_of(name)
-        return Data(data.nodes, norm=moment.norm, norm_gain=gain, is_product=data.is_product)
+        return Data(
+            data.nodes,
+            norm=moment.norm,
+            norm_gain=gain,
+            is_product=data.is_product,
+            within=data.within,
+        )
     return dataclasses.replace(data, open_norm=None)
 
 
@@ -325,11 +341,18 @@ def _combine_same(builder, name, left, right):
         return same
     kind = {"add": "avg", "max": "max"}.get(name)
     taps = left.taps | right.taps
-    if kind and left.taps and right.taps and left.taps != right.taps and _overlap(taps):
+    if (
+        kind
+        and not (left.within or right.within)
+        and left.taps
+        and right.taps
+        and left.taps != right.taps
+        and _overlap(taps)
+    ):
         if {left.taps_kind, right.taps_kind} <= {None, kind}:
             return Data(left.nodes, taps=taps, taps_kind=kind)
     if left == right:
-        return Data(left.nodes)
+        return Data(left.nodes, within=left.within)
     nodes = (builder.node_of(left), builder.node_of(right))
     return _combine_nodes(builder, name, left, right) if nodes[0] != nodes[1] else Data((nodes[0],))
 

@@ -111,7 +111,8 @@ def _slice(builder, eqn, inputs):
         return _slice_weight(value, shape, tuple(map(slice, starts, limits, strides)))
     if isinstance(value, Data) and value.statistic is None and len(value.taps) <= 1:
         tap = (starts, strides, eqn.outvars[0].aval.shape)
-        return Data(value.nodes, is_product=value.is_product, taps=frozenset({tap}))
+        taps = frozenset({tap})
+        return Data(value.nodes, is_product=value.is_product, taps=taps, within=value.within)
     return value
 
 

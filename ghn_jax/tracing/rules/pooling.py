@@ -66,9 +66,9 @@ def _register_reduction(name, kind):
         if old is not None and old.norm == "bn":
             total = math.prod(shape[axis] for axis in axes)
             return dataclasses.replace(value, statistic=old.scaled(total))
-        nodes, is_distance = value.nodes, value.is_distance
+        nodes, within = value.nodes, value.within
         if old is not None or len(value.taps) > 1:
-            nodes, is_distance = (builder.node_of(value),), False
+            nodes, within = (builder.node_of(value),), None
         window = tuple(shape[axis] for axis in axes)
         gain = float(math.prod(window)) if kind == "avg" else 1.0
         statistic = Statistic(norm, kind, window=window, gain=gain)
@@ -78,7 +78,7 @@ def _register_reduction(name, kind):
             is_exponential=value.is_exponential,
             is_product=value.is_product,
             is_softmax=value.is_softmax,
-            is_distance=is_distance,
+            within=within,
         )
 
 

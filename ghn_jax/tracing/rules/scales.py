@@ -29,7 +29,7 @@ def apply_parameter(
         builder: Builds the graph.
         name: The primitive.
         data: The data.
-        weight: The parameter, already negated or inverted where the primitive does so.
+        weight: The parameter, left of the primitive; one on its right is negated or inverted first.
         shape: Shape of the result.
         is_difference: Whether the data are subtracted from the parameter.
 
@@ -37,6 +37,11 @@ def apply_parameter(
         The data; or the parameter where the data are only a moment that divides it.
     """
     statistic = data.statistic
+    is_norm = statistic is not None and statistic.normalizes(name)
+    is_distance = data.within == "distance" and builder.is_difference(data)
+    if name == "mul" and is_distance and not is_norm:
+        keep_weights(builder, [weight], "only scales a distance")
+        return data
     if statistic is not None:
         if weight.norm and data.nodes == weight.norm_nodes:  # mean * scale / std
             return weight
@@ -45,9 +50,6 @@ def apply_parameter(
             return dataclasses.replace(weight, norm=statistic.norm, norm_nodes=data.nodes)
         if statistic.norm == "bn":
             return weight
-        if name in ("mul", "div") and data.is_distance and builder.is_difference(data):
-            keep_weights(builder, [weight], "only scales a distance")
-            return data
         data = Data((builder.node_of(data),))
     if len(weight.views) == 0:
         keep_weights(builder, [weight], "is computed from parameters before it meets the data")
