@@ -152,9 +152,13 @@ class GraphBuilder:
                 self._reasons[parameter] = reason
 
     def keep(self, parameters: Iterable[int], reason: str) -> None:
-        """State why parameters that nothing claims are not predicted."""
+        """State why parameters that nothing claims are not predicted.
+
+        The first reason holds, unless it says that this is all there is.
+        """
         for parameter in parameters:
-            self._reasons.setdefault(parameter, reason)
+            if self._reasons.get(parameter) in (None, ONLY_SINE, ONLY_DISTANCE):
+                self._reasons[parameter] = reason
 
     def finish(
         self,

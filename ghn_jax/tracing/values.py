@@ -6,6 +6,7 @@ to it since its node: whether it is a statistic, was normalised, is a product of
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,13 +36,15 @@ class Constant:
     @classmethod
     def of(cls, value: Any) -> "Constant":
         """Return what is known of a literal or an array that a network closes over."""
+        if np.ndim(value) == 0 and isinstance(value, int | float | np.floating | np.integer):
+            return cls(value=float(value)) if math.isfinite(value) else cls()
         dtype, size = jnp.result_type(value), np.size(value)
         is_real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
         if not is_real or not 0 < size <= _MAX_UNIFORM_SIZE:
             return cls()
         array = np.asarray(value).astype(np.float64)
         first = float(array.flat[0])
-        return cls(value=first) if np.isfinite(first) and (array == first).all() else cls()
+        return cls(value=first) if math.isfinite(first) and (array == first).all() else cls()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,8 +97,9 @@ class Statistic:
 
     def scaled(self, factor: float | None) -> "Statistic":
         """Return the statistic times a factor, None for one that is not known."""
-        is_known = self.gain is not None and factor is not None and factor > 0
-        return dataclasses.replace(self, gain=self.gain * factor if is_known else None)
+        if self.gain is None or factor is None or factor <= 0:
+            return dataclasses.replace(self, gain=None)
+        return dataclasses.replace(self, gain=self.gain * factor)
 
     def gain_of(self, name: str) -> float:
         """Return the root mean square of data multiplied ("mul") or divided ("div") by it."""

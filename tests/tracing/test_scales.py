@@ -412,6 +412,25 @@ def test_prototypes_are_kept(name):
         assert found == {"gamma": "only scales a distance"}
 
 
+def test_the_epsilon_of_a_norm_is_kept():
+    def apply(params, x):
+        moment = jnp.mean(x**2, axis=-1, keepdims=True) + params["epsilon"]
+        return (x * lax.rsqrt(moment) * params["scale"]) @ params["w"]
+
+    traced = trace_function(apply, epsilon=(), scale=(1, 8), w=(8, 3))
+    assert kept(traced) == {"epsilon": "is added to a mean of squares, as the epsilon of a norm"}
+    assert primitives(traced) == ["conv", "input", "ln"]
+
+
+def test_a_frequency_that_does_more_is_not_only_one():
+    def snake(params, x):
+        y = x @ params["a"]
+        return (y + jnp.sin(params["rate"] * y) ** 2 / params["rate"]) @ params["b"]
+
+    traced = trace_function(snake, a=(8, 8), rate=(1, 8), b=(8, 3))
+    assert kept(traced) == {"rate": "is the slope of an activation"}
+
+
 def test_a_bias_before_a_norm_is_no_prototype():
     def apply(params, x):
         return nn.LayerNorm(use_bias=False).apply({"params": params["norm"]}, x - params["b"])

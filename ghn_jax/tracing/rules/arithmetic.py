@@ -8,6 +8,8 @@ with a square root in it multiplies the data, a parameter scales and another shi
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +69,7 @@ def _binary(builder, eqn, inputs):
     return apply_parameter(builder, name, right, left, shape, is_difference=name == "sub")
 
 
-_FOLDS = {
+_FOLDS: dict[str, Callable] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power,
     "max": np.maximum, "min": np.minimum, "sqrt": np.sqrt, "neg": np.negative, "exp": np.exp,
     "log": np.log, "rsqrt": lambda x: 1 / np.sqrt(x), "square": np.square,
@@ -251,7 +253,7 @@ def _combine_weights(builder, name, left, right, shapes):
         return own
     batches = [builder.has_batch(shape) for shape in shapes]
     if any(batches) and not (left.norm or right.norm):
-        values = [
+        values: list[Any] = [
             as_data(builder, weight) if batch else weight
             for weight, batch in zip((left, right), batches, strict=True)
         ]

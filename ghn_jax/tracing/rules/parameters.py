@@ -53,7 +53,7 @@ def combine_with_constant(
     """
     value = constant.value
     if value is None and _spreads(builder, constant_shape, weight):
-        return weight.through(Function("a table of constants"))
+        return weight.through(Function("an outer product with constants"))
     if name in ("mul", "div"):
         return _multiply(name, weight, value, is_right)
     if name in ("add", "sub", "add_any"):

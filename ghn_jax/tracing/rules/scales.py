@@ -42,6 +42,9 @@ def apply_parameter(
     if name == "mul" and is_distance and not is_norm:
         keep_weights(builder, [weight], "only scales a distance")
         return data
+    if name == "add" and statistic is not None and data.within and _is_scalar(weight):
+        keep_weights(builder, [weight], "is added to a mean of squares, as the epsilon of a norm")
+        return data
     if statistic is not None:
         if weight.norm and data.nodes == weight.norm_nodes:  # mean * scale / std
             return weight
@@ -67,6 +70,10 @@ def apply_parameter(
     return data
 
 
+def _is_scalar(weight):
+    return len(weight.views) == 1 and weight.views[0].size == 1
+
+
 def _with_gain(weight, gain):
     """Let a parameter stand for the scale of data of unit variance, whatever the norm gives."""
     is_unit = math.isclose(abs(gain), 1, rel_tol=0.05)  # of n - 1 instead of n elements, too
@@ -80,7 +87,7 @@ def _scale(builder, data, weight, shape):
     norm = data.norm or weight.norm
     (view,) = _with_gain(weight, data.norm_gain).views
     has_one_channel = any(size == 1 for size in shape)
-    if view.size == 1 and not (norm and has_one_channel):
+    if _is_scalar(weight) and not (norm and has_one_channel):
         keep_weights(builder, [weight], ONE_FOR_ALL)
         nodes = (builder.node_of(data),) if len(data.taps) > 1 else data.nodes
         gates = data.gates | weight.parameters
