@@ -41,7 +41,8 @@ class TracedNetwork:
     Attributes:
         description: The network.
         graph: The graph, from which a GHN predicts.
-        views: For every tensor of the graph, which elements of which leaf of the variables.
+        views: For every tensor of the graph, which elements of which leaf of the variables it is,
+            or what function of them.
         kept: For every leaf of the variables that cannot be predicted, the reason.
     """
 
