@@ -43,7 +43,8 @@ class Report:
         lines += [f"kept {line}" for line in self.unpredicted]
         for reason, what in ((FIXED, "behind stop_gradient"), (STATE, "of state")):
             count = list(self.kept.values()).count(reason)
-            lines += [f"kept {count} tensors {what}"] if count else []
+            noun = "tensor" if count == 1 else "tensors"
+            lines += [f"kept {count} {noun} {what}"] if count else []
         return "\n".join(lines)
 
 

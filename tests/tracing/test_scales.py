@@ -412,6 +412,13 @@ def test_prototypes_are_kept(name):
         assert found == {"gamma": "only scales a distance"}
 
 
+def test_bounds_are_kept():
+    def apply(params, x):
+        return lax.clamp(jnp.zeros(x.shape), x, params["top"] * jnp.ones(x.shape)) @ params["w"]
+
+    assert kept(trace_function(apply, top=(), w=(8, 3))) == {"top": "bounds the data"}
+
+
 def test_the_epsilon_of_a_norm_is_kept():
     def apply(params, x):
         moment = jnp.mean(x**2, axis=-1, keepdims=True) + params["epsilon"]
@@ -516,7 +523,7 @@ def test_what_a_network_keeps_fixed_keeps_its_value(name):
     # A kernel, a bias, and the floor, which is a parameter by its dtype.
     assert (report.num_predicted, report.num_parameters) == (8 * 3 + 3, 8 * 3 + 3 + 8)
     assert [line.split(":")[0].split("/")[-1] for line in report.unpredicted] == ["floor"]
-    assert "kept 1 tensors behind stop_gradient" in str(report).splitlines()
+    assert "kept 1 tensor behind stop_gradient" in str(report).splitlines()
     filled = fill(traced)
     names = ["/".join(path).split("/")[-1] for path in traced.description.paths]
     leaves = dict(zip(names, jax.tree.leaves(filled), strict=True))
