@@ -1,7 +1,10 @@
 """Calls and control flow: what is inside is traced as if it stood outside."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ghn_jax.tracing.functions import Function
 from ghn_jax.tracing.interpreter import interpret
 from ghn_jax.tracing.registry import register_rule, unknown
 from ghn_jax.tracing.values import Constant, Data, Weight
@@ -14,16 +17,28 @@ _CALLS = (
 
 @register_rule(*_CALLS)
 def _call(builder, eqn, inputs):
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    jaxpr = next((eqn.params[name] for name in names if name in eqn.params), None)
+    jaxpr = find_jaxpr(eqn)
     return unknown(builder, eqn, inputs) if jaxpr is None else interpret(builder, jaxpr, inputs)
+
+
+def find_jaxpr(eqn: Any) -> Any:
+    """Return the jaxpr that an equation calls, None if it calls none."""
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    return next((eqn.params[name] for name in names if name in eqn.params), None)
+
+
+@register_rule("jit:softplus")
+def _softplus(builder, eqn, inputs):
+    if isinstance(inputs[0], Weight):  # several functions of itself: not invertible one by one
+        return inputs[0].through(Function("softplus"))
+    return _call(builder, eqn, inputs)
 
 
 @register_rule("scan")
 def _scan(builder, eqn, inputs):
     """Once per iteration if parameters are stacked along the scanned axis, else a single time."""
     params = eqn.params
-    consts, carry, scanned = _split_scan_inputs(params, inputs)
+    consts, carry, scanned = split_scan_inputs(params, inputs)
     variables = eqn.invars[len(consts) + len(carry) :]
     unrolls = any(isinstance(value, Weight) and value.views for value in scanned)
     if not unrolls:
@@ -40,17 +55,24 @@ def _scan(builder, eqn, inputs):
     return [*carry, *outputs[len(carry) :]]
 
 
-def _split_scan_inputs(params, inputs):
+def split_scan_inputs(
+    params: Mapping[str, Any], inputs: Sequence[Any]
+) -> tuple[list[Any], list[Any], list[Any]]:
     """Return what is constant over the iterations, what is carried, and what is scanned."""
     if "ft_in" in params:  # since JAX 0.12
         consts, carry, scanned = params["ft_in"].update(inputs).unpack()
         return list(consts), list(carry), list(scanned)
+    inputs = list(inputs)
     first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-    return inputs[:first], list(inputs[first:second]), inputs[second:]
+    return inputs[:first], inputs[first:second], inputs[second:]
 
 
 def _join_stream(carry, others):
-    # A state that starts as zeros holds data from the second iteration on.
+    # A state that starts as zeros holds data from the second iteration on, and a counter counts.
+    carry = [
+        dataclasses.replace(value, value=None) if isinstance(value, Constant) else value
+        for value in carry
+    ]
     data = next((value for value in (*carry, *others) if isinstance(value, Data)), None)
     if data is None:
         return carry
@@ -91,7 +113,8 @@ def _cond(builder, eqn, inputs):
 def _join_branches(builder, values):
     data = [value for value in values if isinstance(value, Data)]
     if not data:
-        return next((value for value in values if isinstance(value, Weight)), values[0])
+        weight = next((value for value in values if isinstance(value, Weight)), None)
+        return dataclasses.replace(values[0], value=None) if weight is None else weight
     if all(value == data[0] for value in data):
         return data[0]
     return Data((builder.merge("sum", [builder.node_of(value) for value in data]),))

@@ -1,5 +1,6 @@
 """Primitives that move elements: data keep their node, parameters are followed."""
 
+import dataclasses
 from typing import Any
 
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
@@ -12,15 +13,21 @@ def _follow(weight: Weight, views) -> Weight:
     views = tuple(views)
     if any(view is None for view in views):
         return derived(weight)
-    return Weight(weight.parameters, views, weight.norm, weight.norm_nodes)
+    return dataclasses.replace(weight, views=views)
 
 
 @register_rule(
-    *("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "name"),
+    *("convert_element_type", "copy", "copy_p", "reduce_precision", "name"),
     *("device_put", "sharding_constraint", "real", "optimization_barrier", "pvary"),
 )
 def _same(builder, eqn, inputs):
     return list(inputs)[: len(eqn.outvars)]
+
+
+@register_rule("stop_gradient")
+def _stop(builder, eqn, inputs):
+    (value,) = inputs
+    return dataclasses.replace(value, is_stopped=True) if isinstance(value, Weight) else value
 
 
 @register_rule("reshape", "squeeze", "expand_dims")
@@ -104,7 +111,8 @@ def _slice(builder, eqn, inputs):
         return _slice_weight(value, shape, tuple(map(slice, starts, limits, strides)))
     if isinstance(value, Data) and value.statistic is None and len(value.taps) <= 1:
         tap = (starts, strides, eqn.outvars[0].aval.shape)
-        return Data(value.nodes, is_product=value.is_product, taps=frozenset({tap}))
+        taps = frozenset({tap})
+        return Data(value.nodes, is_product=value.is_product, taps=taps, within=value.within)
     return value
 
 
@@ -145,7 +153,7 @@ def _pad(builder, eqn, inputs):
     value = inputs[0]
     if isinstance(value, Weight) and eqn.invars[0].aval.shape != eqn.outvars[0].aval.shape:
         return derived(value)
-    return value
+    return dataclasses.replace(value, value=None) if isinstance(value, Constant) else value
 
 
 @register_rule("gather")
