@@ -177,7 +177,8 @@ class Removes(Sum):
 
     def step(self, state, step, batch, stop):
         if step == 20:
-            shutil.rmtree(self.workdir)
+            while self.workdir.exists():  # a checkpoint may be being written
+                shutil.rmtree(self.workdir, ignore_errors=True)
         return super().step(state, step, batch, stop)
 
 
