@@ -33,12 +33,21 @@ class Weight:
             sum.
         norm: "bn" or "ln" if it was multiplied by a reciprocal standard deviation.
         norm_nodes: The nodes that this is the standard deviation of.
+        chosen_by: The nodes that choose it from a stack, as a router does; its only view has a
+            step "choose".
+        factors: Matrix products of two parameters that are added to the views.
+        parts: Weights of which it is a concatenation along `axis`.
+        axis: See `parts`.
     """
 
     parameters: frozenset[int]
     views: tuple[View, ...] = ()
     norm: str | None = None
     norm_nodes: tuple[int, ...] = ()
+    chosen_by: tuple[int, ...] = ()
+    factors: "tuple[tuple[Weight, Weight], ...]" = ()
+    parts: "tuple[Weight, ...]" = ()
+    axis: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +81,8 @@ class Data:
         is_product: A product of two activations, such as queries and keys.
         taps: Starts and strides of the slices of its node that it is the sum or maximum of.
         taps_kind: "avg" or "max".
+        is_mask: Comes of a comparison: it chooses between values.
+        part: Slices that cut it out of its node, as ranges along axes; empty for all of it.
     """
 
     nodes: tuple[int, ...]
@@ -83,6 +94,8 @@ class Data:
     is_product: bool = False
     taps: frozenset = frozenset()
     taps_kind: str | None = None
+    is_mask: bool = False
+    part: tuple[tuple[range, ...], ...] = ()
 
 
 Value = Constant | Weight | Data

@@ -7,10 +7,12 @@ with a square root in it multiplies the data, a parameter scales and another shi
 """
 
 import dataclasses
+from collections.abc import Sequence
 
-from ghn_jax.tracing.registry import derived, keep_weights, register_rule
-from ghn_jax.tracing.rules.tokens import add_position, as_data
-from ghn_jax.tracing.values import Constant, Data, Weight
+from ghn_jax.tracing.builder import GraphBuilder
+from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
+from ghn_jax.tracing.rules.tokens import add_position, as_data, choose, join_product
+from ghn_jax.tracing.values import Constant, Data, Value, Weight
 
 _PRODUCTS = ("mul", "div")
 _SUMS = ("add", "sub", "add_any")
@@ -55,6 +57,8 @@ _UNARY = (
 @register_rule(*_UNARY)
 def _unary(builder, eqn, inputs):
     name = eqn.primitive.name
+    if name == "clamp" and not all(isinstance(bound, Constant) for bound in inputs[::2]):
+        return unknown(builder, eqn, inputs)
     value = inputs[1] if name == "clamp" else inputs[0]
     takes_root = name in _DEVIATIONS or (name == "integer_pow" and eqn.params["y"] < 0)
     if isinstance(value, Constant):
@@ -66,20 +70,48 @@ def _unary(builder, eqn, inputs):
     return _activate(builder, value, is_exponential=name in ("exp", "exp2"))
 
 
-@register_rule("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "argmax", "argmin")
+@register_rule("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor")
 def _compare(builder, eqn, inputs):
-    # Masks choose between values, which say where the data come from.
+    weights = [value for value in inputs if isinstance(value, Weight)]
     data = [value for value in inputs if isinstance(value, Data)]
-    if data and eqn.primitive.name.startswith("arg"):
-        return Data((builder.node_of(data[0]),))
-    return Constant()
+    if data:
+        keep_weights(builder, weights, "only enters a comparison")
+        return Data((builder.merge("sum", map(builder.node_of, data)),), is_mask=True)
+    return derived(*weights) if weights else Constant()
 
 
 @register_rule("select_n")
 def _select(builder, eqn, inputs):
-    cases = [value for value in inputs[1:] if not isinstance(value, Constant)]
+    mask, *values = inputs
+    cases = [value for value in values if not isinstance(value, Constant)]
+    if isinstance(mask, Weight):
+        keep_weights(builder, [mask], "only chooses between values")
+        if not cases:
+            return derived(mask)
+    if isinstance(mask, Data) and not any(isinstance(case, Data) for case in cases):
+        return _select_by_data(builder, mask, cases)
     if not cases:
-        return Constant(any(value.is_state for value in inputs[1:]))
+        return Constant(any(value.is_state for value in values))
+    total = join_cases(builder, cases)
+    if isinstance(mask, Data) and isinstance(total, Data) and total.statistic is None:
+        return choose(builder, total, mask)
+    return total
+
+
+def _select_by_data(builder, mask, cases):
+    """Return a choice between constants and parameters."""
+    if not cases:
+        return Data((builder.node_of(mask),), is_mask=True)
+    if len(cases) == 1 and cases[0].chosen_by:
+        if builder.leads_to(mask.nodes, cases[0].chosen_by):  # an index that is out of bounds
+            return cases[0]
+    if mask.statistic is not None and mask.statistic.norm == "bn":
+        return join_cases(builder, cases)
+    return join_cases(builder, [Data((builder.node_of(mask),)), *cases])
+
+
+def join_cases(builder: GraphBuilder, cases: Sequence[Value]) -> Value:
+    """Return what one of several values is, of which none is a constant."""
     total = cases[0]
     for case in cases[1:]:
         if case != total:
@@ -108,7 +140,13 @@ def _mark_deviation(value):
 def _activate(builder, value, is_exponential=False):
     if len(value.taps) > 1:
         value = Data((builder.node_of(value),))
-    return Data(value.nodes, is_exponential=is_exponential, is_product=value.is_product)
+    return Data(
+        value.nodes,
+        is_exponential=is_exponential,
+        is_product=value.is_product,
+        is_mask=value.is_mask,
+        part=value.part,
+    )
 
 
 def _with_constant(builder, name, value, constant, constant_shape):
@@ -156,6 +194,8 @@ def _combine_weights(builder, name, left, right, shapes):
 
 
 def _combine_data(builder, name, left, right):
+    if left.is_mask or right.is_mask:
+        return _combine_mask(builder, name, left, right)
     if left.statistic is not None and right.statistic is not None:
         return _combine_statistics(builder, name, left, right)
     if left.statistic is not None or right.statistic is not None:
@@ -166,10 +206,25 @@ def _combine_data(builder, name, left, right):
             return data
         return _combine_nodes(builder, name, left, right)
     if left.is_product or right.is_product:
-        nodes = dict.fromkeys((*left.nodes, *right.nodes))
-        return Data(tuple(nodes), is_product=True)
+        return join_product(builder, name, left, right)
     if left.nodes == right.nodes:
         return _combine_same(builder, name, left, right)
+    return _combine_nodes(builder, name, left, right)
+
+
+def _combine_mask(builder, name, left, right):
+    """Masks choose between values, which say where data come from."""
+    mask, data = (left, right) if left.is_mask else (right, left)
+    if not data.is_mask and builder.leads_to(mask.nodes, data.nodes):
+        plain = name in (*_PRODUCTS, *_SUMS) or data.statistic is not None
+        return data if plain else _activate(builder, data)
+    if data.is_mask:
+        total = next((value for value in (left, right) if value.statistic is None), left)
+        if left.nodes == right.nodes:
+            return total
+        return Data((builder.merge("sum", map(builder.node_of, (left, right))),), is_mask=True)
+    if data.is_product:
+        return join_product(builder, name, left, right)
     return _combine_nodes(builder, name, left, right)
 
 
@@ -203,8 +258,15 @@ def _is_total_of_attention(builder, statistic, data):
 def _normalize(name, data, statistic):
     if name in _PRODUCTS and (statistic.statistic.is_deviation or name == "div"):
         if data.is_exponential and statistic.is_exponential:
-            return Data(data.nodes, is_softmax=True, is_product=data.is_product)
-        return Data(data.nodes, norm=statistic.statistic.norm, is_product=data.is_product)
+            is_router = not data.is_product and builder.is_router(data.nodes, statistic)
+            return Data(data.nodes, is_softmax=not is_router, is_product=data.is_product)
+        return Data(
+            data.nodes,
+            norm=statistic.statistic.norm,
+            is_product=data.is_product,
+            is_mask=data.is_mask,
+            part=data.part,
+        )
     return dataclasses.replace(data, open_norm=None)
 
 
@@ -214,10 +276,24 @@ def _combine_same(builder, name, left, right):
     if kind and left.taps and right.taps and left.taps != right.taps and _overlap(taps):
         if {left.taps_kind, right.taps_kind} <= {None, kind}:
             return Data(left.nodes, taps=taps, taps_kind=kind)
+    if name in _PRODUCTS and _are_apart(left.part, right.part):  # a gated linear unit
+        return Data((builder.node("cse", (builder.node_of(left),)),))
     if left == right:
         return Data(left.nodes)
     nodes = (builder.node_of(left), builder.node_of(right))
     return _combine_nodes(builder, name, left, right) if nodes[0] != nodes[1] else Data((nodes[0],))
+
+
+def _are_apart(left, right):
+    """Return whether two parts of a node have no element in common."""
+    first = next(((one, other) for one, other in zip(left, right, strict=False) if one != other), ())
+    return bool(first) and len(first[0]) == len(first[1]) and any(map(_is_disjoint, *first))
+
+
+def _is_disjoint(one, other):
+    if one.step == other.step and (one.start - other.start) % one.step:
+        return True
+    return one[-1] < other[0] or other[-1] < one[0]
 
 
 def _overlap(taps):
@@ -256,8 +332,12 @@ def _apply_weight(builder, name, data, weight):
     if len(weight.views) == 0:
         keep_weights(builder, [weight], "is computed from parameters before it meets the data")
         return data
-    if data.is_product:
-        keep_weights(builder, [weight], "acts on attention logits, which are no node")
+    if data.is_product and not (data.norm or data.open_norm or weight.norm):
+        # Logits if it becomes attention, else the product is a node like any other.
+        node = builder.node_of(data)
+        logits = builder.logits(data) | weight.parameters
+        settled = builder.node_of(_apply_weight(builder, name, Data((node,)), weight))
+        builder.settle(data.nodes, settled, logits)
         return Data(data.nodes, is_product=True)
     if name in _PRODUCTS:
         return _scale(builder, data, weight)

@@ -1,9 +1,10 @@
 """Primitives that move elements: data keep their node, parameters are followed."""
 
+import dataclasses
 from typing import Any
 
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
-from ghn_jax.tracing.rules.tokens import as_data
+from ghn_jax.tracing.rules.tokens import as_data, choose
 from ghn_jax.tracing.values import Constant, Data, Weight
 from ghn_jax.tracing.views import align_reshape
 
@@ -12,7 +13,7 @@ def _follow(weight: Weight, views) -> Weight:
     views = tuple(views)
     if any(view is None for view in views):
         return derived(weight)
-    return Weight(weight.parameters, views, weight.norm, weight.norm_nodes)
+    return dataclasses.replace(weight, views=views)
 
 
 @register_rule(
@@ -104,7 +105,11 @@ def _slice(builder, eqn, inputs):
         return _slice_weight(value, shape, tuple(map(slice, starts, limits, strides)))
     if isinstance(value, Data) and value.statistic is None and len(value.taps) <= 1:
         tap = (starts, strides, eqn.outvars[0].aval.shape)
-        return Data(value.nodes, is_product=value.is_product, taps=frozenset({tap}))
+        taps = frozenset() if value.is_mask else frozenset({tap})
+        part = (*value.part, tuple(map(range, starts, limits, strides)))
+        return Data(
+            value.nodes, is_product=value.is_product, taps=taps, is_mask=value.is_mask, part=part
+        )
     return value
 
 
@@ -112,14 +117,18 @@ def _slice(builder, eqn, inputs):
 def _split(builder, eqn, inputs):
     (value,) = inputs
     sizes, axis = eqn.params["sizes"], eqn.params["axis"]
-    if not isinstance(value, Weight):
-        return [value] * len(sizes)
     shape, start, parts = eqn.invars[0].aval.shape, 0, []
     for size in sizes:
-        index = [slice(0, full) for full in shape]
-        index[axis] = slice(start, start + size)
-        parts.append(_slice_weight(value, shape, tuple(index)))
+        index = [range(full) for full in shape]
+        index[axis] = range(start, start + size)
         start += size
+        if isinstance(value, Weight):
+            slices = tuple(slice(part.start, part.stop) for part in index)
+            parts.append(_slice_weight(value, shape, slices))
+        elif isinstance(value, Data):
+            parts.append(dataclasses.replace(value, part=(*value.part, tuple(index))))
+        else:
+            parts.append(value)
     return parts
 
 

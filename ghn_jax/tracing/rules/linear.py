@@ -3,7 +3,7 @@
 import math
 
 from ghn_jax.tracing.registry import keep_weights, register_rule
-from ghn_jax.tracing.rules.tokens import as_data
+from ghn_jax.tracing.rules.tokens import as_data, choose
 from ghn_jax.tracing.values import Constant, Data, Weight
 
 
@@ -87,14 +87,28 @@ def _is_pixel_kernel(view, shape):
 
 
 def _multiply_data(builder, left, right):
+    if left.is_mask or right.is_mask:
+        return _multiply_mask(builder, left, right)
     nodes: list[int] = []
     for value in (left, right):
         pending = value.is_product or value.is_softmax
         nodes += value.nodes if pending else [builder.node_of(value)]
     nodes = list(dict.fromkeys(nodes))
     if any(value.is_product or value.is_softmax for value in (left, right)):
+        logits = frozenset().union(*map(builder.logits, (left, right)))
+        builder.keep(logits, "acts on attention logits, which are no node")
         return Data((builder.node("msa", nodes),))
     return Data(tuple(nodes), is_product=True)
+
+
+def _multiply_mask(builder, left, right):
+    """Return data that a mask, such as a one-hot index, moves and adds up."""
+    mask, data = (left, right) if left.is_mask else (right, left)
+    if data.is_mask:
+        return Data((builder.merge("sum", map(builder.node_of, (left, right))),), is_mask=True)
+    if not data.is_product:
+        data = Data((builder.node_of(data),))
+    return choose(builder, Data(data.nodes, is_product=data.is_product), mask)
 
 
 def _without_data(builder, eqn, inputs):
