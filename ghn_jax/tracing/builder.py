@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ghn_jax.arrays import TreePath
 from ghn_jax.graphs import ArchGraph, ParameterTensor, graph_from_nodes
 from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
-from ghn_jax.tracing.values import Data
+from ghn_jax.tracing.values import Data, Value, Weight
 from ghn_jax.tracing.views import View
 
 NO_USE = "the output does not depend on it"
@@ -110,6 +110,27 @@ class GraphBuilder:
         """
         count = math.prod(total.statistic.window) if total.statistic else 1
         return count > 1 and all(self._channels(node) % count == 0 for node in nodes)
+
+    def embed(self, table: View, nodes: Iterable[int]) -> Data:
+        """Return the rows of a table, along its first axis, that data at nodes choose."""
+        count = table.shape[0]
+        features = table.size // count
+        node = self.node("conv", (self.merge("sum", nodes),), (features, count, 1, 1))
+        self.claim(table.reshape((count, features)), node, "embedding")
+        return Data((node,))
+
+    def find_parts(self, node: int, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Return the nodes that a node concatenates, if they have these sizes, else itself."""
+        primitive, _, parents = self.nodes[node]
+        if primitive == "concat" and [self.nodes[p].shape[0] for p in parents] == list(sizes):
+            return parents
+        return (node,) * len(sizes)
+
+    def look_up(self, value: Value) -> Value:
+        """Return a chosen weight as the data that it is where it is no kernel."""
+        if not isinstance(value, Weight) or not value.chosen_by:
+            return value
+        return self.embed(value.views[0].lift(), value.chosen_by)
 
     def leads_to(self, sources: Iterable[int], targets: Iterable[int]) -> bool:
         """Return whether every source is one of the targets, or an ancestor of one."""

@@ -11,6 +11,11 @@ from ghn_jax.tracing.registry import RULES, unknown
 from ghn_jax.tracing.values import Constant, Data, Value, Weight
 
 _CONSTANT = Constant()
+# Primitives that keep a kernel that data choose from a stack, or apply it.
+_FOLLOW_CHOICE = frozenset((*CALLS, *CONTROL_FLOW)) | frozenset(
+    "convert_element_type copy reduce_precision reshape squeeze expand_dims transpose rev slice"
+    " split broadcast_in_dim sharding_constraint select_n dot_general".split()
+)
 
 
 class EntangledError(ValueError):
@@ -48,6 +53,8 @@ def interpret(
     for eqn in jaxpr.eqns:
         values = [read(var) for var in eqn.invars]
         name = eqn.primitive.name
+        if not _follows_choice(name, values):
+            values = [builder.look_up(value) for value in values]
         rule = RULES.get(name, unknown)
         if name in ("jit", "pjit"):
             rule = RULES.get(f"jit:{eqn.params['name']}", rule)
@@ -84,6 +91,13 @@ def _keep_dependence(builder, inputs, outputs):
     return [
         value if is_traced(value) else Data((builder.merge("sum", nodes),)) for value in outputs
     ]
+
+
+def _follows_choice(name, values):
+    others = [value for value in values if not _choosing_nodes(value)]
+    if len(others) == len(values) or name in _FOLLOW_CHOICE:
+        return True
+    return name in ("mul", "div") and all(isinstance(value, Constant) for value in others)
 
 
 def _choosing_nodes(value):

@@ -222,6 +222,7 @@ def _finish(
     num_classes: int | None,
     max_distance: int,
 ) -> TracedNetwork:
+    outputs = [builder.look_up(x) for x in outputs]
     ends = [builder.node_of(x) for x in outputs if isinstance(x, Data)]
     if not ends:
         raise ValueError("the network's output does not depend on images, expected one that does")

@@ -36,8 +36,7 @@ class Weight:
         chosen_by: The nodes that choose it from a stack, as a router does; its only view has a
             step "choose".
         factors: Matrix products of two parameters that are added to the views.
-        parts: Weights of which it is a concatenation along `axis`.
-        axis: See `parts`.
+        joined: The weights that it is a concatenation of.
     """
 
     parameters: frozenset[int]
@@ -46,8 +45,22 @@ class Weight:
     norm_nodes: tuple[int, ...] = ()
     chosen_by: tuple[int, ...] = ()
     factors: "tuple[tuple[Weight, Weight], ...]" = ()
-    parts: "tuple[Weight, ...]" = ()
-    axis: int = 0
+    joined: "Joined | None" = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Joined:
+    """A concatenation of weights.
+
+    Attributes:
+        weights: Each a rearrangement of one parameter.
+        sizes: Their sizes along the axis.
+        axis: The axis of the concatenation.
+    """
+
+    weights: tuple[Weight, ...]
+    sizes: tuple[int, ...]
+    axis: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ghn_jax.tracing.builder import GraphBuilder
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
+from ghn_jax.tracing.rules.compounds import add, is_compound, is_vector
 from ghn_jax.tracing.rules.tokens import add_position, as_data, choose, join_product
 from ghn_jax.tracing.values import Constant, Data, Value, Weight
 
@@ -39,7 +40,8 @@ def _binary(builder, eqn, inputs):
         if isinstance(value, Weight):
             if name in _PRODUCTS and constant.is_state and constant.is_deviation:
                 return dataclasses.replace(value, norm="bn")
-            return value
+            is_linear = name in (*_PRODUCTS, *_SUMS)
+            return derived(value) if is_compound(value) and not is_linear else value
         return _with_constant(builder, name, value, constant, constant_shape)
     if isinstance(left, Data) and isinstance(right, Data):
         return _combine_data(builder, name, left, right)
@@ -64,7 +66,7 @@ def _unary(builder, eqn, inputs):
     if isinstance(value, Constant):
         return Constant(value.is_state, value.is_deviation or takes_root)
     if isinstance(value, Weight):
-        return value
+        return derived(value) if is_compound(value) and name != "neg" else value
     if value.statistic is not None:
         return _mark_deviation(value) if takes_root else value
     return _activate(builder, value, is_exponential=name in ("exp", "exp2"))
@@ -112,8 +114,8 @@ def _select_by_data(builder, mask, cases):
 
 def join_cases(builder: GraphBuilder, cases: Sequence[Value]) -> Value:
     """Return what one of several values is, of which none is a constant."""
-    total = cases[0]
-    for case in cases[1:]:
+    total, *others = map(builder.look_up, cases)
+    for case in others:
         if case != total:
             total = _merge_cases(builder, total, case)
     return total
@@ -165,6 +167,9 @@ def _with_constant(builder, name, value, constant, constant_shape):
 
 
 def _combine_weights(builder, name, left, right, shapes):
+    total = add(left, right) if name in _SUMS else None
+    if total is not None:
+        return total
     if not left.views and not right.views:
         return derived(left, right)
     if not right.views or not left.views:
@@ -201,7 +206,7 @@ def _combine_data(builder, name, left, right):
     if left.statistic is not None or right.statistic is not None:
         statistic, data = (left, right) if left.statistic is not None else (right, left)
         if _is_statistic_of(builder, statistic, data):
-            return _normalize(name, data, statistic)
+            return _normalize(builder, name, data, statistic)
         if name in _PRODUCTS and _is_total_of_attention(builder, statistic, data):
             return data
         return _combine_nodes(builder, name, left, right)
@@ -237,7 +242,7 @@ def _combine_statistics(builder, name, left, right):
     for data, statistic in ((left, right), (right, left)):
         pooled = builder.node_of(data)
         if statistic.nodes == (pooled,):  # pooled data and a moment of theirs
-            return _normalize(name, Data((pooled,)), statistic)
+            return _normalize(builder, name, Data((pooled,)), statistic)
     return _combine_nodes(builder, name, left, right)
 
 
@@ -255,7 +260,7 @@ def _is_total_of_attention(builder, statistic, data):
     return node.primitive == "msa" and set(statistic.nodes) <= set(node.parents)
 
 
-def _normalize(name, data, statistic):
+def _normalize(builder, name, data, statistic):
     if name in _PRODUCTS and (statistic.statistic.is_deviation or name == "div"):
         if data.is_exponential and statistic.is_exponential:
             is_router = not data.is_product and builder.is_router(data.nodes, statistic)
@@ -278,15 +283,20 @@ def _combine_same(builder, name, left, right):
             return Data(left.nodes, taps=taps, taps_kind=kind)
     if name in _PRODUCTS and _are_apart(left.part, right.part):  # a gated linear unit
         return Data((builder.node("cse", (builder.node_of(left),)),))
+    part = left.part if left.part == right.part else ()
     if left == right:
-        return Data(left.nodes)
+        return Data(left.nodes, part=part)
     nodes = (builder.node_of(left), builder.node_of(right))
-    return _combine_nodes(builder, name, left, right) if nodes[0] != nodes[1] else Data((nodes[0],))
+    if nodes[0] != nodes[1]:
+        return _combine_nodes(builder, name, left, right)
+    return Data((nodes[0],), part=part)
 
 
 def _are_apart(left, right):
     """Return whether two parts of a node have no element in common."""
-    first = next(((one, other) for one, other in zip(left, right, strict=False) if one != other), ())
+    first = next(
+        ((one, other) for one, other in zip(left, right, strict=False) if one != other), ()
+    )
     return bool(first) and len(first[0]) == len(first[1]) and any(map(_is_disjoint, *first))
 
 
@@ -329,6 +339,8 @@ def _apply_weight(builder, name, data, weight):
         if statistic.norm == "bn":
             return weight
         data = Data((builder.node_of(data),))
+    if weight.joined and name in (*_PRODUCTS, *_SUMS) and not data.is_product:
+        return _apply_joined(builder, name, data, weight.joined)
     if len(weight.views) == 0:
         keep_weights(builder, [weight], "is computed from parameters before it meets the data")
         return data
@@ -347,6 +359,20 @@ def _apply_weight(builder, name, data, weight):
         return data
     keep_weights(builder, [weight], f"meets the data in {name}, which has no rule for parameters")
     return data
+
+
+def _apply_joined(builder, name, data, joined):
+    """Scale or shift parts of the channels, or shift by positions put one behind the other."""
+    node = builder.node_of(data)
+    if name in _SUMS and not all(map(is_vector, joined.weights)):
+        positions = [builder.node_of(as_data(builder, part)) for part in joined.weights]
+        return Data((builder.merge("sum", (node, builder.merge("concat", positions))),))
+    sources = builder.find_parts(node, joined.sizes)
+    parts = [
+        _apply_weight(builder, name, dataclasses.replace(data, nodes=(source,)), part)
+        for source, part in zip(sources, joined.weights, strict=True)
+    ]
+    return Data((builder.merge("concat", map(builder.node_of, parts)),))
 
 
 def _scale(builder, data, weight):

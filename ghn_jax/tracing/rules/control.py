@@ -2,17 +2,16 @@
 
 import dataclasses
 
+from ghn_jax.tracing.dependence import CALLS
 from ghn_jax.tracing.interpreter import interpret
 from ghn_jax.tracing.registry import register_rule, unknown
+from ghn_jax.tracing.rules.arithmetic import join_cases
+from ghn_jax.tracing.rules.loops import run_once
+from ghn_jax.tracing.rules.tokens import choose
 from ghn_jax.tracing.values import Constant, Data, Weight
 
-_CALLS = (
-    "jit pjit closed_call core_call xla_call named_call remat remat2 checkpoint custom_jvp_call"
-    " custom_vjp_call custom_vjp_call_jaxpr custom_lin"
-).split()
 
-
-@register_rule(*_CALLS)
+@register_rule(*CALLS)
 def _call(builder, eqn, inputs):
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     jaxpr = next((eqn.params[name] for name in names if name in eqn.params), None)
@@ -27,12 +26,13 @@ def _scan(builder, eqn, inputs):
     variables = eqn.invars[len(consts) + len(carry) :]
     unrolls = any(isinstance(value, Weight) and value.views for value in scanned)
     if not unrolls:
-        carry = _join_stream(carry, [*consts, *scanned])
+        rows = [_as_row(value) for value in scanned]
+        return run_once(builder, params["jaxpr"], consts, carry, rows)
     outputs = []
-    for step in range(params["length"] if unrolls else 1):
+    for step in range(params["length"]):
         index = params["length"] - 1 - step if params["reverse"] else step
         rows = [
-            _take_row(value, var.aval.shape, index) if unrolls else _as_row(value)
+            _take_row(value, var.aval.shape, index)
             for value, var in zip(scanned, variables, strict=True)
         ]
         outputs = interpret(builder, params["jaxpr"], [*consts, *carry, *rows])
@@ -47,14 +47,6 @@ def _split_scan_inputs(params, inputs):
         return list(consts), list(carry), list(scanned)
     first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
     return inputs[:first], list(inputs[first:second]), inputs[second:]
-
-
-def _join_stream(carry, others):
-    # A state that starts as zeros holds data from the second iteration on.
-    data = next((value for value in (*carry, *others) if isinstance(value, Data)), None)
-    if data is None:
-        return carry
-    return [Data(data.nodes) if isinstance(value, Constant) else value for value in carry]
 
 
 def _take_row(value, shape, index):
@@ -78,20 +70,27 @@ def _as_row(value):
 def _while(builder, eqn, inputs):
     skip, num_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     consts, carry = inputs[skip : skip + num_consts], list(inputs[skip + num_consts :])
-    carry = _join_stream(carry, consts)
-    return interpret(builder, eqn.params["body_jaxpr"], [*consts, *carry])
+    outputs = run_once(builder, eqn.params["body_jaxpr"], consts, carry, [])
+    stops = interpret(builder, eqn.params["cond_jaxpr"], [*inputs[:skip], *outputs])
+    if isinstance(stops[0], Data):  # the number of iterations depends on data
+        return [
+            stops[0] if isinstance(value, Constant) and value != start else value
+            for value, start in zip(outputs, carry, strict=True)
+        ]
+    return outputs
 
 
 @register_rule("cond")
 def _cond(builder, eqn, inputs):
     results = [interpret(builder, branch, inputs[1:]) for branch in eqn.params["branches"]]
-    return [_join_branches(builder, values) for values in zip(*results, strict=True)]
+    return [_join_branches(builder, inputs[0], values) for values in zip(*results, strict=True)]
 
 
-def _join_branches(builder, values):
-    data = [value for value in values if isinstance(value, Data)]
-    if not data:
-        return next((value for value in values if isinstance(value, Weight)), values[0])
-    if all(value == data[0] for value in data):
-        return data[0]
-    return Data((builder.merge("sum", [builder.node_of(value) for value in data]),))
+def _join_branches(builder, index, values):
+    cases = [value for value in values if not isinstance(value, Constant)]
+    if isinstance(index, Data) and not any(isinstance(case, Data) for case in cases):
+        cases.insert(0, Data((builder.node_of(index),)))
+    if not cases:
+        return values[0]
+    total = join_cases(builder, cases)
+    return choose(builder, total, index) if isinstance(index, Data) else total
