@@ -38,8 +38,9 @@ def kernel_factor(shape: tuple[int, ...], role: str) -> float:
 
     Returns:
         1 for positional encodings; 1 / sqrt(width) for embeddings, of which a lookup takes one row,
-        so that the number of rows does not matter, as `flax.linen.Embed` has it; otherwise sqrt(beta / fan_in), where beta is 1 for kernels that
-        no relu follows (depthwise, 1x7) and 2 for the others.
+        so that the number of rows does not matter, as in `flax.linen.Embed`; otherwise
+        sqrt(beta / fan_in), where beta is 1 for kernels that no relu follows (depthwise, 1x7) and 2
+        for the others.
     """
     if role == "position":
         return 1.0

@@ -6,6 +6,7 @@ to it since its node: whether it is a statistic, was normalised, is a product of
 """
 
 import dataclasses
+from typing import NamedTuple
 
 from ghn_jax.tracing.views import View
 
@@ -96,6 +97,8 @@ class Data:
         taps_kind: "avg" or "max".
         is_mask: Comes of a comparison: it chooses between values.
         part: Slices that cut it out of its node, as ranges along axes; empty for all of it.
+        shift: Where it begins in its node along each axis; empty for the beginning.
+        weighted: The shifted products that it is the sum of.
     """
 
     nodes: tuple[int, ...]
@@ -109,6 +112,22 @@ class Data:
     taps_kind: str | None = None
     is_mask: bool = False
     part: tuple[tuple[range, ...], ...] = ()
+    shift: tuple[int, ...] = ()
+    weighted: "tuple[Tap, ...]" = ()
+
+
+class Tap(NamedTuple):
+    """Data with a shift, scaled by a vector.
+
+    Attributes:
+        node: The node of the data.
+        shift: See `Data.shift`.
+        view: The vector.
+    """
+
+    node: int
+    shift: tuple[int, ...]
+    view: View
 
 
 Value = Constant | Weight | Data

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ghn_jax.tracing.builder import GraphBuilder
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
 from ghn_jax.tracing.rules.compounds import add, is_compound, is_vector
+from ghn_jax.tracing.rules.shifted import add_taps, mark_tap
 from ghn_jax.tracing.rules.tokens import add_position, as_data, choose, join_product
 from ghn_jax.tracing.values import Constant, Data, Value, Weight
 
@@ -148,6 +149,7 @@ def _activate(builder, value, is_exponential=False):
         is_product=value.is_product,
         is_mask=value.is_mask,
         part=value.part,
+        shift=value.shift,
     )
 
 
@@ -284,12 +286,13 @@ def _combine_same(builder, name, left, right):
     if name in _PRODUCTS and _are_apart(left.part, right.part):  # a gated linear unit
         return Data((builder.node("cse", (builder.node_of(left),)),))
     part = left.part if left.part == right.part else ()
+    shift = left.shift if left.shift == right.shift else ()
     if left == right:
-        return Data(left.nodes, part=part)
+        return Data(left.nodes, part=part, shift=shift)
     nodes = (builder.node_of(left), builder.node_of(right))
     if nodes[0] != nodes[1]:
         return _combine_nodes(builder, name, left, right)
-    return Data((nodes[0],), part=part)
+    return Data((nodes[0],), part=part, shift=shift)
 
 
 def _are_apart(left, right):
@@ -321,6 +324,9 @@ def _overlap(taps):
 
 
 def _combine_nodes(builder, name, left, right):
+    taps = add_taps(builder, left, right) if name in ("add", "add_any") else None
+    if taps is not None:
+        return taps
     nodes = (builder.node_of(left), builder.node_of(right))
     if nodes[0] == nodes[1]:
         return Data((nodes[0],))
@@ -352,7 +358,7 @@ def _apply_weight(builder, name, data, weight):
         builder.settle(data.nodes, settled, logits)
         return Data(data.nodes, is_product=True)
     if name in _PRODUCTS:
-        return _scale(builder, data, weight)
+        return mark_tap(_scale(builder, data, weight), data, weight)
     if name in _SUMS:
         for view in weight.views:
             data = _shift(builder, data, view)

@@ -12,6 +12,7 @@ from ghn_jax.tracing.rules.compounds import (
     transpose_matrix,
     with_size,
 )
+from ghn_jax.tracing.rules.shifted import shift
 from ghn_jax.tracing.rules.tokens import as_data
 from ghn_jax.tracing.values import Constant, Data, Weight
 from ghn_jax.tracing.views import Index, align_reshape
@@ -69,6 +70,8 @@ def _follow_parts(weight, axis, follow):
 @register_rule("transpose")
 def _transpose(builder, eqn, inputs):
     (value,) = inputs
+    if isinstance(value, Data):
+        return dataclasses.replace(value, shift=())
     if not isinstance(value, Weight):
         return value
     axes = tuple(int(axis) for axis in eqn.params["permutation"])
@@ -160,7 +163,12 @@ def _slice(builder, eqn, inputs):
         taps = frozenset() if value.is_mask else frozenset({tap})
         part = (*value.part, tuple(map(range, starts, limits, strides)))
         return Data(
-            value.nodes, is_product=value.is_product, taps=taps, is_mask=value.is_mask, part=part
+            value.nodes,
+            is_product=value.is_product,
+            taps=taps,
+            is_mask=value.is_mask,
+            part=part,
+            shift=shift(value, len(shape), starts),
         )
     return value
 
@@ -187,8 +195,13 @@ def _split(builder, eqn, inputs):
 @register_rule("pad")
 def _pad(builder, eqn, inputs):
     value = inputs[0]
+    if not isinstance(inputs[1], Constant):
+        return unknown(builder, eqn, inputs)
     if isinstance(value, Weight) and eqn.invars[0].aval.shape != eqn.outvars[0].aval.shape:
         return derived(value)
+    if isinstance(value, Data) and value.statistic is None:
+        lows = [-low for low, _, _ in eqn.params["padding_config"]]
+        return dataclasses.replace(value, shift=shift(value, len(lows), lows))
     return value
 
 
@@ -214,7 +227,15 @@ def _concatenate(builder, eqn, inputs):
             value = as_data(builder, value)
         if isinstance(value, Data):
             nodes.append(builder.node_of(value))
-    return Data((builder.merge("concat", nodes),), is_product=any(x.is_product for x in data))
+    node = builder.merge("concat", nodes)
+    is_product = any(x.is_product for x in data)
+    if len(data) == 1 and data[0].nodes == (node,):  # zeros before or behind shift it
+        rank, axis = len(eqn.outvars[0].aval.shape), eqn.params["dimension"]
+        before = eqn.invars[: list(inputs).index(data[0])]
+        starts = [0] * rank
+        starts[axis] = -sum(var.aval.shape[axis] for var in before)
+        return Data((node,), is_product=is_product, shift=shift(data[0], rank, starts))
+    return Data((node,), is_product=is_product)
 
 
 @register_rule("dynamic_update_slice", "scatter", "scatter-add", "select_and_scatter_add")
