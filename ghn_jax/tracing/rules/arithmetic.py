@@ -297,13 +297,15 @@ def _combine_same(builder, name, left, right):
 
 def _are_apart(left, right):
     """Return whether two parts of a node have no element in common."""
-    first = next(
-        ((one, other) for one, other in zip(left, right, strict=False) if one != other), ()
-    )
-    return bool(first) and len(first[0]) == len(first[1]) and any(map(_is_disjoint, *first))
+    for one, other in zip(left, right, strict=False):
+        if one != other:
+            return len(one) == len(other) and any(map(_is_disjoint, one, other))
+    return False
 
 
 def _is_disjoint(one, other):
+    if not (one and other):
+        return True
     if one.step == other.step and (one.start - other.start) % one.step:
         return True
     return one[-1] < other[0] or other[-1] < one[0]

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from ghn_jax.tracing.dependence import CALLS
+from ghn_jax.tracing.dependence import CALLS, open_jaxpr
 from ghn_jax.tracing.interpreter import interpret
-from ghn_jax.tracing.registry import register_rule, unknown
+from ghn_jax.tracing.registry import keep_weights, register_rule, unknown
 from ghn_jax.tracing.rules.arithmetic import join_cases
 from ghn_jax.tracing.rules.loops import run_once
 from ghn_jax.tracing.rules.tokens import choose
@@ -72,11 +72,13 @@ def _while(builder, eqn, inputs):
     consts, carry = inputs[skip : skip + num_consts], list(inputs[skip + num_consts :])
     outputs = run_once(builder, eqn.params["body_jaxpr"], consts, carry, [])
     stops = interpret(builder, eqn.params["cond_jaxpr"], [*inputs[:skip], *outputs])
-    if isinstance(stops[0], Data):  # the number of iterations depends on data
-        return [
-            stops[0] if isinstance(value, Constant) and value != start else value
-            for value, start in zip(outputs, carry, strict=True)
-        ]
+    body = open_jaxpr(eqn.params["body_jaxpr"])
+    for index, (old, new) in enumerate(zip(body.invars[num_consts:], body.outvars, strict=True)):
+        value = outputs[index]
+        if isinstance(stops[0], Data) and not isinstance(value, Data) and old is not new:
+            if isinstance(value, Weight):
+                keep_weights(builder, [value], "is changed in a loop as often as data decide")
+            outputs[index] = Data((builder.node_of(stops[0]),))
     return outputs
 
 
@@ -93,4 +95,6 @@ def _join_branches(builder, index, values):
     if not cases:
         return values[0]
     total = join_cases(builder, cases)
-    return choose(builder, total, index) if isinstance(index, Data) else total
+    if isinstance(index, Data) and isinstance(total, Data):
+        return choose(builder, total, index)
+    return total

@@ -14,7 +14,7 @@ from ghn_jax.tracing.rules.compounds import (
 )
 from ghn_jax.tracing.rules.shifted import shift
 from ghn_jax.tracing.rules.tokens import as_data
-from ghn_jax.tracing.values import Constant, Data, Weight
+from ghn_jax.tracing.values import Constant, Data, Value, Weight
 from ghn_jax.tracing.views import Index, align_reshape
 
 
@@ -177,7 +177,8 @@ def _slice(builder, eqn, inputs):
 def _split(builder, eqn, inputs):
     (value,) = inputs
     sizes, axis = eqn.params["sizes"], eqn.params["axis"]
-    shape, start, parts = eqn.invars[0].aval.shape, 0, []
+    shape, start = eqn.invars[0].aval.shape, 0
+    parts: list[Value] = []
     for size in sizes:
         index = [range(full) for full in shape]
         index[axis] = range(start, start + size)

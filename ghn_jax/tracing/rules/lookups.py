@@ -69,10 +69,10 @@ def _dynamic_slice(builder, eqn, inputs):
         keep_weights(builder, [value], "is sliced at an index that the network computes")
         return Data((builder.merge("sum", map(builder.node_of, data)),)) if data else derived(value)
     sizes = eqn.params["slice_sizes"]
-    index = tuple(
+    parts = tuple(
         slice(int(start), int(start) + size) for start, size in zip(starts, sizes, strict=True)
     )
-    return slice_weight(value, eqn.invars[0].aval.shape, index)
+    return slice_weight(value, eqn.invars[0].aval.shape, parts)
 
 
 def _looked_up_axes(shape, slices, numbers):
