@@ -139,14 +139,11 @@ def test_a_function_of_a_low_rank_update_is_kept():
         return x @ jnp.tanh(params["w"] + params["a"] @ params["b"])
 
     traced = trace_function(apply, VECTORS, w=(8, 6), a=(8, 2), b=(2, 6))
-    reason = "is multiplied with another parameter before use"
-    whole = "is computed from parameters before it meets the data"
-    assert set(kept(traced)) == {"w", "a", "b"}
-    assert (kept(traced)["a"], kept(traced)["b"]) == (reason, reason)
-    assert kept(traced)["w"] in (
-        whole,
-        "is no rearrangement of one parameter when it meets the data",
-    )
+    assert kept(traced) == {
+        "w": "is no rearrangement of one parameter when it meets the data",
+        "a": "is multiplied with another parameter before use",
+        "b": "is multiplied with another parameter before use",
+    }
 
 
 def experts_apply(params, x):
