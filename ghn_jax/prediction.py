@@ -39,7 +39,8 @@ class Prediction:
         graph: What the GHN read.
         report: Which parameters were predicted, which were kept, and why. Those of an architecture
             are all predicted.
-        views: For every tensor of the graph, which elements it is of which leaf of `variables`.
+        views: For every tensor of the graph, which elements it is of which leaf of `variables`, or
+            what function of them; `view.read(leaf)` is the tensor.
     """
 
     network: Any

@@ -1,16 +1,26 @@
 """Collects graph nodes and the parameters that belong to them while a network is traced."""
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from ghn_jax.arrays import TreePath
 from ghn_jax.graphs import ArchGraph, ParameterTensor, graph_from_nodes
 from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
+from ghn_jax.tracing.affine import ONLY_DISTANCE, ONLY_SINE, SCALES_OUTPUTS, AffineNodes
+from ghn_jax.tracing.functions import find_obstacle
 from ghn_jax.tracing.values import Data, Value, Weight
 from ghn_jax.tracing.views import View
 
 NO_USE = "the output does not depend on it"
+# Of a parameter of one element; most uses have a name.
+ONE_FOR_ALL = "scales all channels alike, as no norm does"
+
+# What is left out within a distance or a sine, and the reason not to predict it.
+_LEFT_OUT = {"distance": ("difference", ONLY_DISTANCE), "wave": ("scale", ONLY_SINE)}
 
 
 class Claim(NamedTuple):
@@ -48,10 +58,21 @@ class GraphBuilder:
     Args:
         batch_size: Batch size of the traced images, a large prime whose multiples identify batch
             axes.
+        fixed: For parameters that are not predicted whatever their use, the reason.
+        find_initial: Maps the index of a parameter to its initial value, None if that is not known
+            without a computation.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        fixed: Mapping[int, str] | None = None,
+        find_initial: Callable[[int], np.ndarray | None] = lambda index: None,
+    ) -> None:
         self.batch_size = batch_size
+        self._find_initial = find_initial
+        self._fixed = dict(fixed or {})
+        self.affine = AffineNodes()
         self.nodes: list[TracedNode] = [TracedNode("input", NO_SHAPE, ())]
         self._claims: list[Claim] = []
         self._reasons: dict[int, str] = {}
@@ -76,6 +97,9 @@ class GraphBuilder:
 
     def node_of(self, data: Data) -> int:
         """Return the node of a value, and make one of a pending pool or product."""
+        if data.within is not None:
+            nodes = tuple(self._behind(node, data.within) for node in data.nodes)
+            data = dataclasses.replace(data, nodes=tuple(dict.fromkeys(nodes)), within=None)
         statistic = data.statistic
         if statistic is not None and statistic.norm != "bn":
             return self._pool(data, ("global", statistic.kind), statistic.window)
@@ -162,14 +186,46 @@ class GraphBuilder:
             stack += self.nodes[node].parents
         return self.node("cse", nodes)
 
+    def is_closed(self, view: View) -> bool:
+        """Return whether a view is zero at first: a gate that starts closed."""
+        initial = self._find_initial(view.parameter)
+        if initial is None or np.iscomplexobj(initial):
+            return False
+        return not np.any(view.read(np.asarray(initial, np.float64)))
+
     def claim(self, view: View, node: int, role: str) -> None:
         """Give a part of a parameter to a node; a part that has a node already keeps the first."""
-        self._claims.append(Claim(view, node, role))
+        reason = find_obstacle(view.functions, role)
+        if reason is None:
+            self._claims.append(Claim(view, node, role))
+        else:
+            self.keep([view.parameter], reason)
+
+    def note_wave(self, data: Data, name: str) -> None:
+        """Remember that a sine ("sin") or cosine ("cos") is taken of data."""
+        for node in data.nodes:
+            behind = self.affine.behind(node)
+            if self.nodes[behind.source if behind else node].parents == (0,):
+                self.affine.add_wave(node, name)
+
+    def is_difference(self, data: Data) -> bool:
+        """Return whether data are a difference from parameters, perhaps scaled since."""
+        return any(self.affine.behind(node, "difference") for node in data.nodes)
+
+    def specify(self, data: Data, reason: str) -> None:
+        """State what the parameters of one element do that data were multiplied by."""
+        for parameter in data.gates:
+            if self._reasons.get(parameter) == ONE_FOR_ALL:
+                self._reasons[parameter] = reason
 
     def keep(self, parameters: Iterable[int], reason: str) -> None:
-        """State why parameters that nothing claims are not predicted."""
+        """State why parameters that nothing claims are not predicted.
+
+        The first reason holds, unless it says that this is all there is.
+        """
         for parameter in parameters:
-            self._reasons.setdefault(parameter, reason)
+            if self._reasons.get(parameter) in (None, ONLY_SINE, ONLY_DISTANCE):
+                self._reasons[parameter] = reason
 
     def finish(
         self,
@@ -192,17 +248,26 @@ class GraphBuilder:
         Returns:
             The graph, the views of its tensors, and the parameters that are kept.
         """
+        refused = self.affine.scales_of(outputs)
+        for scale in refused.values():
+            self.keep(scale.parameters, SCALES_OUTPUTS)
+        outputs = [self._behind_scales(node, refused) for node in outputs]
         reached = self._reach(outputs)
         order = sorted(reached - self._spliced)
         index = {node: position for position, node in enumerate(order)}
         nodes = [
             self.nodes[node]._replace(parents=self._new_parents(node, index)) for node in order
         ]
-        classifier = {} if num_classes is None else self._classifiers(outputs, num_classes)
+        classifier = {} if num_classes is None else self._classifiers(outputs, num_classes, refused)
         chosen: dict[int, list[Claim]] = {}
         regions = set()
         for claim in self._claims:
             if claim.node not in index or claim.view.region in regions:
+                continue
+            if self.affine.is_frequency(claim.node):
+                self.keep([claim.view.parameter], ONLY_SINE)
+                continue
+            if claim.node in refused or claim.view.parameter in self._fixed:
                 continue
             shares = chosen.setdefault(claim.view.parameter, [])
             if _covered(shares) < math.prod(shapes[claim.view.parameter]):
@@ -212,10 +277,13 @@ class GraphBuilder:
         tensors, views = [], []
         for parameter, path in enumerate(paths):
             claims, size = chosen.get(parameter, []), math.prod(shapes[parameter])
-            if not claims:
+            if parameter in self._fixed:
+                kept[parameter] = self._fixed[parameter]
+            elif not claims:
                 kept[parameter] = self._reasons.get(parameter, NO_USE)
             elif _covered(claims) < size:
-                kept[parameter] = f"only {_covered(claims)} of its {size} elements are used"
+                partly = f"only {_covered(claims)} of its {size} elements are used"
+                kept[parameter] = self._reasons.get(parameter, partly)
             else:
                 for claim in claims:
                     role = classifier.get((claim.node, claim.role), claim.role)
@@ -239,6 +307,19 @@ class GraphBuilder:
             node = self.node("cse", nodes) if len(nodes) > 1 else nodes[0]
             self.settle(nodes, node, frozenset())
         return self._products[nodes]
+
+    def _behind(self, node, within):
+        kind, reason = _LEFT_OUT[within]
+        found = self.affine.behind(node, kind)
+        if found is None:
+            return node
+        self.keep(found.parameters, reason)
+        return found.source
+
+    def _behind_scales(self, node, scales):
+        while node in scales:
+            node = scales[node].source
+        return node
 
     def _pool(self, data: Data, kind: tuple, window: tuple[int, ...]) -> int:
         key = (data.nodes, *kind)
@@ -272,12 +353,12 @@ class GraphBuilder:
                 parents.append(index[parent])
         return tuple(dict.fromkeys(parents))
 
-    def _classifiers(self, outputs, num_classes):
+    def _classifiers(self, outputs, num_classes, refused):
         """Roles of the tensors of the last linear layer, if it is as wide as the GHN's."""
         roles = {}
         for node in outputs:
             bias = None
-            while self.nodes[node].primitive in ("bias", "glob_avg"):
+            while node in refused or self.nodes[node].primitive in ("bias", "glob_avg"):
                 bias = node if self.nodes[node].primitive == "bias" else bias
                 (node,) = self.nodes[node].parents
             primitive, shape, _ = self.nodes[node]

@@ -35,6 +35,7 @@ class NetworkDescription:
         finish: Maps filled variables to the caller's kinds of network and of variables.
         init_jaxpr: If the initialiser also runs the network: a jaxpr of (key, images) -> (leaves of
             the outputs, leaves of `variables`), so that one tracing gives shapes and computation.
+        find_initial: Maps the index of a leaf to its value, None if that has to be computed.
     """
 
     apply_fn: Callable[[PyTree, PyTree], PyTree]
@@ -44,6 +45,7 @@ class NetworkDescription:
     initialize: Callable[[Sequence[int]], list[Any]]
     finish: Callable[[PyTree], tuple[Any, PyTree]]
     init_jaxpr: Any = None
+    find_initial: Callable[[int], Any] = lambda index: None
 
 
 def describe(
@@ -65,6 +67,17 @@ def describe(
     Raises:
         ValueError: If `network` is of another kind, or `params` is missing.
     """
+    description = _describe(network, images, key, arguments)
+    leaves = jax.tree.leaves(description.variables)
+    # Integers and booleans are indices and masks.
+    is_parameter = tuple(
+        flag and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        for flag, leaf in zip(description.is_parameter, leaves, strict=True)
+    )
+    return dataclasses.replace(description, is_parameter=is_parameter)
+
+
+def _describe(network, images, key, arguments) -> NetworkDescription:
     if isinstance(network, nn.Module):
         return _describe_linen(network, images, key, arguments)
     if isinstance(network, nnx.Module):
@@ -114,8 +127,16 @@ def _describe_linen(module, images, key, arguments) -> NetworkDescription:
         shifted = [num_outputs + index for index in indices]
         return _evaluate(init, jaxpr, shifted, key, images)
 
-    finish = lambda variables: (module, variables)  # noqa: E731
-    return NetworkDescription(apply_fn, variables, paths, is_parameter, initialize, finish, jaxpr)
+    return NetworkDescription(
+        apply_fn,
+        variables,
+        paths,
+        is_parameter,
+        initialize,
+        lambda variables: (module, variables),
+        jaxpr,
+        lambda index: _constant(jaxpr.jaxpr, num_outputs + index),
+    )
 
 
 def _describe_nnx(module, arguments) -> NetworkDescription:
@@ -153,7 +174,13 @@ def _describe_haiku(transform, images, key, arguments) -> NetworkDescription:
         return _evaluate(init, jaxpr, indices, key, images)
 
     return NetworkDescription(
-        apply_fn, variables, paths, is_parameter, initialize, lambda v: (transform, v)
+        apply_fn,
+        variables,
+        paths,
+        is_parameter,
+        initialize,
+        lambda v: (transform, v),
+        find_initial=lambda index: _constant(jaxpr.jaxpr, index),
     )
 
 
@@ -209,12 +236,14 @@ def _from_values(apply_fn, variables, is_parameter, finish, skip) -> NetworkDesc
             )
         return [leaves[i] for i in indices]
 
-    is_parameter = tuple(
-        flag and np.issubdtype(getattr(leaf, "dtype", np.dtype(object)), np.inexact)
-        for flag, leaf in zip(is_parameter, leaves, strict=True)
-    )
     return NetworkDescription(
-        apply_fn, _as_shapes(variables), paths, is_parameter, initialize, finish
+        apply_fn,
+        _as_shapes(variables),
+        paths,
+        is_parameter,
+        initialize,
+        finish,
+        find_initial=lambda i: None if isinstance(leaves[i], jax.ShapeDtypeStruct) else leaves[i],
     )
 
 

@@ -43,12 +43,14 @@ def interpret(
         EntangledError: If one of `variables` is computed from data.
     """
     variables = variables or {}
+    consts = getattr(jaxpr, "consts", ())
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     known: dict[Any, Value] = dict.fromkeys(jaxpr.constvars, _CONSTANT)
+    known.update(zip(jaxpr.constvars, map(Constant.of, consts), strict=False))
     known.update(zip(jaxpr.invars, inputs, strict=True))
 
     def read(var):
-        return _CONSTANT if isinstance(var, core.Literal) else known[var]
+        return Constant.of(var.val) if isinstance(var, core.Literal) else known[var]
 
     for eqn in jaxpr.eqns:
         values = [read(var) for var in eqn.invars]

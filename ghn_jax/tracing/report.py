@@ -5,6 +5,7 @@ import math
 
 import jax
 
+from ghn_jax.tracing.gradients import FIXED
 from ghn_jax.tracing.traced_network import STATE, TracedNetwork
 
 
@@ -16,7 +17,8 @@ class Report:
         predicted: Paths of predicted parameters, joined by "/".
         kept: For the path of everything else, the reason why it has its initial value.
         num_predicted: Number of predicted parameters.
-        num_parameters: Number of parameters; state such as running statistics does not count.
+        num_parameters: Number of parameters; state such as running statistics does not count, nor
+            does what stands behind `stop_gradient`.
     """
 
     predicted: tuple[str, ...]
@@ -26,8 +28,12 @@ class Report:
 
     @property
     def unpredicted(self) -> tuple[str, ...]:
-        """Return a line for every kept parameter, its path and the reason; state is left out."""
-        return tuple(f"{path}: {why}" for path, why in self.kept.items() if why != STATE)
+        """Return a line for every kept parameter, its path and the reason.
+
+        State is left out, and what stands behind `stop_gradient`: the network keeps it itself.
+        """
+        own = (STATE, FIXED)
+        return tuple(f"{path}: {why}" for path, why in self.kept.items() if why not in own)
 
     def __str__(self) -> str:
         lines = [
@@ -35,8 +41,11 @@ class Report:
             f" {len(self.predicted)} tensors"
         ]
         lines += [f"kept {line}" for line in self.unpredicted]
-        num_state = len(self.kept) - len(self.unpredicted)
-        return "\n".join(lines + ([f"kept {num_state} tensors of state"] if num_state else []))
+        for reason, what in ((FIXED, "behind stop_gradient"), (STATE, "of state")):
+            count = list(self.kept.values()).count(reason)
+            noun = "tensor" if count == 1 else "tensors"
+            lines += [f"kept {count} {noun} {what}"] if count else []
+        return "\n".join(lines)
 
 
 def make_report(traced: TracedNetwork) -> Report:
@@ -44,7 +53,11 @@ def make_report(traced: TracedNetwork) -> Report:
     network = traced.description
     names = ["/".join(path) for path in network.paths]
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(network.variables)]
-    indices = [index for index in range(len(names)) if network.is_parameter[index]]
+    indices = [
+        index
+        for index in range(len(names))
+        if network.is_parameter[index] and traced.kept.get(index) != FIXED
+    ]
     predicted = [index for index in indices if index not in traced.kept]
     return Report(
         tuple(names[index] for index in predicted),

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -18,9 +19,11 @@ from ghn_jax.graphs import ArchGraph
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import has_operations
 from ghn_jax.tracing import rules  # noqa: F401 (fills the table of rules)
+from ghn_jax.tracing.affine import SCALES_OUTPUTS
 from ghn_jax.tracing.builder import NO_USE, GraphBuilder
 from ghn_jax.tracing.dependence import find_dependence, join_labels
 from ghn_jax.tracing.frontends import NetworkDescription, describe
+from ghn_jax.tracing.gradients import find_fixed
 from ghn_jax.tracing.interpreter import EntangledError, interpret
 from ghn_jax.tracing.values import Constant, Data, Value, Weight
 from ghn_jax.tracing.views import View
@@ -30,6 +33,7 @@ from ghn_jax.tracing.views import View
 _BATCH_SIZE = 1009
 NOT_FOLLOWED = "takes part in a way that no rule follows"
 STATE = "no parameter but state: kept as initialised"
+COMPLEX = "is complex, and a GHN predicts real numbers"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +43,8 @@ class TracedNetwork:
     Attributes:
         description: The network.
         graph: The graph, from which a GHN predicts.
-        views: For every tensor of the graph, which elements of which leaf of the variables.
+        views: For every tensor of the graph, which elements of which leaf of the variables it is,
+            or what function of them.
         kept: For every leaf of the variables that cannot be predicted, the reason.
     """
 
@@ -90,7 +95,9 @@ def trace(
             jaxpr = jax.make_jaxpr(description.apply_fn)(description.variables, shapes)
             num_images = len(jax.tree.leaves(shapes))
             inputs = [*_known_variables(description), *[Data((0,))] * num_images]
-            builder = GraphBuilder(_BATCH_SIZE)
+            variables = jaxpr.jaxpr.invars[: len(description.paths)]
+            fixed = _find_fixed(description, jaxpr, variables, len(jaxpr.jaxpr.outvars))
+            builder = GraphBuilder(_BATCH_SIZE, fixed, description.find_initial)
             outputs = interpret(builder, jaxpr, inputs)
             traced = _finish(description, builder, outputs, num_classes, max_distance)
             traced = _check_unused(traced, jaxpr)
@@ -111,7 +118,7 @@ def fill_variables(traced: TracedNetwork, arrays: list[np.ndarray]) -> Any:
     leaves: list[Any] = [None] * len(shapes)
     for view, array in zip(traced.views, arrays, strict=True):
         index, shape = view.parameter, shapes[view.parameter]
-        if not view.steps:
+        if view.is_whole:
             leaves[index] = array.astype(shape.dtype, copy=False)
             continue
         if leaves[index] is None:
@@ -186,6 +193,18 @@ def _known_variables(description: NetworkDescription) -> list[Value]:
     ]
 
 
+def _find_fixed(description, jaxpr, variables, num_outputs) -> dict[int, str]:
+    """Reasons not to predict parameters whatever they do."""
+    indices = [index for index, flag in enumerate(description.is_parameter) if flag]
+    found = find_fixed(jaxpr, [variables[index] for index in indices], num_outputs)
+    fixed = {indices[position]: reason for position, reason in found.items()}
+    leaves = jax.tree.leaves(description.variables)
+    for index in indices:
+        if jnp.issubdtype(leaves[index].dtype, jnp.complexfloating):
+            fixed.setdefault(index, COMPLEX)
+    return fixed
+
+
 def _read_initialiser(
     description: NetworkDescription, num_classes: int | None, max_distance: int
 ) -> TracedNetwork | None:
@@ -206,9 +225,10 @@ def _read_initialiser(
     if len(known) < len(values):
         return None
     inputs: list[Value] = [Constant(), *[Data((0,))] * (len(jaxpr.invars) - 1)]
-    builder = GraphBuilder(_BATCH_SIZE)
+    fixed = _find_fixed(description, description.init_jaxpr, variables, num_outputs)
+    builder = GraphBuilder(_BATCH_SIZE, fixed, description.find_initial)
     try:
-        outputs = interpret(builder, jaxpr, inputs, known)
+        outputs = interpret(builder, description.init_jaxpr, inputs, known)
     except EntangledError:
         return None
     outputs = outputs[:num_outputs]
@@ -238,8 +258,10 @@ def _finish(
     num_classes: int | None,
     max_distance: int,
 ) -> TracedNetwork:
-    outputs = [builder.look_up(x) for x in outputs]
-    ends = [builder.node_of(x) for x in outputs if isinstance(x, Data)]
+    data = [x for x in map(builder.look_up, outputs) if isinstance(x, Data)]
+    for x in data:
+        builder.specify(x, SCALES_OUTPUTS)
+    ends = [builder.node_of(x) for x in data]
     if not ends:
         raise ValueError("the network's output does not depend on images, expected one that does")
     built = builder.finish(

@@ -2,7 +2,7 @@
 
 A kernel may pass through reshapes, transposes and slices before a convolution reads it. A view
 keeps this chain of rearrangements, which is followed backwards to put a predicted kernel where the
-network will look for it.
+network will look for it. Elementwise functions, which commute with rearrangements, stand beside it.
 """
 
 import dataclasses
@@ -10,6 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
+
+from ghn_jax.tracing.functions import Function, evaluate, invert
 
 Index = tuple[slice, ...]
 
@@ -22,11 +24,13 @@ class View:
         parameter: Index of the parameter.
         shape: Shape of the rearrangement; axes along which a network repeats it have size 1.
         steps: (kind, shape before, argument) of each step, starting at the parameter.
+        functions: Functions of every element, the first one applied first.
     """
 
     parameter: int
     shape: tuple[int, ...]
     steps: tuple[tuple[str, tuple[int, ...], Any], ...] = ()
+    functions: tuple[Function, ...] = ()
 
     @property
     def size(self) -> int:
@@ -38,6 +42,15 @@ class View:
         """Return the part of a parameter that the view holds; its order does not matter."""
         slices = [i for i, (kind, _, _) in enumerate(self.steps) if kind == "slice"]
         return (self.parameter, str(self.steps[: slices[-1] + 1]) if slices else "")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the view is the parameter as it is."""
+        return not self.steps and not self.functions
+
+    def through(self, function: Function) -> "View":
+        """Elements in the same order, each replaced by a function of it."""
+        return dataclasses.replace(self, functions=(*self.functions, function))
 
     def reshape(self, shape: tuple[int, ...]) -> "View":
         """Elements in the same order, in another shape of the same size."""
@@ -72,7 +85,8 @@ class View:
         """
         place = next(i for i, (kind, _, _) in enumerate(self.steps) if kind == "choose")
         _, stack, shape = self.steps[place]
-        view = View(self.parameter, stack, self.steps[:place]).reshape((stack[0], *shape))
+        whole = dataclasses.replace(self, shape=stack, steps=self.steps[:place])
+        view = whole.reshape((stack[0], *shape))
         for kind, _, argument in self.steps[place + 1 :]:
             if kind == "reshape":
                 view = view.reshape((stack[0], *argument))
@@ -89,7 +103,7 @@ class View:
         return self._then("shrink", side, (1, side, side, self.shape[-1]))
 
     def read(self, source: np.ndarray) -> np.ndarray:
-        """The inverse of `restore`: the value that the parameter holds.
+        """The inverse of `restore`: the value that the network computes of the parameter.
 
         Args:
             source: The parameter.
@@ -99,15 +113,16 @@ class View:
         """
         for step in self.steps:
             source = _apply(step, source)
-        return source
+        return evaluate(self.functions, source)
 
     def restore(self, target: np.ndarray, value: np.ndarray) -> None:
-        """Write a value into the part of a parameter that the view holds.
+        """Write into the part of a parameter that the view holds what the network makes a value of.
 
         Args:
             target: The parameter, which is overwritten.
             value: Values with the view's shape.
         """
+        value = invert(self.functions, value)
         slices = [i for i, (kind, _, _) in enumerate(self.steps) if kind == "slice"]
         num_leading = next(
             (i for i, s in enumerate(self.steps) if s[0] != "slice"), len(self.steps)
@@ -126,7 +141,7 @@ class View:
 
     def _then(self, kind, argument, shape):
         step = (kind, self.shape, argument)
-        return View(self.parameter, tuple(shape), (*self.steps, step))
+        return dataclasses.replace(self, shape=tuple(shape), steps=(*self.steps, step))
 
 
 def _apply(step, array):

@@ -7,17 +7,29 @@ with a square root in it multiplies the data, a parameter scales and another shi
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 
 from ghn_jax.tracing.builder import GraphBuilder
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
-from ghn_jax.tracing.rules.compounds import add, is_compound, is_vector
-from ghn_jax.tracing.rules.shifted import add_taps, mark_tap
-from ghn_jax.tracing.rules.tokens import add_position, as_data, choose, join_product
+from ghn_jax.tracing.rules.compounds import add
+from ghn_jax.tracing.rules.parameters import (
+    apply_function,
+    as_right_operand,
+    combine_with_constant,
+    combine_with_itself,
+)
+from ghn_jax.tracing.rules.scales import apply_parameter
+from ghn_jax.tracing.rules.shifted import add_taps
+from ghn_jax.tracing.rules.tokens import as_data, choose, join_product
 from ghn_jax.tracing.values import Constant, Data, Value, Weight
 
 _PRODUCTS = ("mul", "div")
 _SUMS = ("add", "sub", "add_any")
+_TURNED = {"sub": "add", "div": "mul"}  # with a negated or inverted right operand
 _DEVIATIONS = ("sqrt", "rsqrt", "pow", "cbrt")
 
 
@@ -32,6 +44,7 @@ def _binary(builder, eqn, inputs):
         return Constant(
             left.is_state or right.is_state,
             left.is_deviation or right.is_deviation or name == "pow",
+            _fold(name, left.value, right.value),
         )
     if isinstance(left, Weight) and isinstance(right, Weight):
         return _combine_weights(builder, name, left, right, shapes)
@@ -41,35 +54,67 @@ def _binary(builder, eqn, inputs):
         if isinstance(value, Weight):
             if name in _PRODUCTS and constant.is_state and constant.is_deviation:
                 return dataclasses.replace(value, norm="bn")
-            is_linear = name in (*_PRODUCTS, *_SUMS)
-            return derived(value) if is_compound(value) and not is_linear else value
-        return _with_constant(builder, name, value, constant, constant_shape)
+            return combine_with_constant(
+                builder, name, value, constant, constant_shape, value is right
+            )
+        return _with_constant(builder, name, value, constant, constant_shape, value is right)
     if isinstance(left, Data) and isinstance(right, Data):
+        if name == "mul" and eqn.invars[0] is eqn.invars[1]:
+            return _square(builder, left)
         return _combine_data(builder, name, left, right)
-    data, weight = (left, right) if isinstance(left, Data) else (right, left)
-    return _apply_weight(builder, name, data, weight)
+    shape = eqn.outvars[0].aval.shape
+    if isinstance(left, Data):
+        turned = as_right_operand(name, right)
+        return apply_parameter(builder, _TURNED.get(name, name), left, turned, shape)
+    if name == "div" and right.statistic is None:
+        keep_weights(builder, [left], "is divided by data")
+        return Data((builder.node_of(right),))
+    return apply_parameter(builder, name, right, left, shape, is_difference=name == "sub")
+
+
+_FOLDS: dict[str, Callable] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power,
+    "max": np.maximum, "min": np.minimum, "sqrt": np.sqrt, "neg": np.negative, "exp": np.exp,
+    "log": np.log, "rsqrt": lambda x: 1 / np.sqrt(x), "square": np.square,
+}  # fmt: skip
+
+
+def _fold(name, *values):
+    """Return the value of an operation on constants, None if it is not known or not finite."""
+    if name not in _FOLDS or any(value is None for value in values):
+        return None
+    with np.errstate(all="ignore"):
+        folded = float(_FOLDS[name](*map(np.float64, values)))
+    return folded if math.isfinite(folded) else None
 
 
 _UNARY = (
     "rsqrt sqrt cbrt exp exp2 log log1p expm1 tanh logistic erf erfc erf_inv neg abs sign floor"
     " ceil round sin cos tan square integer_pow not is_finite clamp cumsum cumlogsumexp cummax"
-    " cumprod"
+    " cumprod sinh cosh asinh acosh atanh"
 ).split()
 
 
 @register_rule(*_UNARY)
 def _unary(builder, eqn, inputs):
     name = eqn.primitive.name
-    if name == "clamp" and not all(isinstance(bound, Constant) for bound in inputs[::2]):
+    if name == "clamp" and any(isinstance(bound, Data) for bound in inputs[::2]):
         return unknown(builder, eqn, inputs)
     value = inputs[1] if name == "clamp" else inputs[0]
     takes_root = name in _DEVIATIONS or (name == "integer_pow" and eqn.params["y"] < 0)
     if isinstance(value, Constant):
-        return Constant(value.is_state, value.is_deviation or takes_root)
+        folded = _fold(name, value.value)
+        return Constant(value.is_state, value.is_deviation or takes_root, folded)
     if isinstance(value, Weight):
-        return derived(value) if is_compound(value) and name != "neg" else value
+        return apply_function(eqn, inputs)
     if value.statistic is not None:
-        return _mark_deviation(value) if takes_root else value
+        return _mark_deviation(value, _exponent(eqn)) if takes_root else value
+    if name in ("sin", "cos"):
+        return _enter_wave(builder, value, name)
+    if name in ("exp", "exp2"):
+        builder.specify(value, "is a temperature or the scale of an exponent")
+    if name in ("square", "abs") or (name == "integer_pow" and eqn.params["y"] % 2 == 0):
+        return _square(builder, value)
     return _activate(builder, value, is_exponential=name in ("exp", "exp2"))
 
 
@@ -125,6 +170,10 @@ def join_cases(builder: GraphBuilder, cases: Sequence[Value]) -> Value:
 def _merge_cases(builder, one, other):
     if isinstance(one, Weight) and isinstance(other, Weight):
         return derived(one, other)
+    if isinstance(one, Data) and isinstance(other, Data):
+        same = _of_one_node(builder, one, other)
+        if same is not None:
+            return same
     nodes = []
     for value in (one, other):
         if isinstance(value, Weight) and not value.views:
@@ -135,9 +184,14 @@ def _merge_cases(builder, one, other):
     return Data((builder.merge("sum", nodes),))
 
 
-def _mark_deviation(value):
-    statistic = dataclasses.replace(value.statistic, is_deviation=True)
+def _mark_deviation(value, exponent=1.0):
+    statistic = dataclasses.replace(value.statistic.raised(exponent), is_deviation=True)
     return dataclasses.replace(value, statistic=statistic)
+
+
+def _exponent(eqn):
+    exponents = {"sqrt": 0.5, "rsqrt": -0.5, "cbrt": 1 / 3}
+    return float(exponents.get(eqn.primitive.name) or eqn.params["y"])
 
 
 def _activate(builder, value, is_exponential=False):
@@ -150,15 +204,54 @@ def _activate(builder, value, is_exponential=False):
         is_mask=value.is_mask,
         part=value.part,
         shift=value.shift,
+        within=value.within,
     )
 
 
-def _with_constant(builder, name, value, constant, constant_shape):
+def _square(builder, value):
     if value.statistic is not None:
-        return _mark_deviation(value) if name == "pow" else value
+        return value
+    activated = _activate(builder, value)
+    return dataclasses.replace(activated, within=activated.within or "distance")
+
+
+def _enter_wave(builder, value, name):
+    activated = _activate(builder, value)
+    builder.note_wave(activated, name)
+    return dataclasses.replace(activated, within=activated.within or "wave")
+
+
+def _of_one_node(builder, one, other):
+    """Return two functions of a node as one activation, if a parameter scales one of them.
+
+    Such as PReLU, or x * sigmoid(scale * x). None if they are something else.
+    """
+    if one.nodes == other.nodes and (one.gates or other.gates):
+        for value in (one, other):
+            builder.specify(value, _SLOPE)
+        return Data(one.nodes, within=one.within if one.within == other.within else None)
+    for value, plain in ((one, other), (other, one)):
+        found = builder.affine.get(value.nodes[0]) if len(value.nodes) == 1 else None
+        if value.statistic or plain.statistic or found is None or found.kind != "scale":
+            continue
+        if plain.nodes == (found.source,):
+            builder.keep(found.parameters, _SLOPE)
+            return Data(plain.nodes, within=plain.within)
+    return None
+
+
+_SLOPE = "is the slope of an activation"
+
+
+def _with_constant(builder, name, value, constant, constant_shape, is_right):
+    if value.statistic is not None:
+        return _change_statistic(name, value, constant.value, is_right)
     if name in _PRODUCTS:
         if constant.is_state and constant.is_deviation:
             return dataclasses.replace(value, norm="bn")
+        if value.norm and constant.value:
+            factor = 1 / constant.value if name == "div" else constant.value
+            value = dataclasses.replace(value, norm_gain=value.norm_gain * factor)
         is_table = any(size > 1 for size in constant_shape)
         if is_table and len(value.taps) == 1:  # as in rotary embeddings: no window of a pool
             return dataclasses.replace(value, taps=frozenset())
@@ -168,8 +261,22 @@ def _with_constant(builder, name, value, constant, constant_shape):
     return _activate(builder, value)
 
 
+def _change_statistic(name, value, constant, is_right):
+    statistic = value.statistic
+    if name == "pow":
+        return _mark_deviation(value, constant if constant and not is_right else 1.0)
+    if name in _PRODUCTS:
+        if name == "div" and is_right:
+            statistic = statistic.raised(-1)
+        divides = name == "div" and not is_right
+        statistic = statistic.scaled(1 / constant if constant and divides else constant)
+    return dataclasses.replace(value, statistic=statistic)
+
+
 def _combine_weights(builder, name, left, right, shapes):
-    total = add(left, right) if name in _SUMS else None
+    if left.is_stopped != right.is_stopped and left.parameters & right.parameters:
+        return right if left.is_stopped else left  # a straight-through estimator
+    total = add(left, as_right_operand(name, right)) if name in _SUMS else None
     if total is not None:
         return total
     if not left.views and not right.views:
@@ -178,26 +285,34 @@ def _combine_weights(builder, name, left, right, shapes):
         whole, other = (left, right) if left.views else (right, left)
         # Such as the kernel's own moments in weight standardisation.
         keep_weights(builder, [other], "only changes another parameter")
+        whole = as_right_operand(name, whole) if whole is right else whole
         return dataclasses.replace(whole, parameters=left.parameters | right.parameters)
-    if left.views == right.views:
-        return left
+    own = combine_with_itself(name, left, right)
+    if own is not None:
+        return own
     batches = [builder.has_batch(shape) for shape in shapes]
     if any(batches) and not (left.norm or right.norm):
-        values = [
+        values: list[Any] = [
             as_data(builder, weight) if batch else weight
             for weight, batch in zip((left, right), batches, strict=True)
         ]
         if all(batches):
             return _combine_data(builder, name, *values)
-        data, weight = values if batches[0] else values[::-1]
-        return _apply_weight(builder, name, data, weight)
+        if batches[0]:
+            kernel = as_right_operand(name, values[1])
+            name = _TURNED.get(name, name)
+            return apply_parameter(builder, name, values[0], kernel, shapes[0])
+        return apply_parameter(builder, name, values[1], values[0], shapes[1])
     if name in _SUMS:
+        right = as_right_operand(name, right)
         if bool(left.norm) != bool(right.norm):  # bias - mean * scale / std: the bias
             return left if right.norm else right
         return Weight(left.parameters | right.parameters, (*left.views, *right.views))
+    if name not in _PRODUCTS:
+        return derived(left, right)
     main, other = sorted((left, right), key=lambda weight: -weight.views[0].size)
     keep_weights(builder, [other], "only scales another parameter")
-    return main
+    return as_right_operand(name, main) if main is right else main
 
 
 def _combine_data(builder, name, left, right):
@@ -266,11 +381,20 @@ def _normalize(builder, name, data, statistic):
     if name in _PRODUCTS and (statistic.statistic.is_deviation or name == "div"):
         if data.is_exponential and statistic.is_exponential:
             is_router = not data.is_product and builder.is_router(data.nodes, statistic)
-            return Data(data.nodes, is_softmax=not is_router, is_product=data.is_product)
+            return Data(
+                data.nodes,
+                is_softmax=not is_router,
+                is_product=data.is_product,
+                within=data.within,
+            )
+        moment = statistic.statistic
+        gain = moment.gain_of(name)
         return Data(
             data.nodes,
-            norm=statistic.statistic.norm,
+            norm=moment.norm,
+            norm_gain=gain,
             is_product=data.is_product,
+            within=data.within,
             is_mask=data.is_mask,
             part=data.part,
         )
@@ -278,9 +402,19 @@ def _normalize(builder, name, data, statistic):
 
 
 def _combine_same(builder, name, left, right):
+    same = _of_one_node(builder, left, right)
+    if same is not None:
+        return same
     kind = {"add": "avg", "max": "max"}.get(name)
     taps = left.taps | right.taps
-    if kind and left.taps and right.taps and left.taps != right.taps and _overlap(taps):
+    if (
+        kind
+        and not (left.within or right.within)
+        and left.taps
+        and right.taps
+        and left.taps != right.taps
+        and _overlap(taps)
+    ):
         if {left.taps_kind, right.taps_kind} <= {None, kind}:
             return Data(left.nodes, taps=taps, taps_kind=kind)
     if name in _PRODUCTS and _are_apart(left.part, right.part):  # a gated linear unit
@@ -288,7 +422,7 @@ def _combine_same(builder, name, left, right):
     part = left.part if left.part == right.part else ()
     shift = left.shift if left.shift == right.shift else ()
     if left == right:
-        return Data(left.nodes, part=part, shift=shift)
+        return Data(left.nodes, within=left.within, part=part, shift=shift)
     nodes = (builder.node_of(left), builder.node_of(right))
     if nodes[0] != nodes[1]:
         return _combine_nodes(builder, name, left, right)
@@ -329,84 +463,15 @@ def _combine_nodes(builder, name, left, right):
     taps = add_taps(builder, left, right) if name in ("add", "add_any") else None
     if taps is not None:
         return taps
+    same = _of_one_node(builder, left, right)
+    if same is not None:
+        return same
+    if name in _SUMS:
+        for value in (left, right):
+            builder.specify(value, "gates a residual branch")
     nodes = (builder.node_of(left), builder.node_of(right))
     if nodes[0] == nodes[1]:
         return Data((nodes[0],))
     if name in _PRODUCTS:
         return Data((builder.gate(nodes),))
     return Data((builder.merge("sum", nodes),))
-
-
-def _apply_weight(builder, name, data, weight):
-    statistic = data.statistic
-    if statistic is not None:
-        if weight.norm and data.nodes == weight.norm_nodes:  # mean * scale / std
-            return weight
-        if statistic.is_deviation and name in _PRODUCTS:  # scale / std
-            return dataclasses.replace(weight, norm=statistic.norm, norm_nodes=data.nodes)
-        if statistic.norm == "bn":
-            return weight
-        data = Data((builder.node_of(data),))
-    if weight.joined and name in (*_PRODUCTS, *_SUMS) and not data.is_product:
-        return _apply_joined(builder, name, data, weight.joined)
-    if len(weight.views) == 0:
-        keep_weights(builder, [weight], "is computed from parameters before it meets the data")
-        return data
-    if data.is_product and not (data.norm or data.open_norm or weight.norm):
-        # Logits if it becomes attention, else the product is a node like any other.
-        node = builder.node_of(data)
-        logits = builder.logits(data) | weight.parameters
-        settled = builder.node_of(_apply_weight(builder, name, Data((node,)), weight))
-        builder.settle(data.nodes, settled, logits)
-        return Data(data.nodes, is_product=True)
-    if name in _PRODUCTS:
-        return mark_tap(_scale(builder, data, weight), data, weight)
-    if name in _SUMS:
-        for view in weight.views:
-            data = _shift(builder, data, view)
-        return data
-    keep_weights(builder, [weight], f"meets the data in {name}, which has no rule for parameters")
-    return data
-
-
-def _apply_joined(builder, name, data, joined):
-    """Scale or shift parts of the channels, or shift by positions put one behind the other."""
-    node = builder.node_of(data)
-    if name in _SUMS and not all(map(is_vector, joined.weights)):
-        positions = [builder.node_of(as_data(builder, part)) for part in joined.weights]
-        return Data((builder.merge("sum", (node, builder.merge("concat", positions))),))
-    sources = builder.find_parts(node, joined.sizes)
-    parts = [
-        _apply_weight(builder, name, dataclasses.replace(data, nodes=(source,)), part)
-        for source, part in zip(sources, joined.weights, strict=True)
-    ]
-    return Data((builder.merge("concat", map(builder.node_of, parts)),))
-
-
-def _scale(builder, data, weight):
-    # A scale without norm (layer scale) is taken for that of a layer norm, as by Knyazev et al.
-    norm = data.norm or weight.norm
-    view = weight.views[0]
-    node = builder.node(norm or "ln", (builder.node_of(data),), (view.size, 1, 1, 1))
-    builder.claim(view.reshape((view.size,)), node, "scale")
-    return Data((node,), open_norm=node if norm else None)
-
-
-def _shift(builder, data, view):
-    vector = view.reshape((view.size,))
-    if data.open_norm is not None:
-        builder.claim(vector, data.open_norm, "bias")
-        return Data(data.nodes)
-    node = builder.node_of(data)
-    if data.norm:
-        node = builder.node(data.norm, (node,), (view.size, 1, 1, 1))
-        builder.claim(vector, node, "bias")
-        return Data((node,))
-    channels = builder.nodes[node].shape[0]
-    is_vector = sum(size > 1 for size in view.shape) <= 1
-    if is_vector or view.size == channels:
-        node = builder.node("bias", (node,), (view.size, 1, 1, 1))
-        builder.claim(vector, node, "bias")
-        return Data((node,))
-    position = add_position(builder, view, channels or None)
-    return Data((builder.merge("sum", (node, position)),))

@@ -1,8 +1,11 @@
 """Calls and control flow: what is inside is traced as if it stood outside."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ghn_jax.tracing.dependence import CALLS, open_jaxpr
+from ghn_jax.tracing.functions import Function
 from ghn_jax.tracing.interpreter import interpret
 from ghn_jax.tracing.registry import keep_weights, register_rule, unknown
 from ghn_jax.tracing.rules.arithmetic import join_cases
@@ -13,16 +16,28 @@ from ghn_jax.tracing.values import Constant, Data, Weight
 
 @register_rule(*CALLS)
 def _call(builder, eqn, inputs):
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    jaxpr = next((eqn.params[name] for name in names if name in eqn.params), None)
+    jaxpr = find_jaxpr(eqn)
     return unknown(builder, eqn, inputs) if jaxpr is None else interpret(builder, jaxpr, inputs)
+
+
+def find_jaxpr(eqn: Any) -> Any:
+    """Return the jaxpr that an equation calls, None if it calls none."""
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    return next((eqn.params[name] for name in names if name in eqn.params), None)
+
+
+@register_rule("jit:softplus")
+def _softplus(builder, eqn, inputs):
+    if isinstance(inputs[0], Weight):  # several functions of itself: not invertible one by one
+        return inputs[0].through(Function("softplus"))
+    return _call(builder, eqn, inputs)
 
 
 @register_rule("scan")
 def _scan(builder, eqn, inputs):
     """Once per iteration if parameters are stacked along the scanned axis, else a single time."""
     params = eqn.params
-    consts, carry, scanned = _split_scan_inputs(params, inputs)
+    consts, carry, scanned = split_scan_inputs(params, inputs)
     variables = eqn.invars[len(consts) + len(carry) :]
     unrolls = any(isinstance(value, Weight) and value.views for value in scanned)
     if not unrolls:
@@ -40,13 +55,16 @@ def _scan(builder, eqn, inputs):
     return [*carry, *outputs[len(carry) :]]
 
 
-def _split_scan_inputs(params, inputs):
+def split_scan_inputs(
+    params: Mapping[str, Any], inputs: Sequence[Any]
+) -> tuple[list[Any], list[Any], list[Any]]:
     """Return what is constant over the iterations, what is carried, and what is scanned."""
     if "ft_in" in params:  # since JAX 0.12
         consts, carry, scanned = params["ft_in"].update(inputs).unpack()
         return list(consts), list(carry), list(scanned)
+    inputs = list(inputs)
     first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-    return inputs[:first], list(inputs[first:second]), inputs[second:]
+    return inputs[:first], inputs[first:second], inputs[second:]
 
 
 def _take_row(value, shape, index):
@@ -93,7 +111,7 @@ def _join_branches(builder, index, values):
     if isinstance(index, Data) and not any(isinstance(case, Data) for case in cases):
         cases.insert(0, Data((builder.node_of(index),)))
     if not cases:
-        return values[0]
+        return dataclasses.replace(values[0], value=None)
     total = join_cases(builder, cases)
     if isinstance(index, Data) and isinstance(total, Data):
         return choose(builder, total, index)

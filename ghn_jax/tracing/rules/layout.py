@@ -26,11 +26,17 @@ def _follow(weight: Weight, views) -> Weight:
 
 
 @register_rule(
-    *("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "name"),
+    *("convert_element_type", "copy", "copy_p", "reduce_precision", "name"),
     *("device_put", "sharding_constraint", "real", "optimization_barrier", "pvary"),
 )
 def _same(builder, eqn, inputs):
     return list(inputs)[: len(eqn.outvars)]
+
+
+@register_rule("stop_gradient")
+def _stop(builder, eqn, inputs):
+    (value,) = inputs
+    return dataclasses.replace(value, is_stopped=True) if isinstance(value, Weight) else value
 
 
 @register_rule("reshape", "squeeze", "expand_dims")
@@ -166,6 +172,7 @@ def _slice(builder, eqn, inputs):
             value.nodes,
             is_product=value.is_product,
             taps=taps,
+            within=value.within,
             is_mask=value.is_mask,
             part=part,
             shift=shift(value, len(shape), starts),
@@ -203,7 +210,7 @@ def _pad(builder, eqn, inputs):
     if isinstance(value, Data) and value.statistic is None:
         lows = [-low for low, _, _ in eqn.params["padding_config"]]
         return dataclasses.replace(value, shift=shift(value, len(lows), lows))
-    return value
+    return dataclasses.replace(value, value=None) if isinstance(value, Constant) else value
 
 
 @register_rule("concatenate")

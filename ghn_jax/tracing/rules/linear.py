@@ -134,6 +134,8 @@ def _is_pixel_kernel(view, shape):
 def _multiply_data(builder, left, right):
     if left.is_mask or right.is_mask:
         return _multiply_mask(builder, left, right)
+    if left == right and builder.is_difference(left):
+        return Data(left.nodes, within="distance")
     nodes: list[int] = []
     for value in (left, right):
         pending = value.is_product or value.is_softmax

@@ -5,6 +5,7 @@ that another one enters an iteration later. Such values are traced after the oth
 that these have become, so that nothing of the loop is lost.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +77,11 @@ def run_once(
 def _fill_state(body, consts, carry, rows):
     # A state that starts as zeros holds data from the second iteration on.
     inputs = [*consts, *carry, *rows]
+    # What it changes is not known, such as the value of a counter.
+    carry = [
+        dataclasses.replace(value, value=None) if isinstance(value, Constant) else value
+        for value in carry
+    ]
     data = next((value for value in (*carry, *inputs) if isinstance(value, Data)), None)
     if data is None:
         return list(carry)

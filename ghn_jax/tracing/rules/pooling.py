@@ -1,6 +1,7 @@
 """Windows and reductions: pools, and the moments of norms."""
 
 import dataclasses
+import math
 
 from ghn_jax.tracing.builder import pool_shape
 from ghn_jax.tracing.registry import derived, register_rule
@@ -52,21 +53,25 @@ def _register_reduction(name, kind):
         if isinstance(value, Weight):
             return derived(value)
         if not isinstance(value, Data):
-            return value
+            return dataclasses.replace(value, value=None)
         # `psum` also reduces over devices, by name, which changes nothing here.
         axes = [axis for axis in eqn.params.get("axes", ()) if not isinstance(axis, str)]
-        if not axes:
-            return value
+        if not axes:  # a number of devices is not known
+            unknown = value.statistic and value.statistic.scaled(None)
+            return dataclasses.replace(value, statistic=unknown)
         shape, out_shape = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
         loses_batch = builder.has_batch(shape) and not builder.has_batch(out_shape)
         norm = "bn" if loses_batch else "ln"
         old = value.statistic
         if old is not None and old.norm == "bn":
-            return dataclasses.replace(value, statistic=dataclasses.replace(old, norm="bn"))
-        nodes = value.nodes
+            total = math.prod(shape[axis] for axis in axes)
+            return dataclasses.replace(value, statistic=old.scaled(total))
+        nodes, within = value.nodes, value.within
         if old is not None or len(value.taps) > 1:
-            nodes = (builder.node_of(value),)
-        statistic = Statistic(norm, kind, window=tuple(shape[axis] for axis in axes))
+            nodes, within = (builder.node_of(value),), None
+        window = tuple(shape[axis] for axis in axes)
+        gain = float(math.prod(window)) if kind == "avg" else 1.0
+        statistic = Statistic(norm, kind, window=window, gain=gain)
         return Data(
             nodes,
             statistic,
@@ -74,6 +79,7 @@ def _register_reduction(name, kind):
             is_product=value.is_product,
             is_softmax=value.is_softmax,
             is_mask=value.is_mask,
+            within=within,
         )
 
 
