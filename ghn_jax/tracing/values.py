@@ -77,7 +77,9 @@ class Weight:
         """Return an elementwise function of the value."""
         if self.joined:
             weights = tuple(weight.through(function) for weight in self.joined.weights)
-            return dataclasses.replace(self, joined=dataclasses.replace(self.joined, weights=weights))
+            return dataclasses.replace(
+                self, joined=dataclasses.replace(self.joined, weights=weights)
+            )
         if (len(self.views) > 1 or self.factors) and not is_linear(function):
             return dataclasses.replace(self, views=(), factors=())
         views = tuple(view.through(function) for view in self.views)

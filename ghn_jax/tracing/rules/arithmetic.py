@@ -107,6 +107,8 @@ def _unary(builder, eqn, inputs):
         return Constant(value.is_state, value.is_deviation or takes_root, folded)
     if isinstance(value, Weight):
         return apply_function(eqn, inputs)
+    bounds = [bound for bound in inputs if bound is not value and isinstance(bound, Weight)]
+    keep_weights(builder, bounds, "bounds the data")
     if value.statistic is not None:
         return _mark_deviation(value, _exponent(eqn)) if takes_root else value
     if name in ("sin", "cos"):
