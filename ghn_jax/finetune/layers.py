@@ -17,7 +17,7 @@ from ghn_jax.configuration.validation import check_instance
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.tracing.views import View
 
-KERNEL_ROLES = ("kernel", "depthwise", "classifier_kernel")
+KERNEL_ROLES = ("kernel", "depthwise", "embedding", "classifier_kernel")
 
 
 class Layer(NamedTuple):

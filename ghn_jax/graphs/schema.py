@@ -12,6 +12,7 @@ NO_SHAPE = (0, 0, 0, 0)
 ROLES = (
     "kernel",
     "depthwise",
+    "embedding",
     "classifier_kernel",
     "classifier_bias",
     "scale",
@@ -27,7 +28,8 @@ class ParameterTensor:
     Attributes:
         path: The tensor's path in the target's parameter tree.
         shape: The shape in Flax layout: convolutions (kh, kw, in, out), depthwise (kh, kw, 1, C),
-            dense (in, out), vectors (C,), positional encodings (1, s, s, C).
+            dense (in, out), embeddings (rows, width), vectors (C,), positional encodings
+            (1, s, s, C).
         node: Index of the graph node that the tensor belongs to.
         role: The tensor's role, one of `ROLES`.
     """

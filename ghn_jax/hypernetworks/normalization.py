@@ -37,11 +37,15 @@ def kernel_factor(shape: tuple[int, ...], role: str) -> float:
         role: The tensor's role.
 
     Returns:
-        1 for positional encodings, otherwise sqrt(beta / fan_in), where beta is 1 for kernels that
-        no relu follows (depthwise, 1x7) and 2 for the others.
+        1 for positional encodings; 1 / sqrt(width) for embeddings, of which a lookup takes one row,
+        so that the number of rows does not matter, as in `flax.linen.Embed`; otherwise
+        sqrt(beta / fan_in), where beta is 1 for kernels that no relu follows (depthwise, 1x7) and 2
+        for the others.
     """
     if role == "position":
         return 1.0
+    if role == "embedding":
+        return 1 / math.sqrt(shape[-1])
     no_relu = len(shape) == 4 and (shape[2] == 1 or shape[0] < shape[1])
     return math.sqrt((1.0 if no_relu else 2.0) / math.prod(shape[:-1]))
 

@@ -67,8 +67,9 @@ def request_key(
         return TileKey("vector")
     if role == "position":
         return TileKey("position", *shape[1:3])
-    key = TileKey(role, *shape[:-2])  # a dense kernel is a 1x1 kernel
-    if role != "kernel" or max_shape is None:
+    kind = "kernel" if role == "embedding" else role
+    key = TileKey(kind, *shape[:-2])  # a dense kernel is a 1x1 kernel
+    if kind != "kernel" or max_shape is None:
         return key
     num_in, num_out = shape[-2:]
     return key._replace(

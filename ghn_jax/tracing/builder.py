@@ -12,7 +12,7 @@ from ghn_jax.graphs import ArchGraph, ParameterTensor, graph_from_nodes
 from ghn_jax.graphs.schema import NO_SHAPE, TracedNode
 from ghn_jax.tracing.affine import ONLY_DISTANCE, ONLY_SINE, SCALES_OUTPUTS, AffineNodes
 from ghn_jax.tracing.functions import find_obstacle
-from ghn_jax.tracing.values import Data
+from ghn_jax.tracing.values import Data, Value, Weight
 from ghn_jax.tracing.views import View
 
 NO_USE = "the output does not depend on it"
@@ -29,6 +29,13 @@ class Claim(NamedTuple):
     view: View
     node: int
     role: str
+
+
+class _Product(NamedTuple):
+    """A product of activations, see `GraphBuilder.settle`."""
+
+    node: int
+    parameters: frozenset[int]
 
 
 class BuiltGraph(NamedTuple):
@@ -72,6 +79,7 @@ class GraphBuilder:
         self._pools: dict[tuple, int] = {}
         self._pool_sources: dict[int, tuple[int, ...]] = {}
         self._spliced: set[int] = set()
+        self._products: dict[tuple[int, ...], _Product] = {}
 
     def has_batch(self, shape: Sequence[int]) -> bool:
         """Return whether an axis of the shape holds the batch."""
@@ -99,7 +107,66 @@ class GraphBuilder:
             size = math.isqrt(len(data.taps))
             window = (size, len(data.taps) // size)
             return self._pool(data, ("window", data.taps_kind, *sorted(data.taps)), window)
+        if data.is_product:
+            return self._product(data.nodes).node
         return self.merge("sum", data.nodes)
+
+    def settle(self, nodes: tuple[int, ...], node: int, parameters: frozenset[int]) -> None:
+        """State what a product of activations is that does not become attention.
+
+        Args:
+            nodes: The nodes of the product.
+            node: The node that it is then.
+            parameters: Those that act on it, for which the node is theirs.
+        """
+        self._products[nodes] = _Product(node, parameters)
+
+    def logits(self, data: Data) -> frozenset[int]:
+        """Return the parameters that act on a product of activations."""
+        return self._product(data.nodes).parameters if data.is_product else frozenset()
+
+    def is_router(self, nodes: Iterable[int], total: Data) -> bool:
+        """Return whether a softmax runs over channels, as a router's, and not over tokens.
+
+        Args:
+            nodes: The nodes of the logits.
+            total: The sum of their exponentials.
+        """
+        count = math.prod(total.statistic.window) if total.statistic else 1
+        return count > 1 and all(self._channels(node) % count == 0 for node in nodes)
+
+    def embed(self, table: View, nodes: Iterable[int]) -> Data:
+        """Return the rows of a table, along its first axis, that data at nodes choose."""
+        count = table.shape[0]
+        features = table.size // count
+        node = self.node("conv", (self.merge("sum", nodes),), (features, count, 1, 1))
+        self.claim(table.reshape((count, features)), node, "embedding")
+        return Data((node,))
+
+    def find_parts(self, node: int, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Return the nodes that a node concatenates, if they have these sizes, else itself."""
+        primitive, _, parents = self.nodes[node]
+        if primitive == "concat" and [self.nodes[p].shape[0] for p in parents] == list(sizes):
+            return parents
+        return (node,) * len(sizes)
+
+    def look_up(self, value: Value) -> Value:
+        """Return a chosen weight as the data that it is where it is no kernel."""
+        if not isinstance(value, Weight) or not value.chosen_by:
+            return value
+        return self.embed(value.views[0].lift(), value.chosen_by)
+
+    def leads_to(self, sources: Iterable[int], targets: Iterable[int]) -> bool:
+        """Return whether every source is one of the targets, or an ancestor of one."""
+        missing, stack, seen = set(sources), list(targets), set()
+        oldest = min(missing, default=0)
+        while stack and missing:
+            node = stack.pop()
+            missing.discard(node)
+            if node > oldest and node not in seen:  # parents come before their children
+                seen.add(node)
+                stack += self.nodes[node].parents
+        return not missing
 
     def is_pool_of(self, node: int, nodes: tuple[int, ...]) -> bool:
         """Return whether a node is a global pool of others."""
@@ -224,6 +291,22 @@ class GraphBuilder:
                     tensors.append(ParameterTensor(path, view.shape, index[claim.node], role))
                     views.append(view)
         return BuiltGraph(graph_from_nodes(nodes, tensors, max_distance), tuple(views), kept)
+
+    def _channels(self, node):
+        """Number of channels, that of the nearest node that has one; 1 if there is none."""
+        while True:
+            primitive, shape, parents = self.nodes[node]
+            if shape[0] and not primitive.endswith("_pool"):
+                return shape[1] if primitive == "pos_enc" else shape[0]
+            if not parents:
+                return 1
+            node = parents[-1]
+
+    def _product(self, nodes):
+        if nodes not in self._products:
+            node = self.node("cse", nodes) if len(nodes) > 1 else nodes[0]
+            self.settle(nodes, node, frozenset())
+        return self._products[nodes]
 
     def _behind(self, node, within):
         kind, reason = _LEFT_OUT[within]

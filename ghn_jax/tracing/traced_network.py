@@ -21,6 +21,7 @@ from ghn_jax.targets.spelling import has_operations
 from ghn_jax.tracing import rules  # noqa: F401 (fills the table of rules)
 from ghn_jax.tracing.affine import SCALES_OUTPUTS
 from ghn_jax.tracing.builder import NO_USE, GraphBuilder
+from ghn_jax.tracing.dependence import find_dependence, join_labels
 from ghn_jax.tracing.frontends import NetworkDescription, describe
 from ghn_jax.tracing.gradients import find_fixed
 from ghn_jax.tracing.interpreter import EntangledError, interpret
@@ -30,6 +31,7 @@ from ghn_jax.tracing.views import View
 # A prime that no layer is a multiple of: an axis holds the batch if its size is divisible by it,
 # whatever reshapes and transposes it went through.
 _BATCH_SIZE = 1009
+NOT_FOLLOWED = "takes part in a way that no rule follows"
 STATE = "no parameter but state: kept as initialised"
 COMPLEX = "is complex, and a GHN predicts real numbers"
 
@@ -98,6 +100,7 @@ def trace(
             builder = GraphBuilder(_BATCH_SIZE, fixed, description.find_initial)
             outputs = interpret(builder, jaxpr, inputs)
             traced = _finish(description, builder, outputs, num_classes, max_distance)
+            traced = _check_unused(traced, jaxpr)
     return traced
 
 
@@ -235,6 +238,19 @@ def _read_initialiser(
     return None if NO_USE in traced.kept.values() else traced
 
 
+def _check_unused(traced: TracedNetwork, jaxpr: Any) -> TracedNetwork:
+    """Let the jaxpr decide whether the output depends on parameters that no rule has met."""
+    unused = {index for index, reason in traced.kept.items() if reason == NO_USE}
+    if not unused:
+        return traced
+    labels = [
+        frozenset({index} if index in unused else ()) for index in range(len(jaxpr.jaxpr.invars))
+    ]
+    used = join_labels(find_dependence(jaxpr, labels))
+    kept = traced.kept | dict.fromkeys(used, NOT_FOLLOWED)
+    return dataclasses.replace(traced, kept=kept)
+
+
 def _finish(
     description: NetworkDescription,
     builder: GraphBuilder,
@@ -242,7 +258,7 @@ def _finish(
     num_classes: int | None,
     max_distance: int,
 ) -> TracedNetwork:
-    data = [x for x in outputs if isinstance(x, Data)]
+    data = [x for x in map(builder.look_up, outputs) if isinstance(x, Data)]
     for x in data:
         builder.specify(x, SCALES_OUTPUTS)
     ends = [builder.node_of(x) for x in data]

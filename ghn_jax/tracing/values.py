@@ -7,7 +7,7 @@ to it since its node: whether it is a statistic, was normalised, is a product of
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +57,10 @@ class Weight:
             sum.
         norm: "bn" or "ln" if it was multiplied by a reciprocal standard deviation.
         norm_nodes: The nodes that this is the standard deviation of.
+        chosen_by: The nodes that choose it from a stack, as a router does; its only view has a
+            step "choose".
+        factors: Matrix products of two parameters that are added to the views.
+        joined: The weights that it is a concatenation of.
         is_stopped: Behind `stop_gradient`.
     """
 
@@ -64,14 +68,38 @@ class Weight:
     views: tuple[View, ...] = ()
     norm: str | None = None
     norm_nodes: tuple[int, ...] = ()
+    chosen_by: tuple[int, ...] = ()
+    factors: "tuple[tuple[Weight, Weight], ...]" = ()
+    joined: "Joined | None" = None
     is_stopped: bool = False
 
     def through(self, function: Function) -> "Weight":
         """Return an elementwise function of the value."""
-        if len(self.views) > 1 and not is_linear(function):
-            return dataclasses.replace(self, views=())
+        if self.joined:
+            weights = tuple(weight.through(function) for weight in self.joined.weights)
+            return dataclasses.replace(
+                self, joined=dataclasses.replace(self.joined, weights=weights)
+            )
+        if (len(self.views) > 1 or self.factors) and not is_linear(function):
+            return dataclasses.replace(self, views=(), factors=())
         views = tuple(view.through(function) for view in self.views)
-        return dataclasses.replace(self, views=views)
+        factors = tuple((left.through(function), right) for left, right in self.factors)
+        return dataclasses.replace(self, views=views, factors=factors)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Joined:
+    """A concatenation of weights.
+
+    Attributes:
+        weights: Each a rearrangement of one parameter.
+        sizes: Their sizes along the axis.
+        axis: The axis of the concatenation.
+    """
+
+    weights: tuple[Weight, ...]
+    sizes: tuple[int, ...]
+    axis: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,6 +160,10 @@ class Data:
         is_product: A product of two activations, such as queries and keys.
         taps: Starts and strides of the slices of its node that it is the sum or maximum of.
         taps_kind: "avg" or "max".
+        is_mask: Comes of a comparison: it chooses between values.
+        part: Slices that cut it out of its node, as ranges along axes; empty for all of it.
+        shift: Where it begins in its node along each axis; empty for the beginning.
+        weighted: The shifted products that it is the sum of.
         gates: Parameters of one element that it was multiplied by.
         within: "distance" within a square or absolute value, "wave" within a sine: what of its
             nodes only subtracts or scales by parameters will be left out.
@@ -147,8 +179,26 @@ class Data:
     is_product: bool = False
     taps: frozenset = frozenset()
     taps_kind: str | None = None
+    is_mask: bool = False
+    part: tuple[tuple[range, ...], ...] = ()
+    shift: tuple[int, ...] = ()
+    weighted: "tuple[Tap, ...]" = ()
     gates: frozenset[int] = frozenset()
     within: str | None = None
+
+
+class Tap(NamedTuple):
+    """Data with a shift, scaled by a vector.
+
+    Attributes:
+        node: The node of the data.
+        shift: See `Data.shift`.
+        view: The vector.
+    """
+
+    node: int
+    shift: tuple[int, ...]
+    view: View
 
 
 Value = Constant | Weight | Data

@@ -74,6 +74,30 @@ class View:
         shape = tuple(sizes)
         return self if shape == self.shape else self._then("slice", index, shape)
 
+    def choose(self, shape: tuple[int, ...]) -> "View":
+        """Return one entry along the first axis, whichever, in a shape of its size."""
+        return self._then("choose", shape, shape)
+
+    def lift(self) -> "View":
+        """Return all entries of which one was chosen, along the first axis.
+
+        Each has the shape that the chosen one has now.
+        """
+        place = next(i for i, (kind, _, _) in enumerate(self.steps) if kind == "choose")
+        _, stack, shape = self.steps[place]
+        whole = dataclasses.replace(self, shape=stack, steps=self.steps[:place])
+        view = whole.reshape((stack[0], *shape))
+        for kind, _, argument in self.steps[place + 1 :]:
+            if kind == "reshape":
+                view = view.reshape((stack[0], *argument))
+            elif kind == "transpose":
+                view = view.transpose((0, *(axis + 1 for axis in argument)))
+            elif kind == "reverse":
+                view = view.reverse(tuple(axis + 1 for axis in argument))
+            else:
+                view = view.slice((slice(0, stack[0]), *argument))
+        return view
+
     def shrink(self, side: int) -> "View":
         """Invert `extend`: return the (1, s, s, C) grid that predicts (n, C) tokens."""
         return self._then("shrink", side, (1, side, side, self.shape[-1]))

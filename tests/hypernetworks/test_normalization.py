@@ -19,6 +19,7 @@ from ghn_jax.hypernetworks.normalization import kernel_factor, normalize_bias, n
         ((1, 7, 7, 64), "kernel", 1 / 7),  # sqrt(1 / 49): the 7x1 kernel follows, not a relu
         ((7, 1, 14, 64), "kernel", 1 / 7),  # sqrt(2 / 98)
         ((1, 11, 11, 48), "position", 1.0),
+        ((50_000, 64), "embedding", 0.125),  # 1 / sqrt(64): a lookup takes one row
     ],
 )
 def test_factors_by_hand(shape, role, expected):

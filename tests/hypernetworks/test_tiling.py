@@ -123,6 +123,7 @@ def test_float64_stays_float64():
         ((1, 14, 14, 64), "position", TileKey("position", 14, 14)),
         ((64,), "scale", TileKey("vector")),
         ((64,), "bias", TileKey("vector")),
+        ((50, 10), "embedding", TileKey("kernel", 1, 1)),
         ((64, 10), "classifier_kernel", TileKey("classifier_kernel")),
         ((10,), "classifier_bias", TileKey("classifier_bias")),
     ],

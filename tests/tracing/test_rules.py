@@ -8,43 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from small_graphs import describe, kept, shapes, tensors, trace_function
 
-from ghn_jax.graphs import PRIMITIVES
-from ghn_jax.tracing import Data, fill_variables, make_report, register_rule, trace
+from ghn_jax.tracing import Data, fill_variables, register_rule, trace
 from ghn_jax.tracing.registry import RULES
 
 IMAGES = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
 TOKENS = jax.ShapeDtypeStruct((2, 5, 8), jnp.float32)
-
-
-def shapes(**named):
-    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in named.items()}
-
-
-def describe(traced):
-    """(primitive, parameter shape, parents' primitives) of every node but the input, sorted."""
-    graph = traced.graph
-    own = graph.distance == 1
-    nodes = []
-    for node in range(graph.num_nodes):
-        parents = graph.senders[own & (graph.receivers == node)]
-        names = [PRIMITIVES[graph.primitive[p]] for p in parents]
-        shape = tuple(graph.shape[node].tolist())
-        nodes.append((PRIMITIVES[graph.primitive[node]], shape, tuple(sorted(names))))
-    assert nodes[0] == ("input", (0, 0, 0, 0), ())
-    return sorted(nodes[1:])
-
-
-def tensors(traced):
-    return {"/".join(t.path): (t.shape, t.role) for t in traced.graph.tensors}
-
-
-def trace_function(function, images, **params):
-    return trace(function, images, params=shapes(**params))
-
-
-def kept(traced):
-    return make_report(traced).kept
 
 
 LAYOUTS = {  # (images, kernel, output), spatial and channel sizes of the kernel
@@ -397,7 +367,7 @@ def test_an_embedding_and_its_tied_output():
     assert ("conv", (8, 50, 1, 1), ("input",)) in nodes
     assert ("pos_enc", (1, 8, 2, 2), ()) in nodes
     assert ("conv", (50, 8, 1, 1), ("ln",)) in nodes
-    assert tensors(traced)["Embed_0/embedding"] == ((50, 8), "kernel")
+    assert tensors(traced)["Embed_0/embedding"] == ((50, 8), "embedding")
     assert not kept(traced)
 
 
@@ -490,7 +460,7 @@ def test_parts_of_a_parameter_are_predicted_for_their_nodes():
 
 def test_every_parameter_without_prediction_has_a_reason():
     def apply(params, x):
-        y = x @ (params["a"] @ params["b"])
+        y = x @ jnp.tanh(params["a"] @ params["b"])
         y = jnp.maximum(y, params["floor"])
         y = y @ params["table"][:6, :].T
         logits = jnp.einsum("btc,bsc->bts", y, y) + params["distances"]

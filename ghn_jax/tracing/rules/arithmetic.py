@@ -8,12 +8,14 @@ with a square root in it multiplies the data, a parameter scales and another shi
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ghn_jax.tracing.registry import derived, keep_weights, register_rule
+from ghn_jax.tracing.builder import GraphBuilder
+from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
+from ghn_jax.tracing.rules.compounds import add
 from ghn_jax.tracing.rules.parameters import (
     apply_function,
     as_right_operand,
@@ -21,8 +23,9 @@ from ghn_jax.tracing.rules.parameters import (
     combine_with_itself,
 )
 from ghn_jax.tracing.rules.scales import apply_parameter
-from ghn_jax.tracing.rules.tokens import as_data
-from ghn_jax.tracing.values import Constant, Data, Weight
+from ghn_jax.tracing.rules.shifted import add_taps
+from ghn_jax.tracing.rules.tokens import as_data, choose, join_product
+from ghn_jax.tracing.values import Constant, Data, Value, Weight
 
 _PRODUCTS = ("mul", "div")
 _SUMS = ("add", "sub", "add_any")
@@ -95,6 +98,8 @@ _UNARY = (
 @register_rule(*_UNARY)
 def _unary(builder, eqn, inputs):
     name = eqn.primitive.name
+    if name == "clamp" and any(isinstance(bound, Data) for bound in inputs[::2]):
+        return unknown(builder, eqn, inputs)
     value = inputs[1] if name == "clamp" else inputs[0]
     takes_root = name in _DEVIATIONS or (name == "integer_pow" and eqn.params["y"] < 0)
     if isinstance(value, Constant):
@@ -115,22 +120,50 @@ def _unary(builder, eqn, inputs):
     return _activate(builder, value, is_exponential=name in ("exp", "exp2"))
 
 
-@register_rule("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "argmax", "argmin")
+@register_rule("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor")
 def _compare(builder, eqn, inputs):
-    # Masks choose between values, which say where the data come from.
+    weights = [value for value in inputs if isinstance(value, Weight)]
     data = [value for value in inputs if isinstance(value, Data)]
-    if data and eqn.primitive.name.startswith("arg"):
-        return Data((builder.node_of(data[0]),))
-    return Constant()
+    if data:
+        keep_weights(builder, weights, "only enters a comparison")
+        return Data((builder.merge("sum", map(builder.node_of, data)),), is_mask=True)
+    return derived(*weights) if weights else Constant()
 
 
 @register_rule("select_n")
 def _select(builder, eqn, inputs):
-    cases = [value for value in inputs[1:] if not isinstance(value, Constant)]
+    mask, *values = inputs
+    cases = [value for value in values if not isinstance(value, Constant)]
+    if isinstance(mask, Weight):
+        keep_weights(builder, [mask], "only chooses between values")
+        if not cases:
+            return derived(mask)
+    if isinstance(mask, Data) and not any(isinstance(case, Data) for case in cases):
+        return _select_by_data(builder, mask, cases)
     if not cases:
-        return Constant(any(value.is_state for value in inputs[1:]))
-    total = cases[0]
-    for case in cases[1:]:
+        return Constant(any(value.is_state for value in values))
+    total = join_cases(builder, cases)
+    if isinstance(mask, Data) and isinstance(total, Data) and total.statistic is None:
+        return choose(builder, total, mask)
+    return total
+
+
+def _select_by_data(builder, mask, cases):
+    """Return a choice between constants and parameters."""
+    if not cases:
+        return Data((builder.node_of(mask),), is_mask=True)
+    if len(cases) == 1 and cases[0].chosen_by:
+        if builder.leads_to(mask.nodes, cases[0].chosen_by):  # an index that is out of bounds
+            return cases[0]
+    if mask.statistic is not None and mask.statistic.norm == "bn":
+        return join_cases(builder, cases)
+    return join_cases(builder, [Data((builder.node_of(mask),)), *cases])
+
+
+def join_cases(builder: GraphBuilder, cases: Sequence[Value]) -> Value:
+    """Return what one of several values is, of which none is a constant."""
+    total, *others = map(builder.look_up, cases)
+    for case in others:
         if case != total:
             total = _merge_cases(builder, total, case)
     return total
@@ -170,6 +203,9 @@ def _activate(builder, value, is_exponential=False):
         value.nodes,
         is_exponential=is_exponential,
         is_product=value.is_product,
+        is_mask=value.is_mask,
+        part=value.part,
+        shift=value.shift,
         within=value.within,
     )
 
@@ -242,6 +278,9 @@ def _change_statistic(name, value, constant, is_right):
 def _combine_weights(builder, name, left, right, shapes):
     if left.is_stopped != right.is_stopped and left.parameters & right.parameters:
         return right if left.is_stopped else left  # a straight-through estimator
+    total = add(left, as_right_operand(name, right)) if name in _SUMS else None
+    if total is not None:
+        return total
     if not left.views and not right.views:
         return derived(left, right)
     if not right.views or not left.views:
@@ -279,20 +318,37 @@ def _combine_weights(builder, name, left, right, shapes):
 
 
 def _combine_data(builder, name, left, right):
+    if left.is_mask or right.is_mask:
+        return _combine_mask(builder, name, left, right)
     if left.statistic is not None and right.statistic is not None:
         return _combine_statistics(builder, name, left, right)
     if left.statistic is not None or right.statistic is not None:
         statistic, data = (left, right) if left.statistic is not None else (right, left)
         if _is_statistic_of(builder, statistic, data):
-            return _normalize(name, data, statistic)
+            return _normalize(builder, name, data, statistic)
         if name in _PRODUCTS and _is_total_of_attention(builder, statistic, data):
             return data
         return _combine_nodes(builder, name, left, right)
     if left.is_product or right.is_product:
-        nodes = dict.fromkeys((*left.nodes, *right.nodes))
-        return Data(tuple(nodes), is_product=True)
+        return join_product(builder, name, left, right)
     if left.nodes == right.nodes:
         return _combine_same(builder, name, left, right)
+    return _combine_nodes(builder, name, left, right)
+
+
+def _combine_mask(builder, name, left, right):
+    """Masks choose between values, which say where data come from."""
+    mask, data = (left, right) if left.is_mask else (right, left)
+    if not data.is_mask and builder.leads_to(mask.nodes, data.nodes):
+        plain = name in (*_PRODUCTS, *_SUMS) or data.statistic is not None
+        return data if plain else _activate(builder, data)
+    if data.is_mask:
+        total = next((value for value in (left, right) if value.statistic is None), left)
+        if left.nodes == right.nodes:
+            return total
+        return Data((builder.merge("sum", map(builder.node_of, (left, right))),), is_mask=True)
+    if data.is_product:
+        return join_product(builder, name, left, right)
     return _combine_nodes(builder, name, left, right)
 
 
@@ -305,7 +361,7 @@ def _combine_statistics(builder, name, left, right):
     for data, statistic in ((left, right), (right, left)):
         pooled = builder.node_of(data)
         if statistic.nodes == (pooled,):  # pooled data and a moment of theirs
-            return _normalize(name, Data((pooled,)), statistic)
+            return _normalize(builder, name, Data((pooled,)), statistic)
     return _combine_nodes(builder, name, left, right)
 
 
@@ -323,10 +379,16 @@ def _is_total_of_attention(builder, statistic, data):
     return node.primitive == "msa" and set(statistic.nodes) <= set(node.parents)
 
 
-def _normalize(name, data, statistic):
+def _normalize(builder, name, data, statistic):
     if name in _PRODUCTS and (statistic.statistic.is_deviation or name == "div"):
         if data.is_exponential and statistic.is_exponential:
-            return Data(data.nodes, is_softmax=True, is_product=data.is_product, within=data.within)
+            is_router = not data.is_product and builder.is_router(data.nodes, statistic)
+            return Data(
+                data.nodes,
+                is_softmax=not is_router,
+                is_product=data.is_product,
+                within=data.within,
+            )
         moment = statistic.statistic
         gain = moment.gain_of(name)
         return Data(
@@ -335,6 +397,8 @@ def _normalize(name, data, statistic):
             norm_gain=gain,
             is_product=data.is_product,
             within=data.within,
+            is_mask=data.is_mask,
+            part=data.part,
         )
     return dataclasses.replace(data, open_norm=None)
 
@@ -355,10 +419,32 @@ def _combine_same(builder, name, left, right):
     ):
         if {left.taps_kind, right.taps_kind} <= {None, kind}:
             return Data(left.nodes, taps=taps, taps_kind=kind)
+    if name in _PRODUCTS and _are_apart(left.part, right.part):  # a gated linear unit
+        return Data((builder.node("cse", (builder.node_of(left),)),))
+    part = left.part if left.part == right.part else ()
+    shift = left.shift if left.shift == right.shift else ()
     if left == right:
-        return Data(left.nodes, within=left.within)
+        return Data(left.nodes, within=left.within, part=part, shift=shift)
     nodes = (builder.node_of(left), builder.node_of(right))
-    return _combine_nodes(builder, name, left, right) if nodes[0] != nodes[1] else Data((nodes[0],))
+    if nodes[0] != nodes[1]:
+        return _combine_nodes(builder, name, left, right)
+    return Data((nodes[0],), part=part, shift=shift)
+
+
+def _are_apart(left, right):
+    """Return whether two parts of a node have no element in common."""
+    for one, other in zip(left, right, strict=False):
+        if one != other:
+            return len(one) == len(other) and any(map(_is_disjoint, one, other))
+    return False
+
+
+def _is_disjoint(one, other):
+    if not (one and other):
+        return True
+    if one.step == other.step and (one.start - other.start) % one.step:
+        return True
+    return one[-1] < other[0] or other[-1] < one[0]
 
 
 def _overlap(taps):
@@ -376,6 +462,9 @@ def _overlap(taps):
 
 
 def _combine_nodes(builder, name, left, right):
+    taps = add_taps(builder, left, right) if name in ("add", "add_any") else None
+    if taps is not None:
+        return taps
     same = _of_one_node(builder, left, right)
     if same is not None:
         return same

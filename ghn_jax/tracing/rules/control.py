@@ -4,18 +4,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ghn_jax.tracing.dependence import CALLS, open_jaxpr
 from ghn_jax.tracing.functions import Function
 from ghn_jax.tracing.interpreter import interpret
-from ghn_jax.tracing.registry import register_rule, unknown
+from ghn_jax.tracing.registry import keep_weights, register_rule, unknown
+from ghn_jax.tracing.rules.arithmetic import join_cases
+from ghn_jax.tracing.rules.loops import run_once
+from ghn_jax.tracing.rules.tokens import choose
 from ghn_jax.tracing.values import Constant, Data, Weight
 
-_CALLS = (
-    "jit pjit closed_call core_call xla_call named_call remat remat2 checkpoint custom_jvp_call"
-    " custom_vjp_call custom_vjp_call_jaxpr custom_lin"
-).split()
 
-
-@register_rule(*_CALLS)
+@register_rule(*CALLS)
 def _call(builder, eqn, inputs):
     jaxpr = find_jaxpr(eqn)
     return unknown(builder, eqn, inputs) if jaxpr is None else interpret(builder, jaxpr, inputs)
@@ -42,12 +41,13 @@ def _scan(builder, eqn, inputs):
     variables = eqn.invars[len(consts) + len(carry) :]
     unrolls = any(isinstance(value, Weight) and value.views for value in scanned)
     if not unrolls:
-        carry = _join_stream(carry, [*consts, *scanned])
+        rows = [_as_row(value) for value in scanned]
+        return run_once(builder, params["jaxpr"], consts, carry, rows)
     outputs = []
-    for step in range(params["length"] if unrolls else 1):
+    for step in range(params["length"]):
         index = params["length"] - 1 - step if params["reverse"] else step
         rows = [
-            _take_row(value, var.aval.shape, index) if unrolls else _as_row(value)
+            _take_row(value, var.aval.shape, index)
             for value, var in zip(scanned, variables, strict=True)
         ]
         outputs = interpret(builder, params["jaxpr"], [*consts, *carry, *rows])
@@ -65,18 +65,6 @@ def split_scan_inputs(
     inputs = list(inputs)
     first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
     return inputs[:first], inputs[first:second], inputs[second:]
-
-
-def _join_stream(carry, others):
-    # A state that starts as zeros holds data from the second iteration on, and a counter counts.
-    carry = [
-        dataclasses.replace(value, value=None) if isinstance(value, Constant) else value
-        for value in carry
-    ]
-    data = next((value for value in (*carry, *others) if isinstance(value, Data)), None)
-    if data is None:
-        return carry
-    return [Data(data.nodes) if isinstance(value, Constant) else value for value in carry]
 
 
 def _take_row(value, shape, index):
@@ -100,21 +88,31 @@ def _as_row(value):
 def _while(builder, eqn, inputs):
     skip, num_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     consts, carry = inputs[skip : skip + num_consts], list(inputs[skip + num_consts :])
-    carry = _join_stream(carry, consts)
-    return interpret(builder, eqn.params["body_jaxpr"], [*consts, *carry])
+    outputs = run_once(builder, eqn.params["body_jaxpr"], consts, carry, [])
+    stops = interpret(builder, eqn.params["cond_jaxpr"], [*inputs[:skip], *outputs])
+    body = open_jaxpr(eqn.params["body_jaxpr"])
+    for index, (old, new) in enumerate(zip(body.invars[num_consts:], body.outvars, strict=True)):
+        value = outputs[index]
+        if isinstance(stops[0], Data) and not isinstance(value, Data) and old is not new:
+            if isinstance(value, Weight):
+                keep_weights(builder, [value], "is changed in a loop as often as data decide")
+            outputs[index] = Data((builder.node_of(stops[0]),))
+    return outputs
 
 
 @register_rule("cond")
 def _cond(builder, eqn, inputs):
     results = [interpret(builder, branch, inputs[1:]) for branch in eqn.params["branches"]]
-    return [_join_branches(builder, values) for values in zip(*results, strict=True)]
+    return [_join_branches(builder, inputs[0], values) for values in zip(*results, strict=True)]
 
 
-def _join_branches(builder, values):
-    data = [value for value in values if isinstance(value, Data)]
-    if not data:
-        weight = next((value for value in values if isinstance(value, Weight)), None)
-        return dataclasses.replace(values[0], value=None) if weight is None else weight
-    if all(value == data[0] for value in data):
-        return data[0]
-    return Data((builder.merge("sum", [builder.node_of(value) for value in data]),))
+def _join_branches(builder, index, values):
+    cases = [value for value in values if not isinstance(value, Constant)]
+    if isinstance(index, Data) and not any(isinstance(case, Data) for case in cases):
+        cases.insert(0, Data((builder.node_of(index),)))
+    if not cases:
+        return dataclasses.replace(values[0], value=None)
+    total = join_cases(builder, cases)
+    if isinstance(index, Data) and isinstance(total, Data):
+        return choose(builder, total, index)
+    return total

@@ -1,17 +1,26 @@
 """Primitives that move elements: data keep their node, parameters are followed."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
+from ghn_jax.tracing.rules.compounds import (
+    can_join,
+    find_part,
+    join,
+    move_axis,
+    transpose_matrix,
+    with_size,
+)
+from ghn_jax.tracing.rules.shifted import shift
 from ghn_jax.tracing.rules.tokens import as_data
-from ghn_jax.tracing.values import Constant, Data, Weight
-from ghn_jax.tracing.views import align_reshape
+from ghn_jax.tracing.values import Constant, Data, Value, Weight
+from ghn_jax.tracing.views import Index, align_reshape
 
 
 def _follow(weight: Weight, views) -> Weight:
     views = tuple(views)
-    if any(view is None for view in views):
+    if any(view is None for view in views) or weight.factors or weight.joined:
         return derived(weight)
     return dataclasses.replace(weight, views=views)
 
@@ -35,22 +44,53 @@ def _reshape(builder, eqn, inputs):
     value = inputs[0]
     if not isinstance(value, Weight):
         return value
-    old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    return _reshape_weight(value, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
+
+
+def _reshape_weight(weight, old, new):
+    if old == new:
+        return weight
+    joined = weight.joined
+    axis = joined and move_axis(old, new, joined.axis)
+    if axis is not None:
+
+        def follow(part, size):
+            shapes = with_size(old, joined.axis, size), with_size(new, axis, size)
+            return _reshape_weight(part, *shapes)
+
+        return _follow_parts(weight, axis, follow)
 
     def reshape(view):
         compact = align_reshape(view.shape, old, new)
         return None if compact is None else view.reshape(compact)
 
-    return _follow(value, map(reshape, value.views))
+    return _follow(weight, map(reshape, weight.views))
+
+
+def _follow_parts(weight, axis, follow):
+    joined = weight.joined
+    parts = [follow(part, size) for part, size in zip(joined.weights, joined.sizes, strict=True)]
+    return join(parts, joined.sizes, axis) if all(map(can_join, parts)) else derived(weight)
 
 
 @register_rule("transpose")
 def _transpose(builder, eqn, inputs):
     (value,) = inputs
+    if isinstance(value, Data):
+        return dataclasses.replace(value, shift=())
     if not isinstance(value, Weight):
         return value
     axes = tuple(int(axis) for axis in eqn.params["permutation"])
-    return _follow(value, (view.transpose(axes) for view in value.views))
+
+    def transpose(weight):
+        return _follow(weight, (view.transpose(axes) for view in weight.views))
+
+    if value.factors and axes == (1, 0):
+        return transpose_matrix(value)
+    if value.joined:
+        axis = axes.index(value.joined.axis)
+        return _follow_parts(value, axis, lambda part, size: transpose(part))
+    return transpose(value)
 
 
 @register_rule("broadcast_in_dim")
@@ -66,6 +106,11 @@ def _broadcast(builder, eqn, inputs):
             shape[axis] = size
         return view.reshape(tuple(shape))
 
+    if value.joined:
+        axis = int(eqn.params["broadcast_dimensions"][value.joined.axis])
+        return _follow_parts(
+            value, axis, lambda part, size: _follow(part, map(broadcast, part.views))
+        )
     return _follow(value, map(broadcast, value.views))
 
 
@@ -91,7 +136,17 @@ def _reverse(builder, eqn, inputs):
     return _follow(value, (view.reverse(tuple(eqn.params["dimensions"])) for view in value.views))
 
 
-def _slice_weight(weight, shape, index):
+def slice_weight(weight: Weight, shape: Sequence[int], index: Index) -> Weight:
+    """Return a part of a weight, given its shape and a slice for each axis."""
+
+    if weight.joined:
+        axis, whole = weight.joined.axis, [slice(0, size, 1) for size in shape]
+        start, stop, _ = index[axis].indices(shape[axis])
+        others = [slice(*part.indices(size)) for part, size in zip(index, shape, strict=True)]
+        others[axis] = whole[axis]
+        part = find_part(weight.joined, start, stop)
+        return part if part and others == whole else derived(weight)
+
     def cut(view):
         repeated = [size == 1 and full > 1 for size, full in zip(view.shape, shape, strict=True)]
         return view.slice(
@@ -108,11 +163,20 @@ def _slice(builder, eqn, inputs):
     strides = eqn.params["strides"] or (1,) * len(starts)
     shape = eqn.invars[0].aval.shape
     if isinstance(value, Weight):
-        return _slice_weight(value, shape, tuple(map(slice, starts, limits, strides)))
+        return slice_weight(value, shape, tuple(map(slice, starts, limits, strides)))
     if isinstance(value, Data) and value.statistic is None and len(value.taps) <= 1:
         tap = (starts, strides, eqn.outvars[0].aval.shape)
-        taps = frozenset({tap})
-        return Data(value.nodes, is_product=value.is_product, taps=taps, within=value.within)
+        taps = frozenset() if value.is_mask else frozenset({tap})
+        part = (*value.part, tuple(map(range, starts, limits, strides)))
+        return Data(
+            value.nodes,
+            is_product=value.is_product,
+            taps=taps,
+            within=value.within,
+            is_mask=value.is_mask,
+            part=part,
+            shift=shift(value, len(shape), starts),
+        )
     return value
 
 
@@ -120,67 +184,36 @@ def _slice(builder, eqn, inputs):
 def _split(builder, eqn, inputs):
     (value,) = inputs
     sizes, axis = eqn.params["sizes"], eqn.params["axis"]
-    if not isinstance(value, Weight):
-        return [value] * len(sizes)
-    shape, start, parts = eqn.invars[0].aval.shape, 0, []
+    shape, start = eqn.invars[0].aval.shape, 0
+    parts: list[Value] = []
     for size in sizes:
-        index = [slice(0, full) for full in shape]
-        index[axis] = slice(start, start + size)
-        parts.append(_slice_weight(value, shape, tuple(index)))
+        index = [range(full) for full in shape]
+        index[axis] = range(start, start + size)
         start += size
+        if isinstance(value, Weight):
+            slices = tuple(slice(part.start, part.stop) for part in index)
+            parts.append(slice_weight(value, shape, slices))
+        elif isinstance(value, Data):
+            parts.append(dataclasses.replace(value, part=(*value.part, tuple(index))))
+        else:
+            parts.append(value)
     return parts
-
-
-@register_rule("dynamic_slice")
-def _dynamic_slice(builder, eqn, inputs):
-    value = inputs[0]
-    if isinstance(value, Weight):
-        starts: list[Any] = [getattr(var, "val", None) for var in eqn.invars[1:]]
-        if any(start is None for start in starts):
-            reason = "is sliced at an index that the network computes"
-            keep_weights(builder, [value], reason)
-            return derived(value)
-        sizes = eqn.params["slice_sizes"]
-        index = tuple(
-            slice(int(start), int(start) + size) for start, size in zip(starts, sizes, strict=True)
-        )
-        return _slice_weight(value, eqn.invars[0].aval.shape, index)
-    return value if isinstance(value, Data) else unknown(builder, eqn, inputs)
 
 
 @register_rule("pad")
 def _pad(builder, eqn, inputs):
     value = inputs[0]
+    if not isinstance(inputs[1], Constant):
+        return unknown(builder, eqn, inputs)
     if isinstance(value, Weight) and eqn.invars[0].aval.shape != eqn.outvars[0].aval.shape:
         return derived(value)
+    if isinstance(value, Data) and value.statistic is None:
+        lows = [-low for low, _, _ in eqn.params["padding_config"]]
+        return dataclasses.replace(value, shift=shift(value, len(lows), lows))
     return dataclasses.replace(value, value=None) if isinstance(value, Constant) else value
 
 
-@register_rule("gather")
-def _gather(builder, eqn, inputs):
-    value, indices = inputs[:2]
-    if not isinstance(value, Weight):
-        return value if isinstance(value, Data) else unknown(builder, eqn, inputs)
-    rows = eqn.params["dimension_numbers"].collapsed_slice_dims == (0,)
-    views = [view for view in value.views if rows and len(view.shape) == 2]
-    if not views:
-        reason = "is looked up in a way that is no embedding of rows"
-        keep_weights(builder, [value], reason)
-        return derived(value)
-    (view,) = views
-    count, features = view.shape
-    if isinstance(indices, Data):  # an embedding is a linear layer of one-hot vectors
-        node = builder.node("conv", (builder.node_of(indices),), (features, count, 1, 1))
-        builder.claim(view, node, "kernel")
-        return Data((node,))
-    # Looked up at fixed indices, as by a range of positions: row after row.
-    out_shape = eqn.outvars[0].aval.shape
-    if len(out_shape) == 2 and out_shape[0] <= count and out_shape[1] == features:
-        return _follow(value, [view.slice((slice(0, out_shape[0]), slice(0, features)))])
-    return derived(value)
-
-
-@register_rule("concatenate", "stack")
+@register_rule("concatenate")
 def _concatenate(builder, eqn, inputs):
     weights = [value for value in inputs if isinstance(value, Weight)]
     data = [value for value in inputs if isinstance(value, Data)]
@@ -188,6 +221,9 @@ def _concatenate(builder, eqn, inputs):
         if len(weights) == 1 and len(inputs) == 1:
             return weights[0]
         keep_weights(builder, weights, "is concatenated with others before use")
+        if len(weights) == len(inputs) and all(map(can_join, weights)):
+            axis = eqn.params["dimension"]
+            return join(weights, [var.aval.shape[axis] for var in eqn.invars], axis)
         return unknown(builder, eqn, inputs)
     if len(data) == len(inputs) and all(value == data[0] for value in data):
         return data[0]
@@ -199,7 +235,15 @@ def _concatenate(builder, eqn, inputs):
             value = as_data(builder, value)
         if isinstance(value, Data):
             nodes.append(builder.node_of(value))
-    return Data((builder.merge("concat", nodes),), is_product=any(x.is_product for x in data))
+    node = builder.merge("concat", nodes)
+    is_product = any(x.is_product for x in data)
+    if len(data) == 1 and data[0].nodes == (node,):  # zeros before or behind shift it
+        rank, axis = len(eqn.outvars[0].aval.shape), eqn.params["dimension"]
+        before = eqn.invars[: list(inputs).index(data[0])]
+        starts = [0] * rank
+        starts[axis] = -sum(var.aval.shape[axis] for var in before)
+        return Data((node,), is_product=is_product, shift=shift(data[0], rank, starts))
+    return Data((node,), is_product=is_product)
 
 
 @register_rule("dynamic_update_slice", "scatter", "scatter-add", "select_and_scatter_add")

@@ -3,7 +3,8 @@
 import math
 
 from ghn_jax.tracing.registry import keep_weights, register_rule
-from ghn_jax.tracing.rules.tokens import as_data
+from ghn_jax.tracing.rules.compounds import is_compound, multiply, split_terms, with_size
+from ghn_jax.tracing.rules.tokens import as_data, choose
 from ghn_jax.tracing.values import Constant, Data, Weight
 
 
@@ -45,6 +46,8 @@ def _multiply(builder, eqn, inputs):
     shapes = [var.aval.shape for var in eqn.invars]
     # A parameter that repeats along the batch is not a kernel but a token.
     if isinstance(left, Weight) and isinstance(right, Weight):
+        left, right = builder.look_up(left), builder.look_up(right)
+    if isinstance(left, Weight) and isinstance(right, Weight):
         if left.views and builder.has_batch(shapes[0]):
             left = as_data(builder, left)
         elif right.views and builder.has_batch(shapes[1]):
@@ -63,6 +66,15 @@ _NO_VIEW = "is no rearrangement of one parameter when it meets the data"
 
 
 def _apply_kernel(builder, x, kernel, shape, contracted, batch):
+    if kernel.chosen_by:
+        return _apply_chosen(builder, x, kernel, contracted, batch)
+    if kernel.joined:
+        return _apply_joined(builder, x, kernel.joined, shape, contracted, batch)
+    if is_compound(kernel):
+        terms = [
+            _apply_term(builder, x, term, shape, contracted, batch) for term in split_terms(kernel)
+        ]
+        return Data((builder.merge("sum", map(builder.node_of, terms)),))
     free = [axis for axis in range(len(shape)) if axis not in (*contracted, *batch)]
     view = kernel.views[0] if len(kernel.views) == 1 else None
     if view is None or any(view.shape[axis] != shape[axis] for axis in (*contracted, *free)):
@@ -81,12 +93,47 @@ def _apply_kernel(builder, x, kernel, shape, contracted, batch):
     return Data((node,))
 
 
+def _apply_joined(builder, x, joined, shape, contracted, batch):
+    outputs = [
+        _apply_kernel(builder, x, part, with_size(shape, joined.axis, size), contracted, batch)
+        for part, size in zip(joined.weights, joined.sizes, strict=True)
+    ]
+    primitive = "sum" if joined.axis in contracted else "concat"
+    return Data((builder.merge(primitive, map(builder.node_of, outputs)),))
+
+
+def _apply_term(builder, x, term, shape, contracted, batch):
+    if not term.factors:
+        return _apply_kernel(builder, x, term, shape, contracted, batch)
+    (factors,) = term.factors
+    if len(contracted) != 1 or len(shape) != 2:
+        keep_weights(builder, factors, _NO_VIEW)
+        return Data((builder.node_of(x),))
+    for factor in factors if contracted[0] == 0 else reversed(factors):
+        x = _apply_kernel(builder, x, factor, factor.views[0].shape, contracted, ())
+    return x
+
+
+def _apply_chosen(builder, x, stack, contracted, batch):
+    """Apply one kernel of a stack, as an expert: a group of a grouped convolution."""
+    view = stack.views[0].lift()  # (experts, axes of one kernel), 1 where it repeats
+    inner = [axis + 1 for axis in contracted]
+    outer = [axis for axis in range(len(view.shape)) if axis not in inner]
+    num_in = math.prod(view.shape[axis] for axis in inner)
+    view = view.transpose((*inner, *outer)).reshape((num_in, view.size // num_in))
+    node = builder.node("sep_conv", (builder.node_of(x),), (view.shape[1], num_in, 1, 1))
+    builder.claim(view, node, "kernel")
+    return choose(builder, Data((node,)), Data(stack.chosen_by))
+
+
 def _is_pixel_kernel(view, shape):
     """Return whether the view is a (1, 1, I, O) kernel without its first axes."""
     return view.steps[:1] == (("reshape", (1, 1, *shape), shape),) and len(view.steps) == 1
 
 
 def _multiply_data(builder, left, right):
+    if left.is_mask or right.is_mask:
+        return _multiply_mask(builder, left, right)
     if left == right and builder.is_difference(left):
         return Data(left.nodes, within="distance")
     nodes: list[int] = []
@@ -95,8 +142,20 @@ def _multiply_data(builder, left, right):
         nodes += value.nodes if pending else [builder.node_of(value)]
     nodes = list(dict.fromkeys(nodes))
     if any(value.is_product or value.is_softmax for value in (left, right)):
+        logits = frozenset().union(*map(builder.logits, (left, right)))
+        builder.keep(logits, "acts on attention logits, which are no node")
         return Data((builder.node("msa", nodes),))
     return Data(tuple(nodes), is_product=True)
+
+
+def _multiply_mask(builder, left, right):
+    """Return data that a mask, such as a one-hot index, moves and adds up."""
+    mask, data = (left, right) if left.is_mask else (right, left)
+    if data.is_mask:
+        return Data((builder.merge("sum", map(builder.node_of, (left, right))),), is_mask=True)
+    if not data.is_product:
+        data = Data((builder.node_of(data),))
+    return choose(builder, Data(data.nodes, is_product=data.is_product), mask)
 
 
 def _without_data(builder, eqn, inputs):
@@ -112,5 +171,17 @@ def _without_data(builder, eqn, inputs):
     if weights:
         if len(weights) == 2:
             keep_weights(builder, weights, "is multiplied with another parameter before use")
+            product = _multiply_weights(eqn, *weights)
+            if product is not None:
+                return product
         return Weight(frozenset().union(*(weight.parameters for weight in weights)))
     return Constant(any(value.is_state for value in inputs))
+
+
+def _multiply_weights(eqn, left, right):
+    if eqn.primitive.name != "dot_general":
+        return None
+    (contract_left, contract_right), (batch, _) = eqn.params["dimension_numbers"]
+    if batch or len(contract_left) != 1:
+        return None
+    return multiply(left, right, contract_left[0], contract_right[0])

@@ -78,6 +78,7 @@ def _register_reduction(name, kind):
             is_exponential=value.is_exponential,
             is_product=value.is_product,
             is_softmax=value.is_softmax,
+            is_mask=value.is_mask,
             within=within,
         )
 

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from ghn_jax.tracing.builder import ONE_FOR_ALL, GraphBuilder
 from ghn_jax.tracing.functions import Function, find_obstacle
 from ghn_jax.tracing.registry import keep_weights
-from ghn_jax.tracing.rules.tokens import add_position
+from ghn_jax.tracing.rules.compounds import is_vector
+from ghn_jax.tracing.rules.shifted import mark_tap
+from ghn_jax.tracing.rules.tokens import add_position, as_data
 from ghn_jax.tracing.values import Data, Weight
 
 
@@ -54,20 +56,41 @@ def apply_parameter(
         if statistic.norm == "bn":
             return weight
         data = Data((builder.node_of(data),))
+    if weight.joined and name in ("mul", "div", "add", "sub", "add_any") and not data.is_product:
+        return _apply_joined(builder, name, data, weight.joined, shape)
     if len(weight.views) == 0:
         keep_weights(builder, [weight], "is computed from parameters before it meets the data")
         return data
-    if data.is_product:
-        keep_weights(builder, [weight], "acts on attention logits, which are no node")
+    if data.is_product and not (data.norm or data.open_norm or weight.norm):
+        # Logits if it becomes attention, else the product is a node like any other.
+        node = builder.node_of(data)
+        logits = builder.logits(data) | weight.parameters
+        settled = apply_parameter(builder, name, Data((node,)), weight, shape, is_difference)
+        assert isinstance(settled, Data)
+        builder.settle(data.nodes, builder.node_of(settled), logits)
         return Data(data.nodes, is_product=True)
     if name in ("mul", "div"):
-        return _scale(builder, data, weight, shape)
+        return mark_tap(_scale(builder, data, weight, shape), data, weight)
     if name in ("add", "sub", "add_any"):
         for view in weight.views:
             data = _shift(builder, data, view, is_difference)
         return data
     keep_weights(builder, [weight], f"meets the data in {name}, which has no rule for parameters")
     return data
+
+
+def _apply_joined(builder, name, data, joined, shape):
+    """Scale or shift parts of the channels, or shift by positions put one behind the other."""
+    node = builder.node_of(data)
+    if name in ("add", "sub", "add_any") and not all(map(is_vector, joined.weights)):
+        positions = [builder.node_of(as_data(builder, part)) for part in joined.weights]
+        return Data((builder.merge("sum", (node, builder.merge("concat", positions))),))
+    sources = builder.find_parts(node, joined.sizes)
+    parts = [
+        apply_parameter(builder, name, dataclasses.replace(data, nodes=(source,)), part, shape)
+        for source, part in zip(sources, joined.weights, strict=True)
+    ]
+    return Data((builder.merge("concat", map(builder.node_of, parts)),))
 
 
 def _is_scalar(weight):

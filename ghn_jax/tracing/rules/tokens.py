@@ -45,3 +45,26 @@ def as_data(builder: GraphBuilder, weight: Weight) -> Data:
     """Return the parameter as the tokens that the network computes on."""
     nodes = [add_position(builder, view) for view in weight.views]
     return Data((builder.merge("sum", nodes),))
+
+
+def choose(builder: GraphBuilder, data: Data, choice: Data) -> Data:
+    """Return data that other data choose from, as a mask, an index or a router does.
+
+    A choice that the data come from themselves, such as a mask of padding, is no node; any other
+    is a gate, by which its parameters take part.
+    """
+    if builder.leads_to(choice.nodes, data.nodes):
+        return data
+    if data.is_product:
+        return join_product(builder, "mul", data, choice)
+    return Data((builder.node("cse", (builder.node_of(data), builder.node_of(choice))),))
+
+
+def join_product(builder: GraphBuilder, name: str, left: Data, right: Data) -> Data:
+    """Return a product of two activations combined with other data, still a product."""
+    nodes = tuple(dict.fromkeys((*left.nodes, *right.nodes)))
+    parents = (builder.node_of(left), builder.node_of(right))
+    node = builder.merge("cse" if name in ("mul", "div") else "sum", parents)
+    logits = builder.logits(left) | builder.logits(right)
+    builder.settle(nodes, node, logits)
+    return Data(nodes, is_product=True)
