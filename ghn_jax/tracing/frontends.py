@@ -287,7 +287,7 @@ def _paths(tree, skip: int) -> tuple[TreePath, ...]:
     paths = []
     for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
         names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        if len(names) > 1 and names[-1] == "value" and isinstance(tree, tuple):
+        if len(names) > 1 and names[-1] == "value" and isinstance(tree, tuple | nnx.State):
             names.pop()  # of an NNX variable
         paths.append(tuple(names[skip:]))
     return tuple(paths)
