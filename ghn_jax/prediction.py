@@ -5,6 +5,7 @@ In: a GHN's programs and parameters, and a network: the plan of an architecture,
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,9 @@ from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.targets.network import TargetNetwork, params_tree
 from ghn_jax.targets.plan import Plan
 from ghn_jax.targets.spelling import default_operations
-from ghn_jax.tracing import Report, fill_variables, make_report, trace
+from ghn_jax.tracing import Report, fill_variables, make_report
+from ghn_jax.tracing.call import read_call
+from ghn_jax.tracing.traced_network import trace_call
 from ghn_jax.tracing.views import View
 
 
@@ -92,11 +95,14 @@ def predict_plan(predictor: Predictor, ghn_params: Any, plan: Plan, graph: ArchG
 def predict_network(
     predictor: Predictor,
     ghn_params: Any,
+    /,
     network: Any,
     images: Any,
     *,
     strict: bool = False,
     key: jax.Array | None = None,
+    call_args: Sequence[Any] = (),
+    call_kwargs: Mapping[str, Any] | None = None,
     **call_arguments: Any,
 ) -> Prediction:
     """Predict the parameters of a network of any library in one forward pass of a GHN.
@@ -105,11 +111,13 @@ def predict_network(
         predictor: The GHN's programs.
         ghn_params: The GHN's parameters.
         network: A network, see `ghn_jax.tracing.describe`.
-        images: A batch of images, or its shape as a `jax.ShapeDtypeStruct`.
+        images: A batch of images, its shape, or a tree of them, see `ghn_jax.trace`.
         strict: Whether a parameter that cannot be predicted is an error.
         key: For the network's initialiser, which fills what cannot be predicted; None is
             `jax.random.key(0)`.
-        **call_arguments: Keyword arguments of the network's call.
+        call_args: Further positional arguments of the network's call.
+        call_kwargs: Its keyword arguments, also those of names that are taken here.
+        **call_arguments: Its other keyword arguments.
 
     Returns:
         The prediction.
@@ -121,14 +129,9 @@ def predict_network(
     """
     check_flag("strict", strict)
     config = predictor.config
-    traced = trace(
-        network,
-        images,
-        num_classes=config.num_classes,
-        max_distance=config.virtual_edges,
-        key=key,
-        **call_arguments,
-    )
+    taken = [name for name, given in (("key", key is not None), ("strict", strict)) if given]
+    call = read_call(network, images, call_args, call_kwargs, call_arguments, taken)
+    traced = trace_call(network, call, config.num_classes, config.virtual_edges, key)
     report = make_report(traced)
     if strict and report.unpredicted:
         raise UnpredictedError(

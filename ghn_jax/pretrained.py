@@ -1,7 +1,7 @@
 """Load a trained GHN and use it: `ghn_jax.load(path).predict(architecture)`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import jax
@@ -95,6 +95,8 @@ class GHN:
         *,
         strict: bool = False,
         key: jax.Array | None = None,
+        call_args: Sequence[Any] = (),
+        call_kwargs: Mapping[str, Any] | None = None,
         **call_arguments: Any,
     ) -> Prediction: ...
 
@@ -106,6 +108,8 @@ class GHN:
         image_size: int | None = None,
         strict: bool = False,
         key: jax.Array | None = None,
+        call_args: Sequence[Any] = (),
+        call_kwargs: Mapping[str, Any] | None = None,
         **call_arguments: Any,
     ) -> Prediction:
         """Predict the parameters of a network in one forward pass.
@@ -113,15 +117,20 @@ class GHN:
         Args:
             network: An architecture of the space or a ResNet, like those of training or not; or any
                 network of Flax, Haiku, Equinox or plain JAX, see `ghn_jax.tracing.describe`.
-            images: Of any other network, a batch of images, or its shape as a
-                `jax.ShapeDtypeStruct`. Of an architecture, in this place, `image_size`.
+            images: Of any other network, a batch of images, or its shape: a `jax.ShapeDtypeStruct`
+                or, of float32, a tuple such as `(4, 32, 32, 3)`; or a tree of them, which is one
+                argument. Of an architecture, in this place, `image_size`.
             image_size: Height and width of an architecture's images, pixels; None is that of
                 training.
             strict: Whether a parameter that cannot be predicted is an error. Those of architectures
                 always can.
             key: For any other network's initialiser, which fills what cannot be predicted; None is
                 `jax.random.key(0)`.
-            **call_arguments: Keyword arguments of any other network's call, such as `train=False`.
+            call_args: Further positional arguments of any other network's call. Arrays whose first
+                axis is as long as that of the images hold the batch, also in keyword arguments.
+            call_kwargs: Keyword arguments of its call, also those that are called as one of these:
+                beside them, `key` and `strict` are those above.
+            **call_arguments: Keyword arguments of its call, such as `train=False`.
 
         Returns:
             The network, its variables, the graph, and a report of what was predicted.
@@ -132,7 +141,8 @@ class GHN:
         """
         check_flag("strict", strict)
         if isinstance(network, Architecture | ResNet):
-            given = [*(["key"] if key is not None else []), *call_arguments]
+            own = {"key": key is None, "call_args": not call_args, "call_kwargs": not call_kwargs}
+            given = [*(name for name, is_default in own.items() if not is_default), *call_arguments]
             if given:
                 raise ValueError(
                     f"{', '.join(given)} given for an architecture, expected image_size only"
@@ -140,7 +150,7 @@ class GHN:
             return self._predict_architecture(network, images, image_size)
         if image_size is not None:
             call_arguments["image_size"] = image_size  # of the network's own call
-        if images is None:
+        if images is None and not call_kwargs and not call_args:
             raise ValueError(
                 "images is missing, expected a batch of images or its shape for"
                 f" {describe_value(network)}"
@@ -152,6 +162,8 @@ class GHN:
             images,
             strict=strict,
             key=key,
+            call_args=call_args,
+            call_kwargs=call_kwargs,
             **call_arguments,
         )
 

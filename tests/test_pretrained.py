@@ -61,7 +61,7 @@ def test_any_other_network_needs_a_module_and_images():
             ghn.predict(network, images)
     for given, text in (
         (None, "images is missing, expected a batch of images or its shape for Network"),
-        ((2, 8, 8, 3), "images has a leaf 2, expected arrays with a batch axis"),
+        ((2, 8, 8, -3), "images has a leaf 2, expected arrays with a batch axis"),
         (np.zeros(()), "images has a leaf array(0.), expected arrays with a batch axis"),
         ({}, "images is {}, expected arrays or their shapes"),
     ):

@@ -163,8 +163,9 @@ class Predictor:
             For each graph, arrays with the order and shapes of its `tensors`; these are numpy
             arrays if parameters are cut on the host.
         """
-        self._table.start_compiling(self._forward_compilations(ghn_params, prepared))
-        return self._predict(ghn_params, prepared)[0]
+        with jax.disable_jit(False):  # compiled programs do not run without
+            self._table.start_compiling(self._forward_compilations(ghn_params, prepared))
+            return self._predict(ghn_params, prepared)[0]
 
     def predict_with_pull_back(
         self, ghn_params: PyTree, prepared: PreparedGraphs

@@ -5,6 +5,7 @@ Out: a `NetworkDescription`. Haiku and Equinox are imported only if the network 
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from ghn_jax.arrays import PyTree, TreePath
 from ghn_jax.configuration.validation import describe_value
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import with_operations
+from ghn_jax.tracing.call import BATCH_SIZE, Call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,13 +29,13 @@ class NetworkDescription:
     """A network as the tracer sees it, from any library.
 
     Attributes:
-        apply_fn: Traceable function that maps (variables, images) to outputs.
+        apply_fn: Traceable function that maps (variables, inputs of the call) to outputs.
         variables: Tree of the shapes and dtypes of parameters and state.
         paths: Paths of the leaves of `variables`, for parameters within their collection.
         is_parameter: Whether each leaf is a parameter.
         initialize: Maps indices of leaves to their values, by the caller's initialiser.
         finish: Maps filled variables to the caller's kinds of network and of variables.
-        init_jaxpr: If the initialiser also runs the network: a jaxpr of (key, images) -> (leaves of
+        init_jaxpr: If the initialiser also runs the network: a jaxpr of (key, inputs) -> (leaves of
             the outputs, leaves of `variables`), so that one tracing gives shapes and computation.
         find_initial: Maps the index of a leaf to its value, None if that has to be computed.
     """
@@ -48,18 +50,15 @@ class NetworkDescription:
     find_initial: Callable[[int], Any] = lambda index: None
 
 
-def describe(
-    network: Any, images: PyTree, key: jax.Array, arguments: Mapping[str, Any]
-) -> NetworkDescription:
+def describe(network: Any, call: Call, key: jax.Array) -> NetworkDescription:
     """Describe a network.
 
     Args:
         network: A `flax.linen.Module`, `flax.nnx.Module`, `haiku.Transformed` (with or without
             state), `equinox.Module` of a single image, or a function `apply(params, images)`.
-        images: Shapes of a batch.
+        call: What it is called with. A function needs `params` in `call.own`, a tree of arrays or
+            shapes; an Equinox module with state needs `state` there.
         key: For the caller's initialiser.
-        arguments: Keyword arguments of the call. A function needs `params`, a tree of arrays or
-            shapes; an Equinox module with state needs `state`.
 
     Returns:
         The description.
@@ -67,7 +66,7 @@ def describe(
     Raises:
         ValueError: If `network` is of another kind, or `params` is missing.
     """
-    description = _describe(network, images, key, arguments)
+    description = _describe(network, call, key)
     leaves = jax.tree.leaves(description.variables)
     # Integers and booleans are indices and masks.
     is_parameter = tuple(
@@ -77,22 +76,22 @@ def describe(
     return dataclasses.replace(description, is_parameter=is_parameter)
 
 
-def _describe(network, images, key, arguments) -> NetworkDescription:
+def _describe(network, call, key) -> NetworkDescription:
     if isinstance(network, nn.Module):
-        return _describe_linen(network, images, key, arguments)
+        return _describe_linen(network, call, key)
     if isinstance(network, nnx.Module):
-        return _describe_nnx(network, arguments)
+        return _describe_nnx(network, call)
     library = type(network).__module__.split(".")[0]
     if library == "haiku":
-        return _describe_haiku(network, images, key, arguments)
+        return _describe_haiku(network, call, key)
     equinox = sys.modules.get("equinox")  # loaded if the network is one of its modules
     if equinox is not None and isinstance(network, equinox.Module):
-        return _describe_equinox(equinox, network, dict(arguments))
+        return _describe_equinox(equinox, network, call)
     shown = describe_value(network)
     if isinstance(network, type):
         raise ValueError(f"network is {shown}, expected an instance, not the class")
-    if callable(network) and "params" in arguments:
-        return _describe_function(network, dict(arguments))
+    if callable(network) and "params" in call.own:
+        return _describe_function(network, call)
     if callable(network):
         raise ValueError(
             f"params is missing: {shown} is a function, which is predicted for a tree of arrays or"
@@ -104,28 +103,29 @@ def _describe(network, images, key, arguments) -> NetworkDescription:
     )
 
 
-def _describe_linen(module, images, key, arguments) -> NetworkDescription:
+def _describe_linen(module, call, key) -> NetworkDescription:
     read = with_operations(module, NATIVE)
 
-    def init(key, images):
-        return read.init_with_output(key, images, **arguments)
+    def init(key, inputs):
+        args, kwargs = call.bind(inputs)
+        return read.init_with_output(key, *args, **kwargs)
 
-    jaxpr, (outputs, variables) = jax.make_jaxpr(init, return_shape=True)(key, images)
+    jaxpr, (outputs, variables) = jax.make_jaxpr(init, return_shape=True)(key, call.inputs)
     num_outputs = len(jax.tree.leaves(outputs))
     collections = [name for name in variables if name != "params"]
 
-    def apply_fn(variables, images):
+    def apply_fn(variables, inputs):
         rngs = {"params": key, "dropout": key}
-        outputs = read.apply(
-            variables, images, rngs=rngs, mutable=collections or False, **arguments
-        )
+        args, kwargs = call.bind(inputs)
+        run = functools.partial(read.apply, variables, rngs=rngs, mutable=collections or False)
+        outputs = run(*args, **kwargs)
         return outputs[0] if collections else outputs
 
     paths, is_parameter = _split_collections(variables)
 
     def initialize(indices):
         shifted = [num_outputs + index for index in indices]
-        return _evaluate(init, jaxpr, shifted, key, images)
+        return _evaluate(init, jaxpr, shifted, key, call.inputs)
 
     return NetworkDescription(
         apply_fn,
@@ -139,12 +139,13 @@ def _describe_linen(module, images, key, arguments) -> NetworkDescription:
     )
 
 
-def _describe_nnx(module, arguments) -> NetworkDescription:
+def _describe_nnx(module, call) -> NetworkDescription:
     graph_definition, params, state = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
     variables = (params, state)
 
-    def apply_fn(variables, images):
-        return nnx.merge(graph_definition, *variables)(images, **arguments)
+    def apply_fn(variables, inputs):
+        args, kwargs = call.bind(inputs)
+        return nnx.merge(graph_definition, *variables)(*args, **kwargs)
 
     def finish(variables):
         network = nnx.merge(graph_definition, *variables)
@@ -154,24 +155,26 @@ def _describe_nnx(module, arguments) -> NetworkDescription:
     return _from_values(apply_fn, variables, is_parameter, finish, skip=1)
 
 
-def _describe_haiku(transform, images, key, arguments) -> NetworkDescription:
-    def init(key, images):
-        return transform.init(key, images, **arguments)
+def _describe_haiku(transform, call, key) -> NetworkDescription:
+    def init(key, inputs):
+        args, kwargs = call.bind(inputs)
+        return transform.init(key, *args, **kwargs)
 
-    jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(key, images)
+    jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(key, call.inputs)
     has_state = type(transform).__name__ == "TransformedWithState"
 
-    def apply_fn(variables, images):
+    def apply_fn(variables, inputs):
+        args, kwargs = call.bind(inputs)
         if has_state:
-            return transform.apply(*variables, key, images, **arguments)[0]
-        return transform.apply(variables, key, images, **arguments)
+            return transform.apply(*variables, key, *args, **kwargs)[0]
+        return transform.apply(variables, key, *args, **kwargs)
 
     parts = variables if has_state else (variables,)
     is_parameter = _positions(*((part, index == 0) for index, part in enumerate(parts)))
     paths = _paths(variables, skip=1 if has_state else 0)
 
     def initialize(indices):
-        return _evaluate(init, jaxpr, indices, key, images)
+        return _evaluate(init, jaxpr, indices, key, call.inputs)
 
     return NetworkDescription(
         apply_fn,
@@ -184,17 +187,22 @@ def _describe_haiku(transform, images, key, arguments) -> NetworkDescription:
     )
 
 
-def _describe_equinox(equinox, module, arguments) -> NetworkDescription:
+def _describe_equinox(equinox, module, call) -> NetworkDescription:
     params, static = equinox.partition(module, equinox.is_inexact_array)
-    has_state = "state" in arguments
-    state = arguments.pop("state", None)
+    has_state = "state" in call.own
+    state = call.own.get("state")
+    axes = tuple(0 if is_batch else None for is_batch in call.holds_batch)
 
-    def apply_fn(variables, images):
+    def apply_fn(variables, inputs):
         params, state = variables
         network = equinox.combine(params, static)
         extra = {"state": state} if has_state else {}
-        call = jax.vmap(lambda x: network(x, **extra, **arguments), axis_name="batch")
-        outputs = call(images)
+
+        def call_one(inputs):
+            args, kwargs = call.bind(inputs)
+            return network(*args, **extra, **kwargs)
+
+        outputs = jax.vmap(call_one, in_axes=(axes,), axis_name="batch")(inputs)
         return outputs[0] if has_state else outputs
 
     def finish(variables):
@@ -205,11 +213,12 @@ def _describe_equinox(equinox, module, arguments) -> NetworkDescription:
     return _from_values(apply_fn, (params, state), is_parameter, finish, skip=1)
 
 
-def _describe_function(function, arguments) -> NetworkDescription:
-    variables = arguments.pop("params")
+def _describe_function(function, call) -> NetworkDescription:
+    variables = call.own["params"]
 
-    def apply_fn(variables, images):
-        return function(variables, images, **arguments)
+    def apply_fn(variables, inputs):
+        args, kwargs = call.bind(inputs)
+        return function(variables, *args, **kwargs)
 
     has_collections = isinstance(variables, Mapping) and "params" in variables
     skip = 0
@@ -218,6 +227,13 @@ def _describe_function(function, arguments) -> NetworkDescription:
         paths, is_parameter = _split_collections(variables)
     else:
         is_parameter = _positions((variables, True))
+        if any(isinstance(x, nnx.Variable) for x in _nnx_leaves(variables)):
+            # A tree of nnx.split, whose Variables say what they are.
+            is_parameter = tuple(
+                not isinstance(x, nnx.Variable) or isinstance(x, nnx.Param)
+                for x in _nnx_leaves(variables)
+                for _ in jax.tree.leaves(x)
+            )
     network = _from_values(apply_fn, variables, is_parameter, lambda v: (function, v), skip)
     return dataclasses.replace(network, paths=paths) if has_collections else network
 
@@ -247,6 +263,10 @@ def _from_values(apply_fn, variables, is_parameter, finish, skip) -> NetworkDesc
     )
 
 
+def _nnx_leaves(tree):
+    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
 def _as_shapes(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
@@ -267,7 +287,7 @@ def _paths(tree, skip: int) -> tuple[TreePath, ...]:
     paths = []
     for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
         names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        if len(names) > 1 and names[-1] == "value" and isinstance(tree, tuple):
+        if len(names) > 1 and names[-1] == "value" and isinstance(tree, tuple | nnx.State):
             names.pop()  # of an NNX variable
         paths.append(tuple(names[skip:]))
     return tuple(paths)
@@ -285,12 +305,17 @@ def _evaluate(init, jaxpr, indices, key, images):
         def select(key):
             # XLA leaves out what these outputs do not need, mostly the network and its images. For
             # state that is computed from images (Haiku's moving averages), two are enough.
-            zeros = jax.tree.map(lambda x: jnp.zeros((2, *x.shape[1:]), x.dtype), images)
+            zeros = jax.tree.map(_few_zeros, images)
             leaves = jax.tree.leaves(init(key, zeros))
             return [leaves[index] for index in rest]
 
         values |= dict(zip(rest, jax.jit(select)(key), strict=True))
     return [values[index] for index in indices]
+
+
+def _few_zeros(x):
+    is_batch = bool(x.shape) and x.shape[0] == BATCH_SIZE
+    return jnp.zeros((2, *x.shape[1:]) if is_batch else x.shape, x.dtype)
 
 
 def _own_computation(jaxpr, indices):

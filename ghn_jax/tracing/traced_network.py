@@ -6,6 +6,7 @@ And the way back: arrays of the graph's tensors to the network's variables.
 import contextlib
 import dataclasses
 import gc
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ from ghn_jax.targets.spelling import has_operations
 from ghn_jax.tracing import rules  # noqa: F401 (fills the table of rules)
 from ghn_jax.tracing.affine import SCALES_OUTPUTS
 from ghn_jax.tracing.builder import NO_USE, GraphBuilder
+from ghn_jax.tracing.call import BATCH_SIZE, Call, read_call
 from ghn_jax.tracing.dependence import find_dependence, join_labels
 from ghn_jax.tracing.frontends import NetworkDescription, describe
 from ghn_jax.tracing.gradients import find_fixed
@@ -28,9 +30,6 @@ from ghn_jax.tracing.interpreter import EntangledError, interpret
 from ghn_jax.tracing.values import Constant, Data, Value, Weight
 from ghn_jax.tracing.views import View
 
-# A prime that no layer is a multiple of: an axis holds the batch if its size is divisible by it,
-# whatever reshapes and transposes it went through.
-_BATCH_SIZE = 1009
 NOT_FOLLOWED = "takes part in a way that no rule follows"
 STATE = "no parameter but state: kept as initialised"
 COMPLEX = "is complex, and a GHN predicts real numbers"
@@ -61,16 +60,22 @@ def trace(
     num_classes: int | None = None,
     max_distance: int = 50,
     key: jax.Array | None = None,
+    call_args: Sequence[Any] = (),
+    call_kwargs: Mapping[str, Any] | None = None,
     **call_arguments: Any,
 ) -> TracedNetwork:
     """Read the graph of a network off its computation. Nothing is allocated.
 
     Args:
         network: A network of any library, see `describe`.
-        images: A batch, arrays or shapes; only the shape after the first axis matters.
+        images: A batch: arrays, shapes, or a tree of them. Of shapes, `(4, 32, 32, 3)` is float32.
+            None if the network takes it by keyword.
         num_classes: If the last linear layer is as wide, it is the classifier.
         max_distance: Longest distance with a virtual edge.
         key: For the network's own initialiser; None is `jax.random.key(0)`.
+        call_args: Further positional arguments of the call. Arrays whose first axis is as long as
+            that of the images hold the batch, here and in keyword arguments.
+        call_kwargs: Keyword arguments of the call, also those of names that are taken here.
         **call_arguments: Keyword arguments of the call, such as `train=False`.
 
     Returns:
@@ -80,24 +85,39 @@ def trace(
         ValueError: If `network` is not a supported one, its output does not depend on the images,
             or another argument is not as described.
     """
+    taken = [
+        name for name, value in (("key", key), ("num_classes", num_classes)) if value is not None
+    ]
+    call = read_call(network, images, call_args, call_kwargs, call_arguments, taken)
+    return trace_call(network, call, num_classes, max_distance, key)
+
+
+def trace_call(
+    network: Any,
+    call: Call,
+    num_classes: int | None = None,
+    max_distance: int = 50,
+    key: jax.Array | None = None,
+) -> TracedNetwork:
+    """Read the graph of a network off a call of it; arguments as of `trace`."""
     if num_classes is not None:
         check_positive_int("num_classes", num_classes)
     check_positive_int("max_distance", max_distance)
     key = jax.random.key(0) if key is None else key
     check_random_key("key", key)
-    shapes = jax.tree.map(_as_batch, images)
-    if not jax.tree.leaves(shapes):
-        raise ValueError(f"images is {images!r}, expected arrays or their shapes")
-    with _natively(network), _batch_in_errors(), _without_collector():
-        description = describe(network, shapes, key, call_arguments)
-        traced = _read_initialiser(description, num_classes, max_distance)
+    many = call.with_batch(BATCH_SIZE)
+    # Without functions of their own in the jaxpr, attention and activations are not recognised.
+    with jax.disable_jit(False), _natively(network), _without_collector():
+        with _errors_of(network, call, key):
+            description = describe(network, many, key)
+        traced = _read_initialiser(description, many, num_classes, max_distance)
         if traced is None:
-            jaxpr = jax.make_jaxpr(description.apply_fn)(description.variables, shapes)
-            num_images = len(jax.tree.leaves(shapes))
-            inputs = [*_known_variables(description), *[Data((0,))] * num_images]
+            with _errors_of(network, call, key):
+                jaxpr = jax.make_jaxpr(description.apply_fn)(description.variables, many.inputs)
+            inputs = [*_known_variables(description), *_known_inputs(many)]
             variables = jaxpr.jaxpr.invars[: len(description.paths)]
             fixed = _find_fixed(description, jaxpr, variables, len(jaxpr.jaxpr.outvars))
-            builder = GraphBuilder(_BATCH_SIZE, fixed, description.find_initial)
+            builder = GraphBuilder(BATCH_SIZE, fixed, description.find_initial)
             outputs = interpret(builder, jaxpr, inputs)
             traced = _finish(description, builder, outputs, num_classes, max_distance)
             traced = _check_unused(traced, jaxpr)
@@ -128,15 +148,6 @@ def fill_variables(traced: TracedNetwork, arrays: list[np.ndarray]) -> Any:
     for index, value in zip(kept, traced.description.initialize(kept), strict=True):
         leaves[index] = value
     return jax.tree.unflatten(structure, leaves)
-
-
-def _as_batch(x):
-    if not getattr(x, "shape", ()) or not hasattr(x, "dtype"):
-        raise ValueError(
-            f"images has a leaf {x!r}, expected arrays with a batch axis, or their shapes:"
-            " jax.ShapeDtypeStruct"
-        )
-    return jax.ShapeDtypeStruct((_BATCH_SIZE, *x.shape[1:]), x.dtype)
 
 
 def _natively(network):
@@ -175,12 +186,25 @@ def _without_collector():
 
 
 @contextlib.contextmanager
-def _batch_in_errors():
+def _errors_of(network, call, key):
+    """Let an error speak of the caller's batch: the network fails with it, too, or fixes it."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"ghn_jax traced the network with a batch of {_BATCH_SIZE} images.")
-        raise
+        try:
+            description = describe(network, call, key)
+            jax.eval_shape(description.apply_fn, description.variables, call.inputs)
+        except Exception as own:
+            raise own from None
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"network runs on the batch of {call.batch_size} that is given, but not on one of"
+            f" {BATCH_SIZE}, expected one that takes any number of images: {first}"
+        ) from error
+
+
+def _known_inputs(call: Call) -> list[Value]:
+    return [Data((0,)) if is_batch else Constant() for is_batch in call.holds_batch]
 
 
 def _known_variables(description: NetworkDescription) -> list[Value]:
@@ -206,7 +230,7 @@ def _find_fixed(description, jaxpr, variables, num_outputs) -> dict[int, str]:
 
 
 def _read_initialiser(
-    description: NetworkDescription, num_classes: int | None, max_distance: int
+    description: NetworkDescription, call: Call, num_classes: int | None, max_distance: int
 ) -> TracedNetwork | None:
     """Read the graph off the initialiser, which runs the network on the variables it makes.
 
@@ -224,9 +248,9 @@ def _read_initialiser(
     known = dict(zip(variables, values, strict=True))
     if len(known) < len(values):
         return None
-    inputs: list[Value] = [Constant(), *[Data((0,))] * (len(jaxpr.invars) - 1)]
+    inputs: list[Value] = [Constant(), *_known_inputs(call)]
     fixed = _find_fixed(description, description.init_jaxpr, variables, num_outputs)
-    builder = GraphBuilder(_BATCH_SIZE, fixed, description.find_initial)
+    builder = GraphBuilder(BATCH_SIZE, fixed, description.find_initial)
     try:
         outputs = interpret(builder, description.init_jaxpr, inputs, known)
     except EntangledError:
