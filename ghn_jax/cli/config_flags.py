@@ -10,9 +10,11 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import itertools
 import pathlib
 import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -53,6 +55,8 @@ def run(
         kind: the kind of packaged configs that suit the program; see `packaged_configs`.
     """
     arguments = resolve_names(sys.argv if argv is None else argv, config_type)
+    arguments, unset = split_none(arguments, config_type)
+    arguments, unset = take_none(arguments, config_type)
     config_flag = config_flags.DEFINE_config_file(
         "config",
         help_string="Python file with a function get_config() -> ConfigDict.",
@@ -67,7 +71,9 @@ def run(
         if workdir_flag.value is None:
             fail("--workdir is missing, expected the folder for checkpoints and metrics")
         try:
-            config = build_config(config_flag.value, config_type)
+            values = config_flag.value
+            values.update_from_flattened_dict(dict.fromkeys(unset))
+            config = build_config(values, config_type)
         except ValueError as error:
             fail(str(error))
         with errors_in_one_line(*errors):
@@ -116,6 +122,72 @@ def resolve_names(arguments: Sequence[str], config_type: type[Any] = ExperimentC
             argument = f"{part}.name{equals}{value}"
         resolved.append(argument)
     return resolved
+
+
+def take_none(
+    arguments: Sequence[str], config_type: type[Any] = ExperimentConfig
+) -> tuple[list[str], list[str]]:
+    """Take out `--config.section.field=None` of optional fields, which ml_collections refuses.
+
+    Of several values of a field the last one counts, as everywhere on the command line.
+
+    Args:
+        arguments: the command line.
+        config_type: the type of the config.
+
+    Returns:
+        The rest of the command line, and the names of the fields to set to None.
+    """
+    hints = {field.name: field.hint for field in iterate_fields(config_type)}
+    optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
+    rest: list[str] = []
+    unset: dict[str, None] = {}
+    left = iter(arguments)
+    for argument in left:
+        match = re.match(r"--?config\.([^=]*)(?:=(.*))?$", argument, flags=re.DOTALL)
+        if not match or match[1] not in optional:
+            rest.append(argument)
+            continue
+        words = [argument]
+        if match[2] is None:  # the value is the next word
+            words += itertools.islice(left, 1)
+        value = words[1] if len(words) == 2 else match[2]
+        unset.pop(match[1], None)
+        if value == "None":
+            unset[match[1]] = None
+        else:
+            rest += words
+    return rest, list(unset)
+
+
+def split_none(
+    arguments: Sequence[str], config_type: type[Any] = ExperimentConfig
+) -> tuple[list[str], list[str]]:
+    """Take out the overrides that set an optional field to none, which the flags cannot parse.
+
+    Args:
+        arguments: the command line.
+        config_type: the type of the config.
+
+    Returns:
+        The command line without the overrides of the fields whose last one is `None` or `none`,
+        and the dotted names of these fields.
+    """
+    optional = {
+        field.name
+        for field in iterate_fields(config_type)
+        if type(None) in typing.get_args(field.hint)
+    }
+    last: dict[str, str] = {}
+    names: list[str | None] = []
+    for argument in arguments:
+        match = re.match(r"--?config\.([^=]*)=(.*)$", argument, flags=re.DOTALL)
+        name = match[1] if match and match[1] in optional else None
+        names.append(name)
+        if match and name is not None:
+            last[name] = match[2]
+    unset = [name for name, value in last.items() if value in ("None", "none")]
+    return [x for x, name in zip(arguments, names, strict=True) if name not in unset], unset
 
 
 def _resolve(location: str) -> str:

@@ -12,14 +12,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.extend import core
 
 from ghn_jax.arrays import PyTree, TreePath
 from ghn_jax.configuration.validation import describe_value
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import with_operations
+from ghn_jax.tracing.initial_values import draw_images, evaluate, find_constant, needs_inputs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +48,11 @@ class NetworkDescription:
 
 
 def describe(
-    network: Any, images: PyTree, key: jax.Array, arguments: Mapping[str, Any]
+    network: Any,
+    images: PyTree,
+    key: jax.Array,
+    arguments: Mapping[str, Any],
+    given: PyTree = None,
 ) -> NetworkDescription:
     """Describe a network.
 
@@ -60,6 +63,8 @@ def describe(
         key: For the caller's initialiser.
         arguments: Keyword arguments of the call. A function needs `params`, a tree of arrays or
             shapes; an Equinox module with state needs `state`.
+        given: The images, or their shapes, on which the network's own initialiser runs where its
+            values depend on them; None is `images`. Of mere shapes, images are drawn.
 
     Returns:
         The description.
@@ -67,7 +72,7 @@ def describe(
     Raises:
         ValueError: If `network` is of another kind, or `params` is missing.
     """
-    description = _describe(network, images, key, arguments)
+    description = _describe(network, images, key, arguments, images if given is None else given)
     leaves = jax.tree.leaves(description.variables)
     # Integers and booleans are indices and masks.
     is_parameter = tuple(
@@ -77,14 +82,14 @@ def describe(
     return dataclasses.replace(description, is_parameter=is_parameter)
 
 
-def _describe(network, images, key, arguments) -> NetworkDescription:
+def _describe(network, images, key, arguments, given) -> NetworkDescription:
     if isinstance(network, nn.Module):
-        return _describe_linen(network, images, key, arguments)
+        return _describe_linen(network, images, key, arguments, given)
     if isinstance(network, nnx.Module):
         return _describe_nnx(network, arguments)
     library = type(network).__module__.split(".")[0]
     if library == "haiku":
-        return _describe_haiku(network, images, key, arguments)
+        return _describe_haiku(network, key, arguments, given)
     equinox = sys.modules.get("equinox")  # loaded if the network is one of its modules
     if equinox is not None and isinstance(network, equinox.Module):
         return _describe_equinox(equinox, network, dict(arguments))
@@ -104,7 +109,7 @@ def _describe(network, images, key, arguments) -> NetworkDescription:
     )
 
 
-def _describe_linen(module, images, key, arguments) -> NetworkDescription:
+def _describe_linen(module, images, key, arguments, given) -> NetworkDescription:
     read = with_operations(module, NATIVE)
 
     def init(key, images):
@@ -124,8 +129,7 @@ def _describe_linen(module, images, key, arguments) -> NetworkDescription:
     paths, is_parameter = _split_collections(variables)
 
     def initialize(indices):
-        shifted = [num_outputs + index for index in indices]
-        return _evaluate(init, jaxpr, shifted, key, images)
+        return _evaluate_initial(init, jaxpr, images, num_outputs, indices, key, given)
 
     return NetworkDescription(
         apply_fn,
@@ -135,7 +139,7 @@ def _describe_linen(module, images, key, arguments) -> NetworkDescription:
         initialize,
         lambda variables: (module, variables),
         jaxpr,
-        lambda index: _constant(jaxpr.jaxpr, num_outputs + index),
+        lambda index: find_constant(jaxpr.jaxpr, num_outputs + index),
     )
 
 
@@ -154,11 +158,9 @@ def _describe_nnx(module, arguments) -> NetworkDescription:
     return _from_values(apply_fn, variables, is_parameter, finish, skip=1)
 
 
-def _describe_haiku(transform, images, key, arguments) -> NetworkDescription:
-    def init(key, images):
-        return transform.init(key, images, **arguments)
-
-    jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(key, images)
+def _describe_haiku(transform, key, arguments, given) -> NetworkDescription:
+    # On the images given: its state may be computed from them.
+    jaxpr, variables = _trace_initialiser(transform.init, key, given, arguments)
     has_state = type(transform).__name__ == "TransformedWithState"
 
     def apply_fn(variables, images):
@@ -171,7 +173,9 @@ def _describe_haiku(transform, images, key, arguments) -> NetworkDescription:
     paths = _paths(variables, skip=1 if has_state else 0)
 
     def initialize(indices):
-        return _evaluate(init, jaxpr, indices, key, images)
+        needed = needs_inputs(jaxpr, indices, range(1, len(jaxpr.jaxpr.invars)))
+        images = jax.tree.leaves(draw_images(given) if needed else given)
+        return evaluate(jaxpr, indices, [key, *images])
 
     return NetworkDescription(
         apply_fn,
@@ -180,7 +184,7 @@ def _describe_haiku(transform, images, key, arguments) -> NetworkDescription:
         is_parameter,
         initialize,
         lambda v: (transform, v),
-        find_initial=lambda index: _constant(jaxpr.jaxpr, index),
+        find_initial=lambda index: find_constant(jaxpr.jaxpr, index),
     )
 
 
@@ -273,59 +277,41 @@ def _paths(tree, skip: int) -> tuple[TreePath, ...]:
     return tuple(paths)
 
 
-def _evaluate(init, jaxpr, indices, key, images):
-    """Outputs of an initialiser; constants, as most state is, without a compilation."""
-    values = {index: _constant(jaxpr.jaxpr, index) for index in indices}
-    rest = [index for index, value in values.items() if value is None]
-    own = _own_computation(jaxpr, rest)
-    if own is not None:
-        values |= dict(zip(rest, core.jaxpr_as_fun(own)(key), strict=True))
-    elif rest:
+def _evaluate_initial(init, jaxpr, shapes, num_outputs, indices, key, given):
+    """Leaves of the variables by the network's own initialiser, on the images that were given.
 
-        def select(key):
-            # XLA leaves out what these outputs do not need, mostly the network and its images. For
-            # state that is computed from images (Haiku's moving averages), two are enough.
-            zeros = jax.tree.map(lambda x: jnp.zeros((2, *x.shape[1:]), x.dtype), images)
-            leaves = jax.tree.leaves(init(key, zeros))
-            return [leaves[index] for index in rest]
-
-        values |= dict(zip(rest, jax.jit(select)(key), strict=True))
-    return [values[index] for index in indices]
-
-
-def _own_computation(jaxpr, indices):
-    """What computes some outputs of an initialiser from the key alone; None if images take part.
-
-    It is run primitive by primitive, which the next network with such parameters shares; compiled
-    as a whole it would be compiled anew for each network.
+    `jaxpr` is that of a batch of `shapes`; what does not depend on images is read off it.
     """
-    inner = jaxpr.jaxpr
-    outvars = [inner.outvars[index] for index in indices]
-    needed, eqns = set(outvars), []
-    for eqn in reversed(inner.eqns):
-        if any(var in needed for var in eqn.outvars):
-            eqns.append(eqn)
-            needed.update(var for var in eqn.invars if not isinstance(var, core.Literal))
-    key, *images = inner.invars
-    if not indices or any(var in needed for var in images):
-        return None
-    debug_info = inner.debug_info.with_unknown_names()
-    own = inner.replace(invars=[key], outvars=outvars, eqns=eqns[::-1], debug_info=debug_info)
-    return core.ClosedJaxpr(own, jaxpr.consts)
+    avals = jaxpr.out_avals[num_outputs:]
+    batch_sizes = {x.shape[0] for x in jax.tree.leaves(shapes)}
+    num_inputs = len(jaxpr.jaxpr.invars)
+    on_images = [
+        index
+        for index in indices
+        if needs_inputs(jaxpr, [num_outputs + index], range(1, num_inputs))
+        or any(size % batch == 0 for size in avals[index].shape for batch in batch_sizes if size)
+    ]
+    others = [index for index in indices if index not in on_images]
+    shifted = [num_outputs + index for index in others]
+    values = evaluate(jaxpr, shifted, [key, *[None] * (num_inputs - 1)])
+    found = dict(zip(others, values, strict=True))
+    if on_images:
+        images = draw_images(given)
+        shifted = [num_outputs + index for index in on_images]
+        jaxpr = jax.make_jaxpr(init)(key, images)
+        values = evaluate(jaxpr, shifted, [key, *jax.tree.leaves(images)])
+        found |= dict(zip(on_images, values, strict=True))
+    return [found[index] for index in indices]
 
 
-def _constant(jaxpr: Any, index: int) -> np.ndarray | None:
-    """Return an output's array if it is filled with one literal, else None."""
-    var = jaxpr.outvars[index]
-    if isinstance(var, core.Literal):
-        aval: Any = var.aval
-        return np.asarray(var.val, aval.dtype)
-    eqn = next((eqn for eqn in reversed(jaxpr.eqns) if var in eqn.outvars), None)
-    if eqn is None:
-        return None
-    if eqn.primitive.name in ("jit", "pjit"):
-        return _constant(eqn.params["jaxpr"].jaxpr, eqn.outvars.index(var))
-    literal = eqn.invars[0] if len(eqn.invars) == 1 else None
-    if eqn.primitive.name != "broadcast_in_dim" or not isinstance(literal, core.Literal):
-        return None
-    return np.full(var.aval.shape, literal.val, var.aval.dtype)
+def _trace_initialiser(init, key, images, arguments):
+    """Return the jaxpr and the shapes of a function; a second call of the same traces nothing.
+
+    As `jax.jit` does, that takes the function for the same if it is the same object.
+    """
+    shapes = _as_shapes(images)
+    if all(isinstance(x, bool | int | float | str | None) for x in arguments.values()):
+        traced = jax.jit(init, static_argnames=tuple(arguments)).trace(key, shapes, **arguments)
+        return traced.jaxpr, _as_shapes(traced.out_info)
+    function = lambda key, images: init(key, images, **arguments)  # noqa: E731
+    return jax.make_jaxpr(function, return_shape=True)(key, shapes)

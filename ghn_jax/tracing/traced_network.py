@@ -87,7 +87,7 @@ def trace(
     if not jax.tree.leaves(shapes):
         raise ValueError(f"images is {images!r}, expected arrays or their shapes")
     with _natively(network), _batch_in_errors(), _without_collector():
-        description = describe(network, shapes, key, call_arguments)
+        description = describe(network, shapes, key, call_arguments, images)
         traced = _read_initialiser(description, num_classes, max_distance)
         if traced is None:
             jaxpr = jax.make_jaxpr(description.apply_fn)(description.variables, shapes)
