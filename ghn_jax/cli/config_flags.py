@@ -56,7 +56,6 @@ def run(
     """
     arguments = resolve_names(sys.argv if argv is None else argv, config_type)
     arguments, unset = split_none(arguments, config_type)
-    arguments, unset = take_none(arguments, config_type)
     config_flag = config_flags.DEFINE_config_file(
         "config",
         help_string="Python file with a function get_config() -> ConfigDict.",
@@ -71,9 +70,7 @@ def run(
         if workdir_flag.value is None:
             fail("--workdir is missing, expected the folder for checkpoints and metrics")
         try:
-            values = config_flag.value
-            values.update_from_flattened_dict(dict.fromkeys(unset))
-            config = build_config(values, config_type)
+            config = build_config(config_flag.value, config_type, unset)
         except ValueError as error:
             fail(str(error))
         with errors_in_one_line(*errors):
@@ -124,10 +121,10 @@ def resolve_names(arguments: Sequence[str], config_type: type[Any] = ExperimentC
     return resolved
 
 
-def take_none(
+def split_none(
     arguments: Sequence[str], config_type: type[Any] = ExperimentConfig
 ) -> tuple[list[str], list[str]]:
-    """Take out `--config.section.field=None` of optional fields, which ml_collections refuses.
+    """Take out the overrides that set an optional field to none, which the flags cannot parse.
 
     Of several values of a field the last one counts, as everywhere on the command line.
 
@@ -136,58 +133,29 @@ def take_none(
         config_type: the type of the config.
 
     Returns:
-        The rest of the command line, and the names of the fields to set to None.
+        The command line without overrides that are `None` or `none`, and the dotted names of the
+        fields that these set.
     """
     hints = {field.name: field.hint for field in iterate_fields(config_type)}
     optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
-    rest: list[str] = []
-    unset: dict[str, None] = {}
+    rest: list[tuple[str, list[str]]] = []  # words, with the field if it is an optional one
+    unset: list[str] = []
     left = iter(arguments)
     for argument in left:
         match = re.match(r"--?config\.([^=]*)(?:=(.*))?$", argument, flags=re.DOTALL)
         if not match or match[1] not in optional:
-            rest.append(argument)
+            rest.append(("", [argument]))
             continue
-        words = [argument]
+        name, words = match[1], [argument]
         if match[2] is None:  # the value is the next word
             words += itertools.islice(left, 1)
-        value = words[1] if len(words) == 2 else match[2]
-        unset.pop(match[1], None)
-        if value == "None":
-            unset[match[1]] = None
+        unset = [other for other in unset if other != name]
+        if (words[-1] if match[2] is None else match[2]) in ("None", "none"):
+            rest = [entry for entry in rest if entry[0] != name]
+            unset.append(name)
         else:
-            rest += words
-    return rest, list(unset)
-
-
-def split_none(
-    arguments: Sequence[str], config_type: type[Any] = ExperimentConfig
-) -> tuple[list[str], list[str]]:
-    """Take out the overrides that set an optional field to none, which the flags cannot parse.
-
-    Args:
-        arguments: the command line.
-        config_type: the type of the config.
-
-    Returns:
-        The command line without the overrides of the fields whose last one is `None` or `none`,
-        and the dotted names of these fields.
-    """
-    optional = {
-        field.name
-        for field in iterate_fields(config_type)
-        if type(None) in typing.get_args(field.hint)
-    }
-    last: dict[str, str] = {}
-    names: list[str | None] = []
-    for argument in arguments:
-        match = re.match(r"--?config\.([^=]*)=(.*)$", argument, flags=re.DOTALL)
-        name = match[1] if match and match[1] in optional else None
-        names.append(name)
-        if match and name is not None:
-            last[name] = match[2]
-    unset = [name for name, value in last.items() if value in ("None", "none")]
-    return [x for x, name in zip(arguments, names, strict=True) if name not in unset], unset
+            rest.append((name, words))
+    return [word for _, words in rest for word in words], unset
 
 
 def _resolve(location: str) -> str:

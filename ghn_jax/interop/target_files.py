@@ -122,9 +122,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     are exact in these. Random keys become the integers that they are made of.
 
     Args:
-        path: an `.npz` or `.safetensors` file; an existing file is replaced. In an `.npz` file,
-            bfloat16 and smaller floats are float32, which holds their values exactly: NumPy's
-            format has no name for them.
+        path: an `.npz` or `.safetensors` file; an existing file is replaced.
         arrays: the arrays by name.
     """
     temporary = path.with_name(f"{path.name}.tmp")
@@ -158,14 +156,6 @@ def to_numpys_dtype(array: Any) -> np.ndarray:
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array.astype(np.float32)
     return array.astype(np.uint8 if jnp.issubdtype(array.dtype, jnp.unsignedinteger) else np.int8)
-
-
-def _standard_dtype(array: Any) -> np.ndarray:
-    """Return an array in a dtype that NumPy itself knows."""
-    array = np.asarray(array)
-    if array.dtype.kind != "V" or array.dtype.fields is not None:
-        return array
-    return array.astype(np.int32 if jnp.issubdtype(array.dtype, jnp.integer) else np.float32)
 
 
 def load_target_params(path: str | os.PathLike[str], plan: Plan) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from ghn_jax.cli.config_dict import build_config, default_config, packaged_configs
-from ghn_jax.cli.config_flags import check_arguments, resolve_names, split_none, take_none
+from ghn_jax.cli.config_flags import check_arguments, resolve_names, split_none
 from ghn_jax.cli.network_flags import define_import_flag
 from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
 from ghn_jax.hypernetworks.message_passing import MESSAGE_PASSING
@@ -174,8 +174,8 @@ def test_optional_fields_of_every_type_can_be_none(tmp_path):
 
 def test_none_is_taken_from_optional_fields_only():
     arguments = ["p", "--config.training.num_steps=None", "--config.optimizer.clip_norm=None"]
-    assert take_none(arguments) == (arguments[:2], ["optimizer.clip_norm"])
-    assert take_none(["p", "--config.optimizer.clip_norm"]) == (
+    assert split_none(arguments) == (arguments[:2], ["optimizer.clip_norm"])
+    assert split_none(["p", "--config.optimizer.clip_norm"]) == (
         ["p", "--config.optimizer.clip_norm"],
         [],
     )
@@ -341,7 +341,7 @@ def test_modules_that_a_ghn_needs_are_imported(tmp_path, monkeypatch):
 def test_an_optional_field_is_set_to_none():
     arguments = ["--config.optimizer.clip_norm=1.5", "--config.optimizer.clip_norm=None"]
     assert split_none(["x", *arguments]) == (["x"], ["optimizer.clip_norm"])
-    assert split_none(arguments[::-1]) == (arguments[::-1], [])  # the last one counts
+    assert split_none(arguments[::-1]) == (arguments[:1], [])  # the last one counts
     required = ["--config.optimizer.learning_rate=None"]
     assert split_none(required) == (required, [])
     config = default_config()

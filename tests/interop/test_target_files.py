@@ -157,14 +157,3 @@ def test_npz_files_hold_random_keys_as_integers(tmp_path):
     write_arrays(tmp_path / "x.npz", {"key": key})
     with np.load(tmp_path / "x.npz") as file:
         assert jax.random.wrap_key_data(file["key"]) == key
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
-def test_small_floats_are_written_as_float32(tmp_path, dtype):
-    values = np.array([0.5, -1.5, 2.0, 0.25], np.float32)  # each dtype holds them exactly
-    path = tmp_path / "x.npz"
-    write_arrays(path, {"w": values.astype(jnp.dtype(dtype)), "n": np.arange(3)})
-    with np.load(path) as file:
-        assert file["w"].dtype == np.float32
-        np.testing.assert_array_equal(file["w"], values)
-        np.testing.assert_array_equal(file["n"], [0, 1, 2])
