@@ -128,8 +128,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         if path.suffix == ".npz":
+            converted: dict[str, Any] = {name: to_numpys_dtype(x) for name, x in arrays.items()}
             with temporary.open("wb") as file:
-                np.savez(file, **{name: to_numpys_dtype(x) for name, x in arrays.items()})
+                np.savez(file, **converted)
         else:
             from safetensors.numpy import save_file  # here, since nothing else needs safetensors
 

@@ -1,11 +1,15 @@
 """State and kept parameters: what the network's own initialiser gives on the given images."""
 
+import functools
+
+import equinox
 import flax.linen as nn
 import haiku
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import ghn_jax
 from ghn_jax.tracing.initial_values import draw_images, evaluate
@@ -14,8 +18,13 @@ RNG = np.random.default_rng(0)
 IMAGES = (1.5 + RNG.standard_normal((3, 8, 8, 3))).astype(np.float32)
 
 
+@functools.cache
+def ghn():
+    return ghn_jax.load("digits")
+
+
 def predict(network, images=IMAGES, **arguments):
-    return ghn_jax.load("digits").predict(network, images, **arguments)
+    return ghn().predict(network, images, **arguments)
 
 
 @pytest.fixture
@@ -102,6 +111,52 @@ def test_a_second_prediction_compiles_nothing_for_kept_parameters(compilations):
     np.testing.assert_allclose(prediction.variables["params"]["floor"], expected, rtol=1e-6)
     compilations.clear()
     predict(Kept())
+    assert compilations == []
+
+
+CALLS = []
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        CALLS.append(x.shape)
+        return nn.Dense(10)(nn.BatchNorm(True)(x).mean((1, 2)))
+
+
+class Nnx(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(3, use_running_average=True, rngs=nnx.Rngs(0))
+        self.dense = nnx.Linear(3, 10, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        CALLS.append(x.shape)
+        return self.dense(self.norm(x).mean((1, 2)))
+
+
+class Equinox(equinox.Module):
+    dense: equinox.nn.Linear = equinox.nn.Linear(3, 10, key=jax.random.key(0))
+
+    def __call__(self, x):
+        CALLS.append(x.shape)
+        return self.dense(x.mean((0, 1)))
+
+
+def function(params, x):
+    CALLS.append(x.shape)
+    return x.mean((1, 2)) @ params["w"]
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx", "equinox", "function"])
+def test_a_second_prediction_traces_once_and_compiles_nothing(kind, compilations):
+    arguments = {"params": {"w": np.ones((3, 10), np.float32)}} if kind == "function" else {}
+    networks = {"linen": Linen, "nnx": Nnx, "equinox": Equinox, "function": lambda: function}
+    network = networks[kind]()
+    predict(network, **arguments)
+    CALLS.clear()
+    compilations.clear()
+    predict(network, **arguments)
+    assert len(CALLS) == 1
     assert compilations == []
 
 
