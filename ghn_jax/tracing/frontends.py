@@ -18,7 +18,7 @@ from ghn_jax.arrays import PyTree, TreePath
 from ghn_jax.configuration.validation import describe_value
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import with_operations
-from ghn_jax.tracing.initial_values import draw_images, evaluate, find_constant, needs_inputs
+from ghn_jax.tracing.initial_values import compute_outputs, draw_images, find_constant, needs_inputs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,7 +175,7 @@ def _describe_haiku(transform, key, arguments, given) -> NetworkDescription:
     def initialize(indices):
         needed = needs_inputs(jaxpr, indices, range(1, len(jaxpr.jaxpr.invars)))
         images = jax.tree.leaves(draw_images(given) if needed else given)
-        return evaluate(jaxpr, indices, [key, *images])
+        return compute_outputs(jaxpr, indices, [key, *images])
 
     return NetworkDescription(
         apply_fn,
@@ -293,13 +293,13 @@ def _evaluate_initial(init, jaxpr, shapes, num_outputs, indices, key, given):
     ]
     others = [index for index in indices if index not in on_images]
     shifted = [num_outputs + index for index in others]
-    values = evaluate(jaxpr, shifted, [key, *[None] * (num_inputs - 1)])
+    values = compute_outputs(jaxpr, shifted, [key, *[None] * (num_inputs - 1)])
     found = dict(zip(others, values, strict=True))
     if on_images:
         images = draw_images(given)
         shifted = [num_outputs + index for index in on_images]
         jaxpr = jax.make_jaxpr(init)(key, images)
-        values = evaluate(jaxpr, shifted, [key, *jax.tree.leaves(images)])
+        values = compute_outputs(jaxpr, shifted, [key, *jax.tree.leaves(images)])
         found |= dict(zip(on_images, values, strict=True))
     return [found[index] for index in indices]
 

@@ -63,7 +63,9 @@ def needs_inputs(jaxpr: core.ClosedJaxpr, indices: Sequence[int], inputs: Sequen
     return any(inner.invars[index] in needed for index in inputs)
 
 
-def evaluate(jaxpr: core.ClosedJaxpr, indices: Sequence[int], inputs: Sequence[Any]) -> list[Any]:
+def compute_outputs(
+    jaxpr: core.ClosedJaxpr, indices: Sequence[int], inputs: Sequence[Any]
+) -> list[Any]:
     """Compute some outputs of a computation, primitive by primitive.
 
     Args:

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import ghn_jax
-from ghn_jax.tracing.initial_values import draw_images, evaluate
+from ghn_jax.tracing.initial_values import compute_outputs, draw_images
 
 RNG = np.random.default_rng(0)
 IMAGES = (1.5 + RNG.standard_normal((3, 8, 8, 3))).astype(np.float32)
@@ -170,7 +170,7 @@ def test_loops_and_branches_are_run_as_they_are():
     x = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
     for flag in (np.bool_(False), np.bool_(True)):
         jaxpr = jax.make_jaxpr(function)(x, flag)
-        chosen, ys, until, rectified = evaluate(jaxpr, range(4), [x, flag])
+        chosen, ys, until, rectified = compute_outputs(jaxpr, range(4), [x, flag])
         # x[0] and the rows from the last: 1 + 5 + 3 + 1 = 10 and 2 + 6 + 4 + 2 = 14.
         end = np.array([10, 14]) + (1 if flag else -1)
         np.testing.assert_array_equal(chosen, end)
