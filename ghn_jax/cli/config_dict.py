@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.resources
 import pathlib
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from ghn_jax.configuration.conversion import iterate_fields
@@ -56,13 +57,16 @@ class _Section(ml_collections.ConfigDict):
 
 
 def build_config(
-    config: ml_collections.ConfigDict, config_type: type[Any] = ExperimentConfig
+    config: ml_collections.ConfigDict,
+    config_type: type[Any] = ExperimentConfig,
+    unset: Sequence[str] = (),
 ) -> Any:
     """Turn the ConfigDict of a config file into a validated config.
 
     Args:
         config: sections of fields; missing ones keep their defaults.
         config_type: the type of the result.
+        unset: dotted names of fields that are None whatever `config` holds.
 
     Returns:
         The frozen config.
@@ -70,7 +74,14 @@ def build_config(
     Raises:
         ValueError: if a field is unknown or its value is wrong; it names the field's dotted path.
     """
-    return config_type.from_dict(config.to_dict())
+    values = config.to_dict()
+    for path in unset:
+        *sections, name = path.split(".")
+        section = values
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = None
+    return config_type.from_dict(values)
 
 
 def packaged_configs(kind: str = "") -> dict[str, pathlib.Path]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import itertools
 import pathlib
 import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -53,6 +55,7 @@ def run(
         kind: the kind of packaged configs that suit the program; see `packaged_configs`.
     """
     arguments = resolve_names(sys.argv if argv is None else argv, config_type)
+    arguments, unset = split_none(arguments, config_type)
     config_flag = config_flags.DEFINE_config_file(
         "config",
         help_string="Python file with a function get_config() -> ConfigDict.",
@@ -67,7 +70,7 @@ def run(
         if workdir_flag.value is None:
             fail("--workdir is missing, expected the folder for checkpoints and metrics")
         try:
-            config = build_config(config_flag.value, config_type)
+            config = build_config(config_flag.value, config_type, unset)
         except ValueError as error:
             fail(str(error))
         with errors_in_one_line(*errors):
@@ -113,6 +116,43 @@ def resolve_names(arguments: Sequence[str], config_type: type[Any] = ExperimentC
             argument = f"{part}.name{equals}{value}"
         resolved.append(argument)
     return resolved
+
+
+def split_none(
+    arguments: Sequence[str], config_type: type[Any] = ExperimentConfig
+) -> tuple[list[str], list[str]]:
+    """Take out the overrides that set an optional field to none, which the flags cannot parse.
+
+    Of several values of a field the last one counts, as everywhere on the command line.
+
+    Args:
+        arguments: the command line.
+        config_type: the type of the config.
+
+    Returns:
+        The command line without overrides that are `None` or `none`, and the dotted names of the
+        fields that these set.
+    """
+    hints = {field.name: field.hint for field in iterate_fields(config_type)}
+    optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
+    rest: list[tuple[str, list[str]]] = []  # words, with the field if it is an optional one
+    unset: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        match = re.match(r"--?config\.([^=]*)(?:=(.*))?$", argument, flags=re.DOTALL)
+        if not match or match[1] not in optional:
+            rest.append(("", [argument]))
+            continue
+        name, words = match[1], [argument]
+        if match[2] is None:  # the value is the next word
+            words += itertools.islice(left, 1)
+        unset = [other for other in unset if other != name]
+        if (words[-1] if match[2] is None else match[2]) in ("None", "none"):
+            rest = [entry for entry in rest if entry[0] != name]
+            unset.append(name)
+        else:
+            rest.append((name, words))
+    return [word for _, words in rest for word in words], unset
 
 
 def _resolve(location: str) -> str:

@@ -42,6 +42,7 @@ from ghn_jax.graphs import ArchGraph
 from ghn_jax.interop.target_files import (
     check_target_path,
     save_target_params,
+    to_numpys_dtype,
     write_arrays,
 )
 from ghn_jax.pretrained import GHN
@@ -188,7 +189,7 @@ def _run(plan: Plan, params: list[np.ndarray], images: np.ndarray) -> None:
 
 def _write_logits(logits: np.ndarray) -> None:
     with Path(FLAGS.logits).open("wb") as file:
-        np.save(file, logits)
+        np.save(file, to_numpys_dtype(logits))
     _report("wrote", FLAGS.logits)
 
 

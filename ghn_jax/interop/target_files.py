@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.deepnets1m.parameter_names import torch_parameter_names
@@ -115,6 +117,10 @@ def save_target_params(path: str | os.PathLike[str], plan: Plan, arrays: Sequenc
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write named arrays; a reader never sees half a file.
 
+    NumPy's files do not keep the dtypes that JAX adds, and would be read as bytes (`|V2`). In them,
+    bfloat16, float8 and the like become float32, small integers int8 or uint8: all their values
+    are exact in these. Random keys become the integers that they are made of.
+
     Args:
         path: an `.npz` or `.safetensors` file; an existing file is replaced.
         arrays: the arrays by name.
@@ -122,8 +128,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         if path.suffix == ".npz":
+            converted: dict[str, Any] = {name: to_numpys_dtype(x) for name, x in arrays.items()}
             with temporary.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **converted)
         else:
             from safetensors.numpy import save_file  # here, since nothing else needs safetensors
 
@@ -131,6 +138,25 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_numpys_dtype(array: Any) -> np.ndarray:
+    """Convert an array to a dtype that NumPy's files keep, without changing a value.
+
+    Args:
+        array: an array of any dtype of JAX.
+
+    Returns:
+        The array; float32 for bfloat16, float8 and smaller ones, int8 or uint8 for int4 and int2.
+    """
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        array = jax.random.key_data(array)
+    array = np.asarray(array)
+    if array.dtype.isbuiltin != 2:  # 2 is a dtype registered from outside NumPy
+        return array
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array.astype(np.float32)
+    return array.astype(np.uint8 if jnp.issubdtype(array.dtype, jnp.unsignedinteger) else np.int8)
 
 
 def load_target_params(path: str | os.PathLike[str], plan: Plan) -> list[np.ndarray]:

@@ -48,6 +48,11 @@ class Call:
         pairs = zip(self.inputs, self.holds_batch, strict=True)
         return next(x.shape[0] for x, is_batch in pairs if is_batch)
 
+    @property
+    def given(self) -> tuple[Any, ...]:
+        """What the caller gave for each input: an array, or a shape."""
+        return tuple(self._leaves[position] for position in self._positions)
+
     def with_batch(self, size: int) -> "Call":
         """The same call with another number of images."""
         inputs = tuple(

@@ -13,15 +13,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.extend import core
 
 from ghn_jax.arrays import PyTree, TreePath
 from ghn_jax.configuration.validation import describe_value
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import with_operations
-from ghn_jax.tracing.call import BATCH_SIZE, Call
+from ghn_jax.tracing.call import Call
+from ghn_jax.tracing.initial_values import compute_outputs, draw_images, find_constant, needs_inputs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,8 +123,7 @@ def _describe_linen(module, call, key) -> NetworkDescription:
     paths, is_parameter = _split_collections(variables)
 
     def initialize(indices):
-        shifted = [num_outputs + index for index in indices]
-        return _evaluate(init, jaxpr, shifted, key, call.inputs)
+        return _evaluate_initial(init, jaxpr, num_outputs, indices, key, call)
 
     return NetworkDescription(
         apply_fn,
@@ -135,7 +133,7 @@ def _describe_linen(module, call, key) -> NetworkDescription:
         initialize,
         lambda variables: (module, variables),
         jaxpr,
-        lambda index: _constant(jaxpr.jaxpr, num_outputs + index),
+        lambda index: find_constant(jaxpr.jaxpr, num_outputs + index),
     )
 
 
@@ -156,11 +154,8 @@ def _describe_nnx(module, call) -> NetworkDescription:
 
 
 def _describe_haiku(transform, call, key) -> NetworkDescription:
-    def init(key, inputs):
-        args, kwargs = call.bind(inputs)
-        return transform.init(key, *args, **kwargs)
-
-    jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(key, call.inputs)
+    # On the images given: its state may be computed from them.
+    jaxpr, variables = _trace_initialiser(transform.init, key, call)
     has_state = type(transform).__name__ == "TransformedWithState"
 
     def apply_fn(variables, inputs):
@@ -174,7 +169,9 @@ def _describe_haiku(transform, call, key) -> NetworkDescription:
     paths = _paths(variables, skip=1 if has_state else 0)
 
     def initialize(indices):
-        return _evaluate(init, jaxpr, indices, key, call.inputs)
+        needed = needs_inputs(jaxpr, indices, range(1, len(jaxpr.jaxpr.invars)))
+        inputs = draw_images(call.given) if needed else call.given
+        return compute_outputs(jaxpr, indices, [key, *inputs])
 
     return NetworkDescription(
         apply_fn,
@@ -183,7 +180,7 @@ def _describe_haiku(transform, call, key) -> NetworkDescription:
         is_parameter,
         initialize,
         lambda v: (transform, v),
-        find_initial=lambda index: _constant(jaxpr.jaxpr, index),
+        find_initial=lambda index: find_constant(jaxpr.jaxpr, index),
     )
 
 
@@ -293,64 +290,52 @@ def _paths(tree, skip: int) -> tuple[TreePath, ...]:
     return tuple(paths)
 
 
-def _evaluate(init, jaxpr, indices, key, images):
-    """Outputs of an initialiser; constants, as most state is, without a compilation."""
-    values = {index: _constant(jaxpr.jaxpr, index) for index in indices}
-    rest = [index for index, value in values.items() if value is None]
-    own = _own_computation(jaxpr, rest)
-    if own is not None:
-        values |= dict(zip(rest, core.jaxpr_as_fun(own)(key), strict=True))
-    elif rest:
+def _evaluate_initial(init, jaxpr, num_outputs, indices, key, call):
+    """Leaves of the variables by the network's own initialiser, on the images that were given.
 
-        def select(key):
-            # XLA leaves out what these outputs do not need, mostly the network and its images. For
-            # state that is computed from images (Haiku's moving averages), two are enough.
-            zeros = jax.tree.map(_few_zeros, images)
-            leaves = jax.tree.leaves(init(key, zeros))
-            return [leaves[index] for index in rest]
-
-        values |= dict(zip(rest, jax.jit(select)(key), strict=True))
-    return [values[index] for index in indices]
-
-
-def _few_zeros(x):
-    is_batch = bool(x.shape) and x.shape[0] == BATCH_SIZE
-    return jnp.zeros((2, *x.shape[1:]) if is_batch else x.shape, x.dtype)
-
-
-def _own_computation(jaxpr, indices):
-    """What computes some outputs of an initialiser from the key alone; None if images take part.
-
-    It is run primitive by primitive, which the next network with such parameters shares; compiled
-    as a whole it would be compiled anew for each network.
+    `jaxpr` is that of another number of images; what does not depend on images is read off it.
     """
-    inner = jaxpr.jaxpr
-    outvars = [inner.outvars[index] for index in indices]
-    needed, eqns = set(outvars), []
-    for eqn in reversed(inner.eqns):
-        if any(var in needed for var in eqn.outvars):
-            eqns.append(eqn)
-            needed.update(var for var in eqn.invars if not isinstance(var, core.Literal))
-    key, *images = inner.invars
-    if not indices or any(var in needed for var in images):
-        return None
-    debug_info = inner.debug_info.with_unknown_names()
-    own = inner.replace(invars=[key], outvars=outvars, eqns=eqns[::-1], debug_info=debug_info)
-    return core.ClosedJaxpr(own, jaxpr.consts)
+    avals = jaxpr.out_avals[num_outputs:]
+    num_inputs = len(jaxpr.jaxpr.invars)
+    on_images = [
+        index
+        for index in indices
+        if needs_inputs(jaxpr, [num_outputs + index], range(1, num_inputs))
+        or any(size and size % call.batch_size == 0 for size in avals[index].shape)
+    ]
+    others = [index for index in indices if index not in on_images]
+    shifted = [num_outputs + index for index in others]
+    values = compute_outputs(jaxpr, shifted, [key, *[None] * (num_inputs - 1)])
+    found = dict(zip(others, values, strict=True))
+    if on_images:
+        inputs = draw_images(call.given)
+        shifted = [num_outputs + index for index in on_images]
+        jaxpr = jax.make_jaxpr(init)(key, inputs)
+        values = compute_outputs(jaxpr, shifted, [key, *inputs])
+        found |= dict(zip(on_images, values, strict=True))
+    return [found[index] for index in indices]
 
 
-def _constant(jaxpr: Any, index: int) -> np.ndarray | None:
-    """Return an output's array if it is filled with one literal, else None."""
-    var = jaxpr.outvars[index]
-    if isinstance(var, core.Literal):
-        aval: Any = var.aval
-        return np.asarray(var.val, aval.dtype)
-    eqn = next((eqn for eqn in reversed(jaxpr.eqns) if var in eqn.outvars), None)
-    if eqn is None:
-        return None
-    if eqn.primitive.name in ("jit", "pjit"):
-        return _constant(eqn.params["jaxpr"].jaxpr, eqn.outvars.index(var))
-    literal = eqn.invars[0] if len(eqn.invars) == 1 else None
-    if eqn.primitive.name != "broadcast_in_dim" or not isinstance(literal, core.Literal):
-        return None
-    return np.full(var.aval.shape, literal.val, var.aval.dtype)
+def _trace_initialiser(init, key, call):
+    """Return the jaxpr and the shapes of a function; a second call of the same traces nothing.
+
+    As `jax.jit` does, that takes the function for the same if it is the same object.
+    """
+    args, kwargs = call.bind(_as_shapes(call.given))
+    fixed_places = [place for place, x in enumerate(args, start=1) if _is_plain(x)]
+    fixed_names = [name for name, x in kwargs.items() if _is_plain(x)]
+    others = [x for x in (*args, *kwargs.values()) if not _is_plain(x)]
+    if all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(others)):
+        jitted = jax.jit(init, static_argnums=fixed_places, static_argnames=fixed_names)
+        traced = jitted.trace(key, *args, **kwargs)
+        return traced.jaxpr, _as_shapes(traced.out_info)
+
+    def function(key, inputs):
+        args, kwargs = call.bind(inputs)
+        return init(key, *args, **kwargs)
+
+    return jax.make_jaxpr(function, return_shape=True)(key, _as_shapes(call.given))
+
+
+def _is_plain(x):
+    return isinstance(x, bool | int | float | str | None)

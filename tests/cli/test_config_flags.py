@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from ghn_jax.cli.config_dict import build_config, default_config, packaged_configs
-from ghn_jax.cli.config_flags import check_arguments, resolve_names
+from ghn_jax.cli.config_flags import check_arguments, resolve_names, split_none
 from ghn_jax.cli.network_flags import define_import_flag
 from ghn_jax.finetune.config import FinetuneConfig, NetworkConfig
 from ghn_jax.hypernetworks.message_passing import MESSAGE_PASSING
@@ -148,6 +148,40 @@ def test_overrides_reach_the_program(tmp_path):
     assert result.stderr == ""
     values = "12 (16, 32) 300 0.0001 False /data (('test', 5),) 1 mlp"
     assert result.stdout == f"{tmp_path} {values}\n"
+
+
+def test_optional_fields_of_every_type_can_be_none(tmp_path):
+    result = run_program(
+        f"--config={SMOKE}",
+        "--config.optimizer.clip_norm=None",  # float
+        "--config.training.max_nodes",  # int, and the value as a word of its own
+        "None",
+        "--config.data.data_dir=/data",
+        "--config.data.data_dir=None",  # str; the last value counts
+        "--config.data.image_size=None",
+        "--config.data.image_size=16",
+        f"--workdir={tmp_path}",
+        program=PROGRAM.replace(
+            "print(workdir, ",
+            "print(config.optimizer.clip_norm, config.data.image_size, ",
+        ),
+    )
+    assert result.stderr == ""
+    assert result.stdout.split()[:2] == ["None", "16"]
+    words = result.stdout.split()
+    assert words.count("None") == 3  # and max_nodes, data_dir
+
+
+def test_none_is_taken_from_optional_fields_only():
+    arguments = ["p", "--config.training.num_steps=None", "--config.optimizer.clip_norm=None"]
+    assert split_none(arguments) == (arguments[:2], ["optimizer.clip_norm"])
+    assert split_none(["p", "--config.optimizer.clip_norm"]) == (
+        ["p", "--config.optimizer.clip_norm"],
+        [],
+    )
+    result = run_program(f"--config={SMOKE}", "--workdir=x", arguments[1])
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: flag --config.training.num_steps=None: invalid literal")
 
 
 @pytest.mark.parametrize(
@@ -302,3 +336,15 @@ def test_modules_that_a_ghn_needs_are_imported(tmp_path, monkeypatch):
     with pytest.raises(flags.Error, match="cannot import 'no_such': ModuleNotFoundError: No mod"):
         values(["program", "--import", "registers_a_part,no_such"])
     sys.modules.pop("registers_a_part")
+
+
+def test_an_optional_field_is_set_to_none():
+    arguments = ["--config.optimizer.clip_norm=1.5", "--config.optimizer.clip_norm=None"]
+    assert split_none(["x", *arguments]) == (["x"], ["optimizer.clip_norm"])
+    assert split_none(arguments[::-1]) == (arguments[:1], [])  # the last one counts
+    required = ["--config.optimizer.learning_rate=None"]
+    assert split_none(required) == (required, [])
+    config = default_config()
+    config.optimizer.clip_norm = 1.5
+    assert build_config(config).optimizer.clip_norm == 1.5
+    assert build_config(config, unset=["optimizer.clip_norm"]).optimizer.clip_norm is None

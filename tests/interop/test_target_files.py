@@ -3,6 +3,8 @@
 import functools
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference_predictions import FOLDER, skip_for_want_of
@@ -13,6 +15,7 @@ from ghn_jax.interop.target_files import (
     load_target_params,
     save_target_params,
     to_target_state_dict,
+    write_arrays,
 )
 from ghn_jax.sampling import SpaceConfig, sample_architecture
 from ghn_jax.targets.plan import lower
@@ -123,3 +126,34 @@ def test_errors(tmp_path):
     save_target_params(tmp_path / "x.npz", plan, arrays)
     with pytest.raises(ValueError, match="x.npz is of another network: fc0/dense/bias, fc0/dense"):
         load_target_params(tmp_path / "x.npz", RESNET(32, 11))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "written"),
+    [
+        (jnp.bfloat16, np.float32),
+        (jnp.float8_e4m3fn, np.float32),
+        (jnp.float8_e5m2, np.float32),
+        (jnp.float16, np.float16),
+        (jnp.int4, np.int8),
+        (jnp.uint4, np.uint8),
+        (jnp.int32, np.int32),
+        (np.dtype(">i4"), np.dtype(">i4")),
+        (jnp.complex64, np.complex64),
+        (jnp.bool_, np.bool_),
+    ],
+)
+def test_npz_files_hold_numpys_dtypes_and_every_value(tmp_path, dtype, written):
+    values = [0, 1, 3, 6]  # exact in all of them but bool
+    values = values if dtype != jnp.bool_ else [False, True, True, False]
+    write_arrays(tmp_path / "x.npz", {"a": np.asarray(values).astype(dtype)})
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["a"].dtype == written
+        assert file["a"].tolist() == values
+
+
+def test_npz_files_hold_random_keys_as_integers(tmp_path):
+    key = jax.random.key(5)
+    write_arrays(tmp_path / "x.npz", {"key": key})
+    with np.load(tmp_path / "x.npz") as file:
+        assert jax.random.wrap_key_data(file["key"]) == key
