@@ -1,6 +1,6 @@
 """Train one network from scratch; same as `ghn-jax train-network`, see `--help`."""
 
-from ghn_jax.cli.train_network import run
+from ghn_jax.cli.main import launch
 
 if __name__ == "__main__":
-    run()
+    launch("train-network")

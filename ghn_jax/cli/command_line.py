@@ -1,7 +1,8 @@
 """What the programs share: flags parsed by absl, and errors reported in one line.
 
 In: the command line. Out: parsed flags, or one line on standard error and an exit status: 2 for a
-mistake on the command line or in a config, 1 for a later failure.
+mistake on the command line or in a config, 1 for a later failure, 73 if another run has the folder,
+75 if the program was asked to stop and the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from ghn_jax.extras import MissingExtraError
+from ghn_jax.training.folder_lock import IN_USE_STATUS, FolderInUseError
+from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 
 _HELP = ("--help", "-help", "--helpfull", "-helpfull", "--helpshort", "-helpshort", "-h")
 
@@ -90,12 +93,20 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     Args:
         more: such errors besides ValueError and OSError.
     """
-    shown: tuple[type[Exception], ...] = (ValueError, OSError, MissingExtraError, *more)
+    shown: tuple[type[Exception], ...] = (
+        *(ValueError, OSError, MissingExtraError, InterruptedRunError),
+        *more,
+    )
     try:
         yield
     except shown as error:
         absl_logging.debug("traceback", exc_info=True)
-        fail(" ".join(str(error).split()), status=1)
+        status = 1
+        if isinstance(error, InterruptedRunError):
+            status = RESUME_STATUS
+        elif isinstance(error, FolderInUseError):
+            status = IN_USE_STATUS
+        fail(" ".join(str(error).split()), status)
 
 
 def fail(message: str, status: int = 2) -> NoReturn:

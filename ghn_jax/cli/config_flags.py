@@ -24,7 +24,6 @@ from ghn_jax.configuration.conversion import iterate_fields
 from ghn_jax.configuration.validation import suggest
 from ghn_jax.extras import extra
 from ghn_jax.training.config import ExperimentConfig, describe_fields
-from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 
 with extra("train", "configs"):
     import ml_collections
@@ -42,7 +41,8 @@ def run(
 
     Mistakes on the command line or in the config are reported in one line on standard error, with
     exit status 2; errors of the program in one line, with exit status 1. A run that was asked to
-    stop exits with status 75. `--help` lists every field of the config.
+    stop exits with status 75, one whose folder is in use with 73. `--help` lists every field of the
+    config.
 
     Args:
         main: called with the config and the run's folder.
@@ -71,10 +71,7 @@ def run(
         except ValueError as error:
             fail(str(error))
         with errors_in_one_line(*errors):
-            try:
-                main(config, workdir_flag.value)
-            except InterruptedRunError as error:
-                fail(str(error), RESUME_STATUS)
+            main(config, workdir_flag.value)
 
     def parse(arguments: Sequence[str]) -> list[str]:
         check = functools.partial(check_arguments, config_type=config_type, kind=kind)

@@ -6,7 +6,8 @@
 Prints a line per architecture and a table. Writes to WORKDIR/evaluation a summary `SPLIT.json`, a
 line per architecture in `SPLIT.jsonl`, and a plot. The GHN is a work directory of training, the
 name of one that comes with the package, or an official `.pt` file. Without --workdir, the results
-of a GHN in a work directory go there, those of others to the current folder.
+of a GHN in a work directory go there, those of others to the current folder. SIGTERM and Ctrl-C
+exit with status 75; the same command goes on with the architectures that are left.
 """
 
 from collections.abc import Sequence
@@ -20,14 +21,16 @@ from ghn_jax.cli.command_line import run_program
 from ghn_jax.cli.network_flags import define_ghn_flag
 from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator, evaluate_splits
+from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator
 from ghn_jax.evaluation.image_files import read_labelled_images
+from ghn_jax.evaluation.journal import identify, keep_results
 from ghn_jax.evaluation.report import report_splits
 from ghn_jax.evaluation.splits import open_splits
 from ghn_jax.interop.locations import CHECKPOINTS, resolve
 from ghn_jax.programs.cache import enable_compilation_cache
 from ghn_jax.sampling import SPLITS
 from ghn_jax.training.config import PREDEFINED_SPLIT
+from ghn_jax.training.interruption import exit_on_signals
 from ghn_jax.training.trainer import check_dataset, create_task
 
 # In distribution, then out of it.
@@ -108,19 +111,19 @@ def main() -> None:
     evaluator = Evaluator(ghn.predictor, engine, images, task.metrics_fn, training.num_threads)
     seed = evaluation.seed if FLAGS.seed is None else FLAGS.seed
     numbers = [(split, FLAGS.num_architectures) for split in splits]
-    measured = evaluate_splits(
-        evaluator,
-        ghn.ghn_params,
-        open_splits(config, numbers, seed, FLAGS.deepnets),
-        seed if FLAGS.random else None,
-    )
-    report_splits(
-        measured,
-        f"{dataset.name}, {image_split} images, seed {seed}",
-        workdir / "evaluation",
-        lists_architectures=True,
-        task=task,
-    )
+    random_seed = seed if FLAGS.random else None
+    opened = open_splits(config, numbers, seed, FLAGS.deepnets)
+    folder = workdir / "evaluation"
+    identity = identify(config, ghn.ghn_params, images, seed, random_seed, FLAGS.deepnets)
+    exit_on_signals(f"the results so far are kept in {folder}")
+    with keep_results(folder, identity) as journal:
+        report_splits(
+            journal.evaluate_splits(evaluator, ghn.ghn_params, opened, random_seed),
+            f"{dataset.name}, {image_split} images, seed {seed}",
+            folder,
+            lists_architectures=True,
+            task=task,
+        )
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:

@@ -26,6 +26,7 @@ from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.comparison import Comparison
 from ghn_jax.finetune.comparison_report import rich_table
 from ghn_jax.finetune.config import FinetuneConfig
+from ghn_jax.training.interruption import exit_on_signals
 
 FLAGS = flags.FLAGS
 define_ghn_flag("; not needed for --init=random")
@@ -52,6 +53,7 @@ def main(config: FinetuneConfig, workdir: str) -> None:
     if not FLAGS.architecture:
         fail("--architecture is missing, expected the networks to fine-tune")
     config = _override(config)
+    exit_on_signals(f"the runs that have ended are kept in {workdir}")
     data = config.data
     dataset = load_dataset(data.name, data.data_dir, data.image_size, data.num_channels)
     ghn = None if FLAGS.ghn is None else ghn_jax.load(FLAGS.ghn)

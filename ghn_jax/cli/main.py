@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ghn_jax.training.interruption import exit_on_signals
+
 PROGRAMS = (
     "train",
     "evaluate",
@@ -20,6 +22,8 @@ PROGRAMS = (
     "convert",
     "warmup",
 )
+# Programs that go on where they were stopped; a signal ends the others as usual.
+_RESUMABLE = ("train", "evaluate", "finetune", "train-network")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -43,13 +47,25 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         print(f"error: program is {name!r}{hint}, expected {', '.join(PROGRAMS)}", file=sys.stderr)
         sys.exit(2)
+    launch(name, [f"{command} {name}", *arguments[1:]])
+
+
+def launch(name: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Import a program, run it, and exit.
+
+    Args:
+        name: One of `PROGRAMS`.
+        argv: The command line, starting with the program's name; None means the process's.
+    """
+    if name in _RESUMABLE:
+        exit_on_signals()  # before the import, which takes seconds
     try:
         # Only this program is imported, since each defines flags of its own.
         program = importlib.import_module(f"ghn_jax.cli.{_module_name(name)}")
     except ImportError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    sys.exit(program.run([f"{command} {name}", *arguments[1:]]))
+    sys.exit(program.run(argv))
 
 
 def _module_name(program: str) -> str:

@@ -19,7 +19,9 @@ from ghn_jax.cli import config_flags
 from ghn_jax.evaluation.training_run import evaluate_run
 from ghn_jax.parallel.processes import connect_processes
 from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.interruption import exit_on_signals
 from ghn_jax.training.loop import train
+from ghn_jax.training.run_loop import lock_run
 from ghn_jax.training.skipping import TooManySkippedError
 from ghn_jax.training.trainer import Trainer, TrainState
 from ghn_jax.training.workers import WorkerError
@@ -41,9 +43,11 @@ def main(config: ExperimentConfig, workdir: str) -> None:
         return {f"val/{name}_mean": mean.mean for name, mean in summary.metrics.items()}
 
     connect_processes()
-    trainer, state = train(config, workdir, evaluate_fn=evaluate)
-    if evaluation.splits and jax.process_index() == 0:
-        evaluate_run(trainer, state, evaluation, Path(workdir) / "evaluation")
+    with lock_run(workdir):
+        trainer, state = train(config, workdir, evaluate_fn=evaluate)
+        if evaluation.splits and jax.process_index() == 0:
+            exit_on_signals(f"training has ended and is saved in {workdir}, its evaluation has not")
+            evaluate_run(trainer, state, evaluation, Path(workdir) / "evaluation")
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:

@@ -30,6 +30,8 @@ from ghn_jax.finetune.iterations import describe_iterations, draw_iterations
 from ghn_jax.finetune.network_training import DivergedError, NetworkTrainer
 from ghn_jax.finetune.regularized_network import RegularizedNetwork
 from ghn_jax.targets.network import TargetNetwork
+from ghn_jax.training.interruption import exit_on_signals
+from ghn_jax.training.run_loop import lock_run
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -47,6 +49,11 @@ def main(config: NetworkConfig, workdir: str) -> None:
     """Train, evaluate on test images and, if asked, compare with a prediction."""
     if not FLAGS.architecture:
         fail("--architecture is missing, expected the network to train")
+    with lock_run(workdir):
+        _train(config, workdir)
+
+
+def _train(config: NetworkConfig, workdir: str) -> None:
     data, training = config.data, config.training
     dataset = load_dataset(data.name, data.data_dir, data.image_size, data.num_channels)
     size, num_classes = dataset.image_size, check_classes(dataset)
@@ -77,6 +84,7 @@ def main(config: NetworkConfig, workdir: str) -> None:
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     print(f"{num_parameters:,} parameters, {trainer.num_steps:,} steps", flush=True)
     result = trainer.run(variables, workdir=workdir)
+    exit_on_signals(f"training has ended and is saved in {workdir}, its evaluation has not")
     print(f"validation  top-1 {100 * result.curve[-1].accuracy:.2f}%")
     print(f"test        top-1 {100 * trainer.evaluate(result.variables, 'test'):.2f}%", flush=True)
     if initializer is not None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator, Summary, evaluate_splits
+from ghn_jax.evaluation.journal import identify, keep_results
 from ghn_jax.evaluation.report import report_splits
 from ghn_jax.evaluation.splits import open_splits
 from ghn_jax.training.config import EvaluationConfig
@@ -18,10 +19,14 @@ def evaluate_run(
         trainer: The trainer of the run.
         state: The state, which has the hypernetwork's parameters.
         evaluation: The splits and images to evaluate on, not necessarily those of the run's config.
-        folder: The folder for the results; None writes nothing.
+        folder: The folder for the results; None writes nothing. An evaluation that was stopped
+            goes on where it was.
 
     Returns:
         One summary per split.
+
+    Raises:
+        FolderInUseError: If another process evaluates into the folder.
     """
     image_split, seed = evaluation.image_split, evaluation.seed
     images = EvaluationImages(
@@ -33,6 +38,12 @@ def evaluate_run(
     )
     splits = open_splits(trainer.config, evaluation.splits, seed)
     random_seed = seed if evaluation.with_random else None
-    measured = evaluate_splits(evaluator, trainer.local_params(state), splits, random_seed)
+    ghn_params = trainer.local_params(state)
     title = f"{trainer.dataset.name}, {image_split} images, seed {seed}"
-    return report_splits(measured, title, folder, task=trainer.task)
+    if folder is None:
+        measured = evaluate_splits(evaluator, ghn_params, splits, random_seed)
+        return report_splits(measured, title, task=trainer.task)
+    identity = identify(trainer.config, ghn_params, images, seed, random_seed)
+    with keep_results(folder, identity) as journal:
+        measured = journal.evaluate_splits(evaluator, ghn_params, splits, random_seed)
+        return report_splits(measured, title, folder, task=trainer.task)

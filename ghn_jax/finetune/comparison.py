@@ -32,6 +32,7 @@ from ghn_jax.finetune.config import FinetuneConfig
 from ghn_jax.finetune.initialization import NetworkInitializer
 from ghn_jax.finetune.network_training import DivergedError, NetworkResult, NetworkTrainer
 from ghn_jax.finetune.postprocessing import AUTO
+from ghn_jax.training.folder_lock import lock_folder
 
 if TYPE_CHECKING:
     from ghn_jax.pretrained import GHN
@@ -94,7 +95,14 @@ class Comparison:
 
         Returns:
             A row for each architecture and initialisation.
+
+        Raises:
+            FolderInUseError: If another process makes the runs.
         """
+        with lock_folder(self._workdir):
+            return self._run(modules)
+
+    def _run(self, modules: Mapping[str, nn.Module]) -> list[Row]:
         config = self._config
         # Prepare all architectures before the first run, so that a bad one is reported at once.
         prepared = {name: self._prepare(module) for name, module in modules.items()}

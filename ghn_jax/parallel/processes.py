@@ -5,11 +5,14 @@ axis, "replica", over every device.
 """
 
 import os
+import signal
+import threading
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ghn_jax.arrays import Array, PyTree
+from ghn_jax.parallel.peers import watch_peers
 
 REPLICA_AXIS = "replica"
 
@@ -20,7 +23,7 @@ _TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
 
 
 def connect_processes() -> None:
-    """Connect to the other processes of the run, if there are any.
+    """Connect to the other processes of the run, if there are any, and watch them.
 
     Call this before anything else asks JAX for its devices. On CPUs, gloo provides the collectives.
 
@@ -39,12 +42,16 @@ def connect_processes() -> None:
     if not has_peers and not os.environ.get(_COORDINATOR):
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    handler = signal.getsignal(signal.SIGTERM)
     jax.distributed.initialize(
         # JAX finds the rest: the coordinator's address in its variable, or all of it from the
         # cluster's own variables.
         num_processes=_integer("JAX_NUM_PROCESSES"),
         process_id=_integer("JAX_PROCESS_ID"),
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # JAX's preemption service has taken it
+    watch_peers()
 
 
 def _integer(name: str) -> int | None:

@@ -8,6 +8,7 @@ load.
 
 from __future__ import annotations
 
+import json
 import pathlib
 import zlib
 from collections.abc import Mapping
@@ -53,9 +54,28 @@ def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def finished_steps(folder: pathlib.Path) -> list[int]:
-    """Return the steps of the finished checkpoints in a folder, ascending."""
+    """Return the steps of the finished checkpoints in a folder, ascending; none if it is gone."""
     # An unfinished checkpoint carries a temporary name, not a number.
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
+    if not folder.is_dir():
+        return []
+    numbered = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
+    return sorted(int(entry.name) for entry in numbered if not _is_half_deleted(entry))
+
+
+def _is_half_deleted(path: pathlib.Path) -> bool:
+    """Whether files are gone, as after a kill while an earlier version deleted the checkpoint.
+
+    Whether files are damaged is another matter, which reading them shows.
+    """
+    try:
+        run = json.loads((path / RUN / "metadata").read_text(encoding="utf-8"))
+        items = [name for name, sums in run["checksums"].items() if sums]
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    # An evaluation may need no more than the parameters, so a released GHN may lack the others.
+    return PARAMS in items and not (path / PARAMS / "manifest.ocdbt").is_file()
 
 
 def find_step(folder: pathlib.Path, step: int) -> pathlib.Path:

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -37,6 +38,9 @@ from ghn_jax.training.checkpoint_files import (
 from ghn_jax.training.config import ExperimentConfig
 
 """A nested structure of arrays."""
+
+
+_SUPERSEDED = "superseded"  # a folder in that of the checkpoints, for the time of a deletion
 
 
 class RunConfig(Protocol):
@@ -93,11 +97,14 @@ class CheckpointStore:
         """
         self._config_type = config_type
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        self._remove_superseded()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
                 cleanup_tmp_directories=True,
+                # Renamed before it is deleted, so that a kill leaves no half under its number.
+                todelete_subdir=_SUPERSEDED,
             ),
         )
 
@@ -145,9 +152,11 @@ class CheckpointStore:
             raise ValueError(
                 f"counters is {dict(counters)!r}, expected values that JSON can hold: {error}"
             ) from error
+        self._check_folder()
         items = pack_items(step, params, state, key, counters, config.to_dict())
         with self._naming_failures():
             self._manager.save(step, args=ocp.args.Composite(**items))
+        self._remove_superseded()
 
     def read_config(self, step: int) -> Any:
         """Read the config that a checkpoint was saved with, and nothing else.
@@ -209,6 +218,23 @@ class CheckpointStore:
         """
         with self._naming_failures():
             self._manager.close()
+        self._remove_superseded()
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                (self.folder / _SUPERSEDED).rmdir()
+
+    def _remove_superseded(self) -> None:
+        """Delete checkpoints that newer ones replaced; the folder of them stays for the next."""
+        if jax.process_index() == 0 and (folder := self.folder / _SUPERSEDED).is_dir():
+            for path in folder.iterdir():
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _check_folder(self) -> None:
+        """Raise CheckpointError if the folder was removed: Orbax would make it anew."""
+        if not self.folder.is_dir():
+            raise CheckpointError(
+                f"{self.folder} was removed during the run: the run stops, with nothing saved"
+            )
 
     @contextlib.contextmanager
     def _naming_failures(self) -> Iterator[None]:
@@ -217,6 +243,7 @@ class CheckpointStore:
             yield
         # Orbax and TensorStore have many types for what the system refuses.
         except Exception as error:
+            self._check_folder()
             reason = str(error).strip() or repr(error)
             # What the system said stands far behind in TensorStore's text.
             is_full = os.strerror(errno.ENOSPC) in reason

@@ -62,7 +62,9 @@ class MetricWriter:
 
         Raises:
             ValueError: if a name is one of the two that every line has.
+            FileNotFoundError: if the run's folder or `metrics.jsonl` was removed during the run.
         """
+        self._check_file()
         for name in ("step", "wall_time"):
             if name in scalars:
                 raise ValueError(
@@ -78,6 +80,13 @@ class MetricWriter:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         self._tensorboard.flush()
+
+    def _check_file(self) -> None:
+        """Raise unless the open file is the one under its name: writes to another one are lost."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+                return
+        raise FileNotFoundError(f"{self.path} was removed or replaced during the run: it stops")
 
     def write_skipped(self, step: int, index: int, seed: int) -> None:
         """Note that an architecture was skipped.

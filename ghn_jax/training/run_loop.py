@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
@@ -17,9 +18,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 
-from ghn_jax.training.checkpoint_files import CheckpointError
+from ghn_jax.parallel.peers import needing_peers
+from ghn_jax.training.checkpoint_files import FOLDER, CheckpointError, finished_steps
 from ghn_jax.training.checkpoints import CheckpointStore, RunConfig
-from ghn_jax.training.interruption import InterruptedRunError, StopRequest
+from ghn_jax.training.folder_lock import lock_folder
+from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError, StopRequest
 from ghn_jax.training.metrics import MetricWriter, NoMetrics, TrainingProgress
 
 _LOGGER = logging.getLogger(__name__)
@@ -154,13 +157,48 @@ def run_training(
     Raises:
         CheckpointError: If the folder holds a run with another config, or a checkpoint could not be
             written.
-        InterruptedRunError: If SIGTERM or SIGINT was received; the run is saved before.
+        FolderInUseError: If another run writes to the folder.
+        InterruptedRunError: If SIGTERM or SIGINT was received, be it in the last step or while its
+            checkpoint is written; the run is saved before.
     """
+    describe = functools.partial(_describe_saved, workdir)
+    with StopRequest() as request, needing_peers(describe, RESUME_STATUS, InterruptedRunError):
+        state = _run(training, schedule, workdir, request, quiet)
+    if request.is_made:
+        raise InterruptedRunError(
+            f"asked to stop: all {schedule.num_steps} steps are made"
+            + ("" if workdir is None else f" and saved in {workdir}; the same command goes on")
+        )
+    return state
+
+
+def lock_run(
+    workdir: str | pathlib.Path,
+) -> contextlib.AbstractContextManager[None]:
+    """Hold a run's folder; of several processes, the first one does.
+
+    Args:
+        workdir: The run's folder, created if missing.
+
+    Returns:
+        A context manager, which raises FolderInUseError if another run has the folder.
+    """
+    return contextlib.nullcontext() if jax.process_index() else lock_folder(workdir)
+
+
+def _run(
+    training: Training[State, StepBatch, Outcome],
+    schedule: RunSchedule,
+    workdir: str | pathlib.Path | None,
+    request: StopRequest,
+    quiet: bool,
+) -> State:
     is_first = jax.process_index() == 0
     quiet = quiet or not is_first
     with contextlib.ExitStack() as stack:
         store, resume_step = None, None
         if workdir is not None:
+            stack.enter_context(lock_run(workdir))
             store = CheckpointStore(workdir, schedule.keep_checkpoints, type(training.config))
             stack.enter_context(store)
             resume_step = store.latest_step()
@@ -181,9 +219,12 @@ def run_training(
         if resume_step is None and schedule.evaluates(step):
             metrics.write(step, training.evaluate(state, step))
         progress = stack.enter_context(TrainingProgress(schedule.num_steps, step, quiet=quiet))
-        request = stack.enter_context(StopRequest())
         report = RunReport(metrics, progress)
 
+        if request.is_made and jax.process_count() == 1:  # several stop together, after a step
+            if store is not None and resume_step is None:
+                training.save(store, state, step)
+            _stop(store, step, schedule.num_steps)
         batches = stack.enter_context(training.batches(state, step))
         while step < schedule.num_steps:
             batch = next(batches)
@@ -233,6 +274,14 @@ def _flatten_fields(config: dict[str, Any]) -> dict[str, Any]:
         fields = value if isinstance(value, dict) else {"": value}
         flat.update({f"{section}.{name}".rstrip("."): field for name, field in fields.items()})
     return flat
+
+
+def _describe_saved(workdir: str | pathlib.Path | None) -> str:
+    if workdir is None:
+        return "nothing is saved, for want of a work directory"
+    folder = pathlib.Path(workdir).absolute() / FOLDER
+    steps = finished_steps(folder)
+    return f"step {steps[-1]} is saved in {folder}" if steps else f"nothing is saved in {folder}"
 
 
 def _stop(store: CheckpointStore | None, step: int, num_steps: int) -> None:

@@ -357,3 +357,44 @@ def test_killed_while_saving(tmp_path):
         restored = store.restore(lambda params: params)
     assert restored.step == restored.counters["step"] == step
     assert (restored.state["w"] == step).all()
+
+
+def test_a_checkpoint_half_deleted_by_a_kill_is_skipped(workdir):
+    folder = workdir / "checkpoints"
+    (folder / "20" / "run" / "metadata").unlink()
+    assert_same_bits(load_checkpoint(workdir)[1], make_ghn_params(1))
+    shutil.copytree(folder / "10", folder / "5")
+    (folder / "5" / "ghn_params" / "manifest.ocdbt").unlink()
+    with pytest.raises(CheckpointError, match="; .*checkpoints holds the steps 10; delete the dam"):
+        load_checkpoint(folder / "5")
+
+
+def test_what_is_superseded_has_another_name_before_it_is_deleted(tmp_path, monkeypatch):
+    renamed = []
+
+    def leave(path, ignore_errors):
+        renamed.append(path)  # as if killed before the first file is deleted
+
+    monkeypatch.setattr("ghn_jax.training.checkpoints.shutil.rmtree", leave)
+    with CheckpointStore(tmp_path, keep=1) as store:
+        for step in (1, 2, 3):
+            save(store, step)
+        store.wait()
+        assert store.steps() == (3,)
+    folder = tmp_path / "checkpoints"
+    assert set(renamed) >= {folder / "superseded" / "1"}
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "superseded"]
+    monkeypatch.undo()
+    CheckpointStore(tmp_path, keep=1).close()
+    assert sorted(path.name for path in folder.iterdir()) == ["3"]
+
+
+def test_a_folder_that_is_removed_is_not_made_anew(tmp_path):
+    with CheckpointStore(tmp_path / "run") as store:
+        save(store, 1)
+        store.wait()
+        shutil.rmtree(tmp_path / "run")
+        message = "run/checkpoints was removed during the run: the run stops, with nothing saved$"
+        with pytest.raises(CheckpointError, match=message):
+            save(store, 2)
+    assert not (tmp_path / "run").exists()

@@ -84,3 +84,16 @@ def test_bar_on_a_terminal():
         progress.update(5, loss=0.25, architectures=4)
     assert "step 5/10" in console.file.getvalue()
     assert "loss 0.2500" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_folder_that_is_removed_ends_the_run_at_the_next_write(tmp_path, is_replaced):
+    with MetricWriter(tmp_path / "run") as writer:
+        writer.write(1, {"loss": 1.0})
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        if is_replaced:
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "metrics.jsonl").touch()
+        message = f"^{tmp_path}/run/metrics.jsonl was removed or replaced during the run: it stops$"
+        with pytest.raises(FileNotFoundError, match=message):
+            writer.write(2, {"loss": 1.0})

@@ -1,8 +1,10 @@
 """The loop of every run, with a training that only notes what it is asked for."""
 
+import concurrent.futures
 import contextlib
 import itertools
 import json
+import shutil
 import signal
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ import pytest
 from ghn_jax.training.checkpoint_files import CheckpointError
 from ghn_jax.training.checkpoints import CheckpointStore
 from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.folder_lock import FolderInUseError
 from ghn_jax.training.interruption import InterruptedRunError
 from ghn_jax.training.run_loop import RunSchedule, check_same_config, run_training
 
@@ -123,8 +126,99 @@ def test_a_signal_saves_and_says_where(tmp_path):
     assert run_training(Sum(), make_schedule(), tmp_path) == 0 + 1 + 2 + 3
 
 
-def test_a_signal_in_the_last_step_is_no_interruption(tmp_path):
-    assert run_training(Sum(signal_step=2), make_schedule(), tmp_path) == 0 + 1 + 2 + 3
+def test_a_signal_in_the_last_step_is_said_once_it_is_saved(tmp_path):
+    message = f"^asked to stop: all 4 steps are made and saved in {tmp_path}; the same command goes"
+    with pytest.raises(InterruptedRunError, match=message):
+        run_training(Sum(signal_step=3), make_schedule(), tmp_path)
+    again = Sum()
+    assert run_training(again, make_schedule(), tmp_path) == 0 + 1 + 2 + 3
+    assert again.calls == ["restore"]
+
+
+def test_a_signal_while_the_store_closes_loses_nothing(tmp_path, monkeypatch):
+    close = CheckpointStore.close
+
+    def close_interrupted(self):
+        signal.raise_signal(signal.SIGTERM)
+        close(self)
+
+    monkeypatch.setattr(CheckpointStore, "close", close_interrupted)
+    with pytest.raises(InterruptedRunError, match="^asked to stop: all 4 steps are made and saved"):
+        run_training(Sum(), make_schedule(), tmp_path)
+    monkeypatch.undo()
+    assert run_training(again := Sum(), make_schedule(), tmp_path) == 0 + 1 + 2 + 3
+    assert again.calls == ["restore"]
+
+
+class InterruptedAtFirst(Sum):
+    def evaluate(self, state, step):
+        if step == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return super().evaluate(state, step)
+
+
+def test_a_signal_before_the_first_step_keeps_the_first_evaluation(tmp_path):
+    schedule = make_schedule(evaluates_ends=True)
+    with pytest.raises(InterruptedRunError, match="^asked to stop: step 0 of 4 is saved in "):
+        run_training(InterruptedAtFirst(), schedule, tmp_path)
+    again = Sum()
+    assert run_training(again, schedule, tmp_path) == 0 + 1 + 2 + 3
+    assert again.calls[:2] == ["restore", "step 0"]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "sum" in row] == [0, 2, 4]
+
+
+class Removes(Sum):
+    """Loses its folder in the middle."""
+
+    def __init__(self, workdir):
+        super().__init__()
+        self.workdir = workdir
+
+    def step(self, state, step, batch, stop):
+        if step == 20:
+            while self.workdir.exists():  # a checkpoint may be being written
+                shutil.rmtree(self.workdir, ignore_errors=True)
+        return super().step(state, step, batch, stop)
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_steps", "error"),
+    [
+        ({"log_every": 1, "checkpoint_every": None}, 21, FileNotFoundError),
+        ({"log_every": 99, "checkpoint_every": 1}, 21, CheckpointError),
+    ],
+)
+def test_a_folder_that_is_removed_ends_the_run(tmp_path, changes, num_steps, error):
+    training = Removes(tmp_path / "run")
+    schedule = make_schedule(1000, evaluate_every=None, **changes)
+    with pytest.raises(error, match=f"^{tmp_path}/run/.* was removed .*during the run"):
+        run_training(training, schedule, tmp_path / "run")
+    assert sum(call.startswith("step") for call in training.calls) == num_steps
+
+
+class Starts(Sum):
+    """Starts a second run in the same folder in the middle of the first."""
+
+    def __init__(self, workdir):
+        super().__init__()
+        self.workdir, self.second = workdir, Sum()
+
+    def step(self, state, step, batch, stop):
+        if step == 2:
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                other = pool.submit(run_training, self.second, make_schedule(), self.workdir)
+                self.error = other.exception()
+        return super().step(state, step, batch, stop)
+
+
+def test_a_second_run_in_the_folder_changes_nothing(tmp_path):
+    training = Starts(tmp_path)
+    assert run_training(training, make_schedule(), tmp_path) == 0 + 1 + 2 + 3
+    assert isinstance(training.error, FolderInUseError)
+    assert training.second.calls == []
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3, 4]
 
 
 def test_a_signal_without_a_folder():

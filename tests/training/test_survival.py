@@ -97,6 +97,52 @@ def test_a_second_signal_is_what_it_was_before():
         signal.signal(signal.SIGTERM, previous)
 
 
+BUSY = """
+import sys, time
+from ghn_jax.training.interruption import StopRequest, exit_on_signals
+exit_on_signals("busy")
+with StopRequest() as request:
+    print("saving", flush=True)
+    while not request.is_made:
+        time.sleep(0.01)
+    print("noted", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_program_at_once(second):
+    with start(BUSY) as process:
+        assert process.stdout.readline() == "saving\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "noted\n"
+        process.send_signal(second)
+        assert process.wait(timeout=10) == -second
+
+
+STUCK = """
+import ctypes
+from ghn_jax.training.interruption import exit_on_signals
+exit_on_signals("nothing is to be saved yet")
+lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+lock(mutex)
+print("stuck", flush=True)
+lock(mutex)
+"""
+
+
+def test_a_signal_ends_a_program_within_a_library():
+    """As JAX is when it compiles or connects: Python's handlers wait until the call returns."""
+    with start(STUCK) as process:
+        assert process.stdout.readline() == "stuck\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 75
+        assert process.stdout.read() == (
+            "error: asked to stop (SIGTERM): nothing is to be saved yet; the same command goes on"
+            " from there\n"
+        )
+
+
 @contextlib.contextmanager
 def small_disk(folder, megabytes):
     folder.mkdir()

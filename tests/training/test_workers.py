@@ -2,10 +2,13 @@
 
 import os
 import signal
+import threading
 import time
 
+import numpy as np
 import pytest
 
+from ghn_jax.training import workers as workers_module
 from ghn_jax.training.workers import MAX_RESTARTS, WorkerError, Workers
 
 
@@ -82,3 +85,70 @@ def test_workers_that_die_again_and_again_end_it():
         )
         with pytest.raises(WorkerError, match=message):
             next(workers)
+
+
+class Large:
+    """More than fits into a pipe, to be sent and to come back."""
+
+    def __init__(self):
+        self.values = np.arange(300_000, dtype=np.float64)
+
+    def __call__(self, number):
+        return self.values + number
+
+
+def test_killed_at_any_moment_again_and_again_ends_it():
+    """At their start and in the middle of results, by another process than the trainer."""
+    with Workers(Large(), 0, 2, 4, "arrays") as workers:
+        assert (next(workers)[:3] == [0, 1, 2]).all()
+        is_over = threading.Event()
+
+        def kill_all():
+            while not is_over.wait(0.05):
+                for pid in workers.pids():
+                    os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_all)
+        start = time.monotonic()
+        killer.start()
+        try:
+            with pytest.raises(WorkerError, match="died 4 times .the last one by signal SIGKILL"):
+                for _ in range(100):
+                    next(workers)
+        finally:
+            is_over.set()
+            killer.join()
+    assert time.monotonic() - start < 60
+    assert not workers.pids() or not any(map(is_alive, workers.pids()))
+
+
+def is_alive(pid):
+    return os.path.exists(f"/proc/{pid}")
+
+
+def test_a_stopped_worker_is_named_and_replaced(monkeypatch, caplog):
+    monkeypatch.setattr(workers_module, "STOPPED_SECONDS", 2)
+    with Workers(slow_square, 0, 1, 1, "squares") as workers:
+        assert next(workers) == 0
+        (pid,) = workers.pids()
+        os.kill(pid, signal.SIGSTOP)
+        assert [next(workers) for _ in range(3)] == [1, 4, 9]
+        assert workers.pids() != [pid]
+    assert caplog.messages == [
+        f"process {pid}, which prepares squares, has been stopped (SIGSTOP) for 2 s and is killed",
+        "a process that prepares squares died; starting anew (1 of 3)",
+    ]
+
+
+def slow_square(number):
+    time.sleep(0.1)
+    return number * number
+
+
+def test_closing_does_not_wait_for_a_stopped_worker():
+    workers = Workers(slow_square, 0, 1, 1, "squares")
+    assert next(workers) == 0
+    os.kill(workers.pids()[0], signal.SIGSTOP)
+    start = time.monotonic()
+    workers.close()
+    assert time.monotonic() - start < 5
