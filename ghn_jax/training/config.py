@@ -74,8 +74,8 @@ class OptimizerConfig:
         name: adam (weight decay added to the gradient as L2), adamw (weight decay decoupled from
             the gradient) or sgd (L2, with momentum).
         learning_rate: the rate after warmup and before any decay.
-        schedule: constant, step (multiply by decay_factor at each milestone) or cosine (to 0 at the
-            last step).
+        schedule: constant, step (multiply by decay_factor at each milestone), or cosine or linear
+            (both to 0 at the last step).
         warmup_steps: number of first steps in which the rate grows linearly to its value.
         milestones: steps at which the step schedule decays the rate, ascending.
         decay_factor: factor on the rate at each milestone.
@@ -277,10 +277,11 @@ class ExperimentConfig:
                 " space.num_classes"
             )
         last = self.optimizer.warmup_steps
-        if self.optimizer.schedule == "cosine" and last >= self.training.num_steps:
+        schedule = self.optimizer.schedule
+        if schedule in ("cosine", "linear") and last >= self.training.num_steps:
             raise ValueError(
                 f"optimizer.warmup_steps is {last}, expected fewer than training.num_steps"
-                f" ({self.training.num_steps}) with schedule 'cosine'"
+                f" ({self.training.num_steps}) with schedule {schedule!r}"
             )
 
     @classmethod

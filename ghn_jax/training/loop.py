@@ -27,7 +27,7 @@ EvaluateFn = Callable[[Trainer, TrainState], Mapping[str, float]]
 
 # Settings that change neither the parameters, except for the order in which gradients are summed,
 # nor the meaning of the checkpoint's counters. The number of steps moves the end of a cosine
-# schedule, but extending a run is the user's decision.
+# or linear schedule, but extending a run is the user's decision.
 MAY_CHANGE = (
     *("evaluation", "data.data_dir"),
     *("training.num_steps", "training.checkpoint_every", "training.keep_checkpoints"),

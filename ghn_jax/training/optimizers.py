@@ -21,7 +21,7 @@ def create_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
     Args:
         config: what kind of schedule.
-        num_steps: number of steps of the run; the cosine schedule reaches 0 there.
+        num_steps: number of steps of the run; the cosine and linear schedules reach 0 there.
 
     Returns:
         A function from the number of updates made so far, a scalar int, to the rate of the next.

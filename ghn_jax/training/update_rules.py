@@ -43,9 +43,15 @@ def _cosine(config: Any, num_steps: int) -> optax.Schedule:
     return lambda step: decayed(jnp.maximum(step - config.warmup_steps, 0.0))
 
 
+def _linear(config: Any, num_steps: int) -> optax.Schedule:
+    decayed = optax.linear_schedule(config.learning_rate, 0.0, num_steps - config.warmup_steps)
+    return lambda step: decayed(jnp.maximum(step - config.warmup_steps, 0.0))
+
+
 SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
     "constant": lambda config, num_steps: optax.constant_schedule(config.learning_rate),
     "step": _step,
     "cosine": _cosine,
+    "linear": _linear,
 }
 """From an `OptimizerConfig` and the number of steps to a function from step to learning rate."""

@@ -106,6 +106,11 @@ def test_int_stands_for_float_but_not_the_reverse():
             "config.optimizer.warmup_steps is 5, expected fewer than training.num_steps (5)",
         ),
         (
+            {"optimizer": {"schedule": "linear", "warmup_steps": 9}, "training": {"num_steps": 5}},
+            "config.optimizer.warmup_steps is 9, expected fewer than training.num_steps (5) with"
+            " schedule 'linear'",
+        ),
+        (
             {"training": {"max_skipped_share": 1.5}},
             "config.training.max_skipped_share is 1.5, expected a number >= 0 and <= 1",
         ),

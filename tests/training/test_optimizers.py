@@ -106,6 +106,11 @@ def test_small_gradients_are_not_clipped():
             6,
             [0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466, 0.0],
         ),
+        (
+            OptimizerConfig(learning_rate=1.0, schedule="linear", warmup_steps=2),
+            6,
+            [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0],
+        ),
     ],
 )
 def test_schedules(config, num_steps, rates):
