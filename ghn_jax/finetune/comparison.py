@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -99,16 +99,15 @@ class Comparison:
         Raises:
             FolderInUseError: If another process makes the runs.
         """
-        with lock_folder(self._workdir):
-            return self._run(modules)
-
-    def _run(self, modules: Mapping[str, nn.Module]) -> list[Row]:
-        config = self._config
         # Prepare all architectures before the first run, so that a bad one is reported at once.
         prepared = {name: self._prepare(module) for name, module in modules.items()}
-        starts = [
-            _Start(name, init, *parts) for name, parts in prepared.items() for init in config.inits
-        ]
+        inits = self._config.inits
+        starts = [_Start(name, init, *parts) for name, parts in prepared.items() for init in inits]
+        with lock_folder(self._workdir):
+            return self._run(starts)
+
+    def _run(self, starts: Sequence[_Start]) -> list[Row]:
+        config = self._config
         with ComparisonProgress(len(starts) * len(config.rates) * config.num_seeds) as progress:
             rows = [
                 self._choose(start, progress.follow(start.name, self._tune(start)))

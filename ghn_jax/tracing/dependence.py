@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-Labels = frozenset[Any]
+LabelSet = frozenset[Any]
 
 CALLS = (
     "jit pjit closed_call core_call xla_call named_call remat remat2 checkpoint custom_jvp_call"
@@ -51,8 +51,8 @@ def take_part(jaxpr: Any, outvars: Sequence[Any], given: Iterable[Any] = ()) -> 
 
 
 def find_dependence(
-    jaxpr: Any, inputs: Sequence[Labels], relabelled: Mapping[Any, Labels] | None = None
-) -> list[Labels]:
+    jaxpr: Any, inputs: Sequence[LabelSet], relabelled: Mapping[Any, LabelSet] | None = None
+) -> list[LabelSet]:
     """Find what the outputs of a jaxpr depend on.
 
     Args:
@@ -65,7 +65,7 @@ def find_dependence(
         For each output, the labels of all inputs that it depends on.
     """
     jaxpr, relabelled = open_jaxpr(jaxpr), relabelled or {}
-    known: dict[Any, Labels] = dict(zip(jaxpr.invars, inputs, strict=True))
+    known: dict[Any, LabelSet] = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def use(var):
         if isinstance(var, core.Literal):
@@ -80,7 +80,7 @@ def find_dependence(
     ]
 
 
-def join_labels(labels: Iterable[Labels]) -> Labels:
+def join_labels(labels: Iterable[LabelSet]) -> LabelSet:
     """Return the union of labels."""
     return frozenset().union(*labels)
 

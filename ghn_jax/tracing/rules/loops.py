@@ -12,7 +12,7 @@ from typing import Any
 from jax.extend import core
 
 from ghn_jax.tracing.builder import GraphBuilder
-from ghn_jax.tracing.dependence import Labels, find_dependence, join_labels, open_jaxpr, take_part
+from ghn_jax.tracing.dependence import LabelSet, find_dependence, join_labels, open_jaxpr, take_part
 from ghn_jax.tracing.interpreter import interpret
 from ghn_jax.tracing.values import Constant, Data, Value
 
@@ -105,7 +105,7 @@ def _find_needs(body, num_consts, count):
     """Return which old and which new states every output of the body is computed from."""
     inner = open_jaxpr(body)
     invars = inner.invars[num_consts : num_consts + count]
-    labels: list[Labels] = [frozenset()] * len(inner.invars)
+    labels: list[LabelSet] = [frozenset()] * len(inner.invars)
     labels[num_consts : num_consts + count] = [frozenset({("old", i)}) for i in range(count)]
     relabelled = {
         var: frozenset({("new", index)})
