@@ -107,7 +107,7 @@ class Variants:
 
     def __getitem__(self, name: str) -> Any:
         """Return the module class with a name; a ValueError lists the known names."""
-        if name not in self._modules:
+        if not isinstance(name, str) or name not in self._modules:
             raise ValueError(
                 f"name is {describe_value(name)}{suggest(name, self)}, expected one of"
                 f" {', '.join(self)}, or one"

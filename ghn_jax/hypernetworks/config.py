@@ -1,6 +1,7 @@
 """The choices that make a hypernetwork a GHN-1, a GHN-2 or an MLP (docs/method.md, 'Variants')."""
 
 import dataclasses
+import math
 from typing import Any
 
 from ghn_jax.configuration import limits
@@ -77,6 +78,7 @@ class GHNConfig:
         for index, size in enumerate(sizes):
             most = limits.TILE_SIZE if index < 2 else limits.KERNEL_SIZE
             check_positive_int(f"max_shape[{index}]", size, most)
+        check_positive_int("max_shape in elements", math.prod(sizes), limits.COUNT)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
