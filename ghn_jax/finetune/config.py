@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ghn_jax.configuration import limits
 from ghn_jax.configuration.conversion import build_dataclass, to_dictionary
@@ -98,6 +98,8 @@ class NetworkConfig:
         optimizer: the update rule for the network's parameters.
         training: the training loop.
     """
+
+    SECTIONS: ClassVar = ("data", "optimizer", "training")
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

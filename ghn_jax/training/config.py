@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ghn_jax.configuration import limits
 from ghn_jax.configuration.conversion import build_dataclass, describe_fields, to_dictionary
@@ -247,6 +247,8 @@ class ExperimentConfig:
         task: what target networks are trained for; or its name.
         curriculum: how the distribution over training architectures changes with the step.
     """
+
+    SECTIONS: ClassVar = ("data", "space", "ghn", "optimizer", "training", "evaluation")
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     space: SpaceConfig = dataclasses.field(default_factory=SpaceConfig)
