@@ -17,11 +17,13 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from ghn_jax.configuration import limits
 from ghn_jax.configuration.validation import (
     as_tuple,
     check_choice,
     check_keys,
     check_positive_int,
+    describe_value,
     suggest,
 )
 
@@ -161,9 +163,9 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if not isinstance(self.genotype, Genotype):
-            raise ValueError(f"genotype is {self.genotype!r}, expected a Genotype")
-        for name in ("num_cells", "channels", "stem_kernel", "num_fc_layers", "fc_size"):
-            check_positive_int(name, getattr(self, name))
+            raise ValueError(f"genotype is {describe_value(self.genotype)}, expected a Genotype")
+        for name, most in _MOST.items():
+            check_positive_int(name, getattr(self, name), most)
         for name in ("stem_pool", "preprocess", "global_pool"):
             check_choice(name, getattr(self, name), (False, True))
         check_choice("stem_type", self.stem_type, (0, 1))
@@ -304,10 +306,11 @@ class ResNet:
     def __post_init__(self) -> None:
         if not isinstance(self.stage_sizes, tuple) or len(self.stage_sizes) != 4:
             raise ValueError(
-                f"stage_sizes is {self.stage_sizes!r}, expected a tuple of four positive integers"
+                f"stage_sizes is {describe_value(self.stage_sizes)}, expected a tuple of four"
+                " positive integers"
             )
         for index, size in enumerate(self.stage_sizes):
-            check_positive_int(f"stage_sizes[{index}]", size)
+            check_positive_int(f"stage_sizes[{index}]", size, limits.STAGE_SIZE)
 
     @property
     def has_attention(self) -> bool:
@@ -354,25 +357,41 @@ _NORM_FROM_OFFICIAL: dict[str | None, str | None] = {"bnorm": "batch", None: Non
 _NORM_TO_OFFICIAL: dict[str | None, str | None] = {"batch": "bnorm", None: None}
 
 
+_MOST = {
+    "num_cells": limits.NUM_CELLS,
+    "channels": limits.WIDTH,
+    "stem_kernel": limits.KERNEL_SIZE,
+    "num_fc_layers": limits.NUM_FC_LAYERS,
+    "fc_size": limits.WIDTH,
+}
+
+
 def _check_cell(name: str, pairs: tuple[NodeOp, ...]) -> None:
     if not isinstance(pairs, tuple) or not pairs or len(pairs) % 2 != 0:
         raise ValueError(
-            f"{name} is {pairs!r}, expected a non-empty tuple of an even number of"
+            f"{name} is {describe_value(pairs)}, expected a non-empty tuple of an even number of"
             " (operation, input) pairs"
+        )
+    if len(pairs) > 2 * limits.NUM_STEPS:
+        raise ValueError(
+            f"{name} has {len(pairs)} operations, expected at most {2 * limits.NUM_STEPS}"
         )
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise ValueError(f"{name}[{index}] is {pair!r}, expected a pair (operation, input)")
-        operation, state = pair
-        if operation not in OPERATIONS:
             raise ValueError(
-                f"{name}[{index}] has the unknown operation {operation!r}"
+                f"{name}[{index}] is {describe_value(pair)}, expected a pair (operation, input)"
+            )
+        operation, state = pair
+        if not isinstance(operation, str) or operation not in OPERATIONS:
+            raise ValueError(
+                f"{name}[{index}] has the unknown operation {describe_value(operation)}"
                 f"{suggest(operation, OPERATIONS)}, expected one of {', '.join(OPERATIONS)}"
             )
         last_state = 1 + index // 2
         if type(state) is not int or not 0 <= state <= last_state:
             raise ValueError(
-                f"{name}[{index}] reads input {state!r}, expected 0..{last_state}: step"
+                f"{name}[{index}] reads input {describe_value(state)}, expected 0..{last_state}:"
+                " step"
                 f" {index // 2} may read the two cell inputs and earlier steps"
             )
 
@@ -381,15 +400,19 @@ def _check_concat(name: str, states: tuple[int, ...], num_steps: int) -> None:
     last_state = num_steps + 1
     if not isinstance(states, tuple) or not states:
         raise ValueError(
-            f"{name} is {states!r}, expected a non-empty tuple of states in 2..{last_state}"
+            f"{name} is {describe_value(states)}, expected a non-empty tuple of states in"
+            f" 2..{last_state}"
         )
     for state in states:
         if type(state) is not int or not 2 <= state <= last_state:
             raise ValueError(
-                f"{name} contains {state!r}, expected states in 2..{last_state} ({num_steps} steps)"
+                f"{name} contains {describe_value(state)}, expected states in 2..{last_state}"
+                f" ({num_steps} steps)"
             )
     if any(later <= earlier for earlier, later in itertools.pairwise(states)):
-        raise ValueError(f"{name} is {states!r}, expected distinct states in ascending order")
+        raise ValueError(
+            f"{name} is {describe_value(states)}, expected distinct states in ascending order"
+        )
 
 
 def _as_pairs(name: str, values: Any) -> tuple[Any, ...]:

@@ -17,11 +17,19 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
+from ghn_jax.configuration.validation import shorten
 from ghn_jax.extras import MissingExtraError
 from ghn_jax.training.folder_lock import IN_USE_STATUS, FolderInUseError
 from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 
 _HELP = ("--help", "-help", "--helpfull", "-helpfull", "--helpshort", "-helpshort", "-h")
+
+_LONGEST_MESSAGE = 2000  # characters; the longest of ours list a GHN's tensors
+_TOO_LARGE: dict[type[Exception], str] = {
+    MemoryError: "there is not enough memory",
+    RecursionError: "something is nested too deeply",
+    OverflowError: "a number is too large",
+}
 
 
 def run_program(
@@ -73,7 +81,10 @@ def parse_flags(
     try:
         check(argv[1:])
         left = flags.FLAGS(argv)
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (
+        *(flags.Error, ValueError, TypeError, AttributeError, KeyError),
+        *(MemoryError, RecursionError, OverflowError),
+    ) as error:
         fail(last_line(error))
     if len(left) > 1:
         fail(f"unexpected argument {left[1]!r}, expected only flags (--name=value)")
@@ -91,7 +102,8 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
     """Report errors meant for the user in one line and exit; `--verbosity=1` shows the traceback.
 
     Args:
-        more: such errors besides ValueError and OSError.
+        more: such errors besides ValueError and OSError, and those that say that something is too
+            large: for memory, for the stack or for a number.
     """
     shown: tuple[type[Exception], ...] = (
         *(ValueError, OSError, MissingExtraError, InterruptedRunError),
@@ -106,12 +118,20 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
             status = RESUME_STATUS
         elif isinstance(error, FolderInUseError):
             status = IN_USE_STATUS
-        fail(" ".join(str(error).split()), status)
+        fail(str(error) or type(error).__name__, status)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        absl_logging.debug("traceback", exc_info=True)
+        kinds = (kind for kind in _TOO_LARGE if isinstance(error, kind))
+        # What the device says has no class of its own.
+        kind = MemoryError if "RESOURCE_EXHAUSTED" in str(error) else next(kinds, None)
+        if kind is None:
+            raise
+        fail(f"{_TOO_LARGE[kind]} ({type(error).__name__}: {error})", 1)
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
-    """Print one line to standard error and exit."""
-    print(f"error: {message}", file=sys.stderr)
+    """Print one line of bounded length to standard error and exit."""
+    print(f"error: {shorten(message, _LONGEST_MESSAGE)}", file=sys.stderr)
     sys.exit(status)
 
 

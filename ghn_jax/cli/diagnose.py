@@ -19,6 +19,7 @@ from rich.table import Table
 import ghn_jax
 from ghn_jax.cli.command_line import run_program
 from ghn_jax.cli.network_flags import define_deepnets_flag, define_ghn_flag
+from ghn_jax.configuration import limits
 from ghn_jax.evaluation.architecture_specs import resolve_module
 from ghn_jax.finetune.config import INITS
 from ghn_jax.finetune.diagnosis import diagnose, draw_diagnosis
@@ -33,11 +34,19 @@ define_deepnets_flag()
 flags.DEFINE_string("out", None, "Image to write: .png, .svg or .pdf.")
 flags.DEFINE_list("init", list(INITS), "Initialisations to draw.")
 flags.DEFINE_integer(
-    "first_layer", 1, "First layer to post-process, counted from 1.", lower_bound=1
+    "first_layer",
+    1,
+    "First layer to post-process, counted from 1.",
+    lower_bound=1,
+    upper_bound=limits.COUNT,
 )
 flags.DEFINE_float("noise_beta", 3e-5, "Scale of the noise.", lower_bound=0.0)
 flags.DEFINE_integer(
-    "image_size", None, "The network's image size in pixels; by default the GHN's.", lower_bound=1
+    "image_size",
+    None,
+    "The network's image size in pixels; by default the GHN's.",
+    lower_bound=1,
+    upper_bound=limits.IMAGE_SIZE,
 )
 flags.mark_flags_as_required(["ghn", "architecture", "out"])
 

@@ -19,6 +19,7 @@ from absl import flags
 from ghn_jax.architectures import VIT, Architecture, ResNet
 from ghn_jax.cli.command_line import run_program
 from ghn_jax.cli.network_flags import define_arguments_flag, define_deepnets_flag, parse_arguments
+from ghn_jax.configuration import limits
 from ghn_jax.configuration.validation import check_choice
 from ghn_jax.drawing import draw
 from ghn_jax.evaluation.architecture_specs import (
@@ -39,9 +40,27 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("architecture", None, "Name of a model, SPLIT/INDEX, or MODULE:FACTORY.")
 define_deepnets_flag()
 flags.DEFINE_string("out", None, "File to draw to: .svg, .pdf or .png.")
-flags.DEFINE_integer("image_size", 224, "Height and width of the images, in pixels.", lower_bound=1)
-flags.DEFINE_integer("num_classes", 1000, "Number of outputs of named networks.", lower_bound=1)
-flags.DEFINE_integer("num_channels", 3, "Number of channels of the images.", lower_bound=1)
+flags.DEFINE_integer(
+    "image_size",
+    224,
+    "Height and width of the images, in pixels.",
+    lower_bound=1,
+    upper_bound=limits.IMAGE_SIZE,
+)
+flags.DEFINE_integer(
+    "num_classes",
+    1000,
+    "Number of outputs of named networks.",
+    lower_bound=1,
+    upper_bound=limits.NUM_CLASSES,
+)
+flags.DEFINE_integer(
+    "num_channels",
+    3,
+    "Number of channels of the images.",
+    lower_bound=1,
+    upper_bound=limits.NUM_CHANNELS,
+)
 flags.DEFINE_bool("small_images", False, "Use the variant of a named network for 32 px.")
 define_arguments_flag()
 flags.mark_flags_as_required(["architecture", "out"])

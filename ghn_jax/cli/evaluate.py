@@ -19,6 +19,7 @@ from absl import flags
 import ghn_jax
 from ghn_jax.cli.command_line import run_program
 from ghn_jax.cli.network_flags import define_ghn_flag
+from ghn_jax.configuration import limits
 from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator
@@ -47,6 +48,7 @@ flags.DEFINE_integer(
     "Number of architectures per split; by default as published (500 for test, 100 for each OOD"
     " split), or all in a file.",
     lower_bound=1,
+    upper_bound=limits.COUNT,
 )
 flags.DEFINE_string(
     "deepnets",
@@ -60,7 +62,11 @@ flags.DEFINE_string(
     " normalised, and 'labels'.",
 )
 flags.DEFINE_integer(
-    "seed", None, "Seed of the architectures; by default that of the GHN's config.", lower_bound=0
+    "seed",
+    None,
+    "Seed of the architectures; by default that of the GHN's config.",
+    lower_bound=0,
+    upper_bound=limits.SEED,
 )
 flags.DEFINE_enum(
     "image_split", "test", ["validation", "test"], "Images to evaluate the networks on."

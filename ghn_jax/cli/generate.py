@@ -31,6 +31,7 @@ from rich.progress import (
 from rich.text import Text
 
 from ghn_jax.cli.command_line import run_program
+from ghn_jax.configuration import limits
 from ghn_jax.deepnets1m.writer import (
     DeepNets1MWriter,
     Record,
@@ -49,13 +50,17 @@ _NUM_ARCHITECTURES = flags.DEFINE_integer(
     "Number of architectures to write; published splits have 1000000 for training, 500 for val and"
     " test, and 100 otherwise.",
     lower_bound=1,
+    upper_bound=limits.COUNT,
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the stream of architectures.", lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the stream of architectures.", lower_bound=0, upper_bound=limits.SEED
+)
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
     1,
     "Number of processes that draw architectures; it does not affect the result.",
     lower_bound=1,
+    upper_bound=limits.NUM_PROCESSES,
 )
 _MERGE_EVAL = flags.DEFINE_bool(
     "merge_eval",

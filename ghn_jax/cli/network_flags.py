@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from ghn_jax.cli.command_line import last_line
+from ghn_jax.configuration.validation import describe_value
 
 flags.disclaim_key_flags()  # the flags belong to the calling module
 
@@ -77,14 +78,17 @@ def parse_arguments(text: str, is_traced: bool) -> dict[str, Any]:
     """
     try:
         arguments = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise ValueError(
-            f"--arguments is {text!r}, expected a JSON object such as '{{\"train\": true}}'"
+            f"--arguments is {describe_value(text)}, expected a JSON object such as"
+            f" '{{\"train\": true}}'"
         )
     if arguments and not is_traced:
-        raise ValueError(f"--arguments is {text!r}, expected none for an architecture")
+        raise ValueError(
+            f"--arguments is {describe_value(text)}, expected none for an architecture"
+        )
     return arguments
 
 

@@ -24,6 +24,7 @@ import rich.progress
 from absl import flags
 
 from ghn_jax.cli import config_flags
+from ghn_jax.configuration import limits
 from ghn_jax.engine.blockwise import BlockwiseEngine
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.hypernetworks.preparation import PreparedGraphs
@@ -36,7 +37,11 @@ from ghn_jax.training.meta_batches import MetaBatchRules, iterate_meta_batches
 from ghn_jax.training.trainer import create_task
 
 flags.DEFINE_integer(
-    "num_architectures", 500, "Number of architectures whose calls are counted.", lower_bound=1
+    "num_architectures",
+    500,
+    "Number of architectures whose calls are counted.",
+    lower_bound=1,
+    upper_bound=limits.COUNT,
 )
 flags.DEFINE_float("coverage", 0.99, "Share of all calls that the compiled programs cover.")
 flags.DEFINE_integer(
@@ -44,6 +49,7 @@ flags.DEFINE_integer(
     None,
     "Number of processes that compile; by default one per training.num_compile_threads cores.",
     lower_bound=1,
+    upper_bound=limits.NUM_PROCESSES,
 )
 FLAGS = flags.FLAGS
 

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from ghn_jax.configuration.validation import suggest
+from ghn_jax.configuration.validation import describe_value, suggest
 from ghn_jax.configuration.variants import VariantConfig, parse_variant
 
 _T = TypeVar("_T")
@@ -41,13 +41,15 @@ def build_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "confi
     """
     if not isinstance(values, Mapping):
         raise ValueError(
-            f"{path} is {values!r}, expected a mapping of the fields of {cls.__name__}"
+            f"{path} is {describe_value(values)}, expected a mapping of the fields of"
+            f" {cls.__name__}"
         )
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in fields:
             raise ValueError(
-                f"{path}.{name} (value {value!r}) is not a field{suggest(name, fields)},"
+                f"{path}.{name} (value {describe_value(value)}) is not a"
+                f" field{suggest(name, fields)},"
                 f" expected one of {', '.join(fields)}"
             )
     for name, field in fields.items():
@@ -227,21 +229,24 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         return _convert_tuple(hint, value, path)
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            pass  # refused below
     # bool is a subclass of int, so types are compared exactly: True is not a count.
     if type(value) is not hint:
-        raise ValueError(f"{path} is {value!r}, expected {hint.__name__}")
+        raise ValueError(f"{path} is {describe_value(value)}, expected {hint.__name__}")
     return value
 
 
 def _convert_tuple(hint: Any, value: Any, path: str) -> tuple[Any, ...]:
     items = typing.get_args(hint)
     if not isinstance(value, (tuple, list)):
-        raise ValueError(f"{path} is {value!r}, expected {_hint_name(hint)}")
+        raise ValueError(f"{path} is {describe_value(value)}, expected {_hint_name(hint)}")
     if len(items) == 2 and items[1] is Ellipsis:
         items = (items[0],) * len(value)
     if len(items) != len(value):
-        raise ValueError(f"{path} is {value!r}, expected {len(items)} values")
+        raise ValueError(f"{path} is {describe_value(value)}, expected {len(items)} values")
     return tuple(
         _convert(item, element, f"{path}[{index}]")
         for index, (item, element) in enumerate(zip(items, value, strict=True))

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
 _LONGEST_TEXT = 100  # characters of a value in an error
+_LONGEST_MESSAGE = 1000  # characters of an error
+_DEEPEST = 8  # levels of a value in an error
+_MOST_BITS = 1000  # of an int in an error: Python refuses to write out one of 4,300 digits
 
 
 def suggest(value: object, options: Iterable[object]) -> str:
     """Return ' (did you mean ...?)' for a near match among the strings in `options`, else ''."""
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+        return ""
     names = [option for option in options if isinstance(option, str)]
-    matches = difflib.get_close_matches(str(value), names, n=1)
+    matches = difflib.get_close_matches(value, names, n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
@@ -36,11 +41,13 @@ def check_keys(
     """Raise ValueError unless a mapping has all required keys and no others but optional ones."""
     known = required + optional
     if not isinstance(values, Mapping):
-        raise ValueError(f"{owner} is {values!r}, expected a mapping with keys {', '.join(known)}")
+        raise ValueError(
+            f"{owner} is {describe_value(values)}, expected a mapping with keys {', '.join(known)}"
+        )
     for key in values:
         if key not in known:
             raise ValueError(
-                f"{owner} has the unknown key {key!r}{suggest(key, known)},"
+                f"{owner} has the unknown key {describe_value(key)}{suggest(key, known)},"
                 f" expected some of {', '.join(known)}"
             )
     for key in required:
@@ -53,31 +60,52 @@ def check_choice(name: str, value: object, options: tuple[object, ...]) -> None:
     # 1 == True in Python, so types are compared too: a stem_type of True is a mistake.
     if not any(value == option and type(value) is type(option) for option in options):
         expected = ", ".join(repr(option) for option in options)
-        raise ValueError(f"{name} is {value!r}{suggest(value, options)}, expected {expected}")
+        raise ValueError(
+            f"{name} is {describe_value(value)}{suggest(value, options)}, expected {expected}"
+        )
 
 
-def check_positive_int(name: str, value: object) -> None:
-    """Raise ValueError unless the value is an int of at least 1."""
+def check_positive_int(name: str, value: object, most: int | None = None) -> None:
+    """Raise ValueError unless the value is an int of at least 1 and at most `most`."""
     if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected a positive int")
+        raise ValueError(f"{name} is {describe_value(value)}, expected a positive int")
+    _check_most(name, value, most)
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise ValueError unless the value is an int of at least 0."""
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Raise ValueError unless the value is an int of at least 0 and at most `most`."""
     if type(value) is not int or value < 0:
-        raise ValueError(f"{name} is {value!r}, expected an int of at least 0")
+        raise ValueError(f"{name} is {describe_value(value)}, expected an int of at least 0")
+    _check_most(name, value, most)
+
+
+def _check_most(name: str, value: int, most: int | None) -> None:
+    if most is not None and value > most:
+        raise ValueError(f"{name} is {describe_value(value)}, expected at most {most}")
 
 
 def check_number(name: str, value: object) -> None:
     """Raise ValueError unless the value is a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+    if not 0 <= _as_float(value) < math.inf:
+        raise ValueError(
+            f"{name} is {describe_value(value)}, expected a finite number of at least 0"
+        )
 
 
 def check_share(name: str, value: object) -> None:
     """Raise ValueError unless the value is a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
-        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1)")
+    if not 0 <= _as_float(value) < 1:
+        raise ValueError(f"{name} is {describe_value(value)}, expected a number in [0, 1)")
+
+
+def _as_float(value: object) -> float:
+    """Return a number as a float, infinity for a larger int, NaN for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_flag(name: str, value: object) -> None:
@@ -110,12 +138,55 @@ def describe_value(value: Any) -> str:
     """A value as an error shows it: arrays by their shape, anything else in one short line."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+    # Written piece by piece: the whole text of lists that hold each other may take gigabytes.
+    text = ""
+    for piece in _write(value):
+        text += piece
+        if len(text) > 2 * _LONGEST_TEXT:
+            break
+    return shorten(text, _LONGEST_TEXT)
+
+
+def _write(value: Any, level: int = 0) -> Iterator[str]:
+    """Yield the pieces of a value's text, each of them short where the value is of plain types."""
+    if isinstance(value, dict):
+        opening, items, closing = "{", iter(value.items()), "}"
+    elif type(value) is list:
+        opening, items, closing = "[", iter(value), "]"
+    elif type(value) is tuple:
+        opening, items, closing = "(", iter(value), ",)" if len(value) == 1 else ")"
+    elif isinstance(value, str | bytes):
+        yield repr(value[: 2 * _LONGEST_TEXT])
+        return
+    elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        yield f"an int of {value.bit_length()} bits"
+        return
+    else:
+        yield repr(value)
+        return
+    yield opening
+    if level == _DEEPEST:
+        yield "..."
+        items = iter(())
+    for index, item in enumerate(items):
+        if index:
+            yield ", "
+        if isinstance(value, dict):
+            key, item = item
+            yield from _write(key, level + 1)
+            yield ": "
+        yield from _write(item, level + 1)
+    yield closing
+
+
+def shorten(text: object, longest: int = _LONGEST_MESSAGE) -> str:
+    """Return a text, or the text of an error, in one line of bounded length."""
+    line = " ".join(str(text)[: 10 * longest].split())
+    return line if len(line) <= longest else f"{line[:longest]}..."
 
 
 def as_tuple(name: str, values: Any) -> tuple[Any, ...]:
     """Convert any iterable but a string to a tuple, or raise ValueError."""
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ValueError(f"{name} is {values!r}, expected a sequence")
+        raise ValueError(f"{name} is {describe_value(values)}, expected a sequence")
     return tuple(values)

@@ -8,17 +8,25 @@ nest these configs, and a name alone stands for the variant with its defaults.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from ghn_jax.configuration.validation import check_positive_int, is_redefinition, suggest
+from ghn_jax.configuration import limits
+from ghn_jax.configuration.validation import (
+    check_positive_int,
+    describe_value,
+    is_redefinition,
+    suggest,
+)
 
 _M = TypeVar("_M", bound=type)
 
-PositiveInt = Annotated[int, check_positive_int]
-"""Type of a field that is an int of at least 1; any check of (name, value) can annotate a field."""
+PositiveInt = Annotated[int, functools.partial(check_positive_int, most=limits.NUM_LAYERS)]
+"""Type of a field that counts layers, rounds or heads, at least 1; any check of (name, value)"
+" can annotate a field."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +107,10 @@ class Variants:
 
     def __getitem__(self, name: str) -> Any:
         """Return the module class with a name; a ValueError lists the known names."""
-        if name not in self._modules:
+        if not isinstance(name, str) or name not in self._modules:
             raise ValueError(
-                f"name is {name!r}{suggest(name, self)}, expected one of {', '.join(self)}, or one"
+                f"name is {describe_value(name)}{suggest(name, self)}, expected one of"
+                f" {', '.join(self)}, or one"
                 f" of your own, registered by ghn_jax.{self._register_name}"
             )
         return self._modules[name]
@@ -170,7 +179,8 @@ def parse_variant(part: type[VariantConfig], value: Any) -> Any:
         return part.variants.config_type(value), {}
     if not isinstance(value, Mapping) or "name" not in value:
         raise ValueError(
-            f"is {value!r}, expected the name of a variant of {part.variants.part}, or a mapping"
+            f"is {describe_value(value)}, expected the name of a variant of {part.variants.part},"
+            " or a mapping"
             " with a name"
         )
     fields = {name: field for name, field in value.items() if field is not None}

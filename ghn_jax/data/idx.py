@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import gzip
 import math
+import struct
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from ghn_jax.configuration.validation import shorten
+from ghn_jax.data.array_files import check_expansion
 from ghn_jax.data.splits import ArraySplit, hold_out_last
 
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
@@ -61,26 +65,43 @@ def read_idx(path: Path, num_axes: int) -> np.ndarray:
     Raises:
       ValueError: if the file is not a whole IDX file of uint8 with that many axes.
     """
+    is_compressed = path.suffix == ".gz"
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be decompressed: {error}") from error
+        with gzip.open(path) if is_compressed else path.open("rb") as file:
+            shape = _read_shape(path, file, num_axes)
+            num_elements = math.prod(shape)
+            size = path.stat().st_size
+            if is_compressed:
+                check_expansion(size, num_elements)
+            elif num_elements > size:
+                raise ValueError(f"it has {size} bytes, too few for its shape {shape}")
+            content = file.read(num_elements)
+            if len(content) < num_elements or file.read(1):
+                found = len(content) if len(content) < num_elements else "more"
+                raise ValueError(
+                    f"it has {found} elements, expected {num_elements} for its shape {shape}"
+                )
+    except (gzip.BadGzipFile, EOFError, zlib.error, struct.error) as error:
+        raise ValueError(f"{path} cannot be decompressed: {shorten(error)}") from error
+    except (ValueError, MemoryError) as error:
+        raise ValueError(f"{path}: {shorten(error) or 'it does not fit into memory'}") from error
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_shape(path: Path, file: IO[bytes], num_axes: int) -> tuple[int, ...]:
+    """Return the sizes in a file's header."""
     magic = bytes((0, 0, UINT8_CODE, num_axes))
     num_header_bytes = 4 * (1 + num_axes)
-    if content[:4] != magic or len(content) < num_header_bytes:
+    header = file.read(num_header_bytes)
+    if header[:4] != magic or len(header) < num_header_bytes:
         raise ValueError(
-            f"{path} starts with the bytes {content[:4].hex(' ')}, expected {magic.hex(' ')}: an"
-            f" IDX file of uint8 with {num_axes} axes"
+            f"it starts with the bytes {header[:4].hex(' ')}, expected {magic.hex(' ')}: an IDX"
+            f" file of uint8 with {num_axes} axes"
         )
-    shape = tuple(np.frombuffer(content, ">i4", num_axes, offset=4).tolist())
-    num_elements = len(content) - num_header_bytes
-    if num_elements != math.prod(shape):
-        raise ValueError(
-            f"{path} has {num_elements} elements, expected {math.prod(shape)} for its shape {shape}"
-        )
-    return np.frombuffer(content, np.uint8, offset=num_header_bytes).reshape(shape)
+    shape = tuple(np.frombuffer(header, ">i4", num_axes, offset=4).tolist())
+    if min(shape) < 0:
+        raise ValueError(f"it has the sizes {shape}, expected sizes from 0")
+    return shape
 
 
 def _read_split(folder: Path, prefix: str) -> ArraySplit:

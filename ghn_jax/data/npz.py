@@ -12,19 +12,23 @@ in [0, 1]. Labels are (N,) integers from 0.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ghn_jax.configuration import limits
+from ghn_jax.configuration.validation import shorten
+from ghn_jax.data.array_files import read_arrays
 from ghn_jax.data.splits import ArraySplit, hold_out_last, split_at_random
 
 SINGLE_KEYS = ("images", "labels")
 SPLIT_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION_KEYS = ("validation_images", "validation_labels")
+_KIND = "a .npz file of plain arrays (written by np.savez)"
 OPTIONAL_KEYS = ("num_classes", "mean", "std")
+_SMALLEST_STD = 1e-6  # images are divided by it
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +75,14 @@ def read_npz(path: Path) -> ArrayParts:
             expected += VALIDATION_KEYS
     else:
         raise ValueError(
-            f"{path} has the entries {', '.join(sorted(keys)) or 'none'}; expected"
+            f"{path} has the entries {shorten(', '.join(sorted(keys))) or 'none'}; expected"
             f" {' and '.join(SINGLE_KEYS)}, or {', '.join(SPLIT_KEYS)}"
             f" (and optionally {', '.join(VALIDATION_KEYS + OPTIONAL_KEYS)})"
         )
     if unknown := sorted(keys - set(expected)):
         raise ValueError(
-            f"{path} has the unknown entries {', '.join(unknown)}; expected {', '.join(expected)}"
+            f"{path} has the unknown entries {shorten(', '.join(unknown))}; expected"
+            f" {', '.join(expected)}"
         )
     given = {
         prefix: _checked_split(path, arrays, prefix)
@@ -112,14 +117,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return all arrays of a .npz file by name."""
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}, expected a .npz file of images and labels")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    # np.load returns a bare array, which is no context manager, for a .npy file.
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} cannot be read as a .npz file of plain arrays (written by np.savez): {error}"
-        ) from error
+    arrays = read_arrays(path, _KIND)
+    if isinstance(arrays, np.ndarray):
+        raise ValueError(f"{path} cannot be read as {_KIND}: it holds a single array")
+    return arrays
 
 
 def _checked_split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) -> ArraySplit:
@@ -141,6 +142,10 @@ def _checked_split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) ->
         raise ValueError(f"{name} is empty, expected at least one image")
     if labels.min() < 0:
         raise ValueError(f"{name} has the label {labels.min()}, expected labels from 0")
+    if labels.max() >= limits.NUM_CLASSES:
+        raise ValueError(
+            f"{name} has the label {labels.max()}, expected labels below {limits.NUM_CLASSES}"
+        )
     return ArraySplit(images, labels.astype(np.int32))
 
 
@@ -192,7 +197,11 @@ def _checked_num_classes(
         return largest_label + 1
     num_classes = arrays["num_classes"]
     if num_classes.shape != () or not np.issubdtype(num_classes.dtype, np.integer):
-        raise ValueError(f"{path}: num_classes is {num_classes!r}, expected one integer")
+        raise ValueError(f"{path}: num_classes is {_show(num_classes)}, expected one integer")
+    if num_classes > limits.NUM_CLASSES:
+        raise ValueError(
+            f"{path}: num_classes is {num_classes}, expected at most {limits.NUM_CLASSES}"
+        )
     if largest_label >= num_classes:
         raise ValueError(
             f"{path} has the label {largest_label},"
@@ -211,7 +220,17 @@ def _checked_channels(
     is_number = np.issubdtype(values.dtype, np.floating) and bool(np.all(np.isfinite(values)))
     if values.shape not in ((1,), (num_channels,)) or not is_number:
         sizes = "1 finite float" if num_channels == 1 else f"1 or {num_channels} finite floats"
-        raise ValueError(f"{path}: {key} is {arrays[key]!r}, expected {sizes}")
+        raise ValueError(f"{path}: {key} is {_show(arrays[key])}, expected {sizes}")
     if key == "std" and values.min() <= 0:
-        raise ValueError(f"{path}: std is {arrays[key]!r}, expected positive entries")
+        raise ValueError(f"{path}: std is {_show(arrays[key])}, expected positive entries")
+    if values.min() < _SMALLEST_STD * (key == "std") or values.max() > 1:
+        least = _SMALLEST_STD if key == "std" else 0
+        raise ValueError(
+            f"{path}: {key} is {_show(arrays[key])}, expected entries in [{least}, 1] as of images"
+            " in [0, 1]"
+        )
     return tuple(float(value) for value in np.broadcast_to(values, (num_channels,)))
+
+
+def _show(array: np.ndarray) -> str:
+    return shorten(repr(array), 100)

@@ -4,11 +4,15 @@ In: `deepnets1m_<split>_meta.json`, {"<split>": {"nets": [entry, ...], "meta": {
 the tables of ids for one split, and the position of each entry in the file. In every process that
 reads them, a million entries would take half a gigabyte as text and gigabytes once parsed; their
 positions take 16 megabytes.
+
+`check_entry` is the schema of an entry.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +20,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ghn_jax.architectures import Architecture
+from ghn_jax.configuration import limits
+from ghn_jax.configuration.validation import (
+    check_keys,
+    check_positive_int,
+    describe_value,
+    shorten,
+)
+
 _CHUNK_SIZE = 1 << 20  # bytes read at a time
-_LONGEST_VALUE = 1 << 24  # bytes; an entry has less than a thousand, a table a few thousand
+_LONGEST_VALUE = 1 << 22  # bytes; an entry has less than a thousand, a table a few thousand
+_MOST_IDS = 10_000  # in a table; published ones have 15 primitives and 200 names
+_LARGEST_ID = 65_535  # which the graphs hold as uint16
 
 
 class MetaFile:
@@ -43,6 +58,7 @@ class MetaFile:
         if not path.is_file():
             raise ValueError(f"{path} does not exist, expected the meta file beside the graphs")
         self.path = path
+        self._split = split
         spans = array.array("q")
         tables: dict[str, dict[str, str]] | None = None
         splits = []
@@ -61,12 +77,14 @@ class MetaFile:
                         else:
                             stream.value()
                 stream.expect_end()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} is not a DeepNets-1M meta file, or is truncated: {error}"
+                f"{path} is not a DeepNets-1M meta file, or is truncated: {shorten(error)}"
             ) from error
         if split not in splits:
-            raise ValueError(f"{path} has no split {split!r}, expected one of {', '.join(splits)}")
+            raise ValueError(
+                f"{path} has no split {split!r}, expected one of {shorten(', '.join(splits))}"
+            )
         self._spans = np.array(spans, np.int64).reshape(-1, 2)
         self.tables = {name: _table(path, tables, name) for name in _TABLES}
 
@@ -81,21 +99,63 @@ class MetaFile:
 
         Returns:
             The entry.
+
+        Raises:
+            ValueError: if the file has changed since it was opened.
         """
         start, stop = self._spans[index].tolist()
-        with self.path.open("rb") as file:
-            file.seek(start)
-            entry: dict[str, Any] = json.loads(file.read(stop - start))
+        with self.naming_entry(index):
+            with self.path.open("rb") as file:
+                file.seek(start)
+                entry: dict[str, Any] = json.loads(file.read(stop - start))
             return entry
 
+    @contextlib.contextmanager
+    def naming_entry(self, index: int) -> Iterator[None]:
+        """Put the file and the entry before the text of a ValueError."""
+        try:
+            yield
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path}: {self._split}/nets[{index}]: {shorten(error)}"
+            ) from error
 
+
+_ANY_WIDTH = 16  # which even networks with attention can have
 _TABLES = ("primitives_ext", "unique_op_names")
 
 
 def _table(path: Path, tables: Any, name: str) -> dict[int, str]:
     if not isinstance(tables, dict) or not isinstance(tables.get(name), dict):
         raise ValueError(f"{path} has no table {name!r} of ids, expected one under 'meta'")
+    if len(tables[name]) > _MOST_IDS:
+        raise ValueError(
+            f"{path}: table {name!r} has {len(tables[name])} ids, expected at most {_MOST_IDS}"
+        )
+    for key, value in tables[name].items():
+        is_id = key.isascii() and key.isdecimal() and len(key) <= 5 and int(key) <= _LARGEST_ID
+        if not is_id or not isinstance(value, str):
+            raise ValueError(
+                f"{path}: table {name!r} has {describe_value(value)} under {describe_value(key)},"
+                f" expected a name under an id in 0..{_LARGEST_ID}"
+            )
     return {int(key): value for key, value in tables[name].items()}
+
+
+def check_entry(entry: Any, has_width: bool) -> None:
+    """Raise ValueError unless an entry is as the format has it.
+
+    Args:
+        entry: the entry.
+        has_width: whether it has to have a width; those of training splits have none.
+    """
+    Architecture.from_official(entry, channels=None if has_width else _ANY_WIDTH)
+    if "num_nodes" in entry:
+        check_positive_int("num_nodes", entry["num_nodes"], limits.NUM_NODES)
+    counts = entry.get("num_params", {})
+    check_keys("num_params", counts, (), ("cifar10", "imagenet"))
+    for name, count in counts.items():
+        check_positive_int(f"num_params.{name}", count)
 
 
 class _JsonStream:
@@ -127,10 +187,14 @@ class _JsonStream:
         if self._peek() == "]":
             self._take("]")
             return
-        while True:
+        for index in itertools.count():
             self._peek()
             start = self._offset + self._position
-            self.value()
+            value = self.value()
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"item {index} at byte {start} is {describe_value(value)}, expected an object"
+                )
             yield start, self._offset + self._position
             if self._take(",]") == "]":
                 return

@@ -13,17 +13,26 @@ GHNs would see different graphs from those they were trained on. `node_order` fi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ghn_jax.architectures import Architecture
-from ghn_jax.configuration.validation import check_choice
-from ghn_jax.deepnets1m.meta import MetaFile
+from ghn_jax.configuration.validation import check_choice, check_keys, describe_value, shorten
+from ghn_jax.deepnets1m.hdf5_schema import (
+    FILE_ERRORS,
+    check_distances,
+    check_nodes,
+    open_group,
+    open_integers,
+)
+from ghn_jax.deepnets1m.meta import MetaFile, check_entry
 from ghn_jax.deepnets1m.parameter_names import node_names
 from ghn_jax.extras import extra
 from ghn_jax.graphs.arch_graph import MAX_VIRTUAL_DISTANCE, ArchGraph
@@ -34,6 +43,9 @@ from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, lower
 
 with extra("train", "DeepNets-1M files"):
     import h5py
+
+
+_IMAGE_SETS = ("cifar10", "imagenet")
 
 
 class StoredArchitecture(NamedTuple):
@@ -88,7 +100,8 @@ class DeepNets1M:
         self._meta = MetaFile(meta_path(self.path), split)
         tables = self._meta.tables
         self._primitives = {
-            key: _current_primitive(name) for key, name in tables["primitives_ext"].items()
+            key: _current_primitive(name, self._meta.path)
+            for key, name in tables["primitives_ext"].items()
         }
         self._names = {key: _current_name(name) for key, name in tables["unique_op_names"].items()}
         self._file: h5py.File | None = None
@@ -122,10 +135,17 @@ class DeepNets1M:
 
         Returns:
             The original's constructor arguments, `num_nodes` and `num_params`.
+
+        Raises:
+            ValueError: if a value is missing, unknown or not as the format has it; it names the
+                file and the entry.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}, expected 0..{len(self) - 1} in {self.path}")
-        return self._meta.entry(index)
+        entry = self._meta.entry(index)
+        with self._meta.naming_entry(index):
+            check_entry(entry, has_width=self.split != "train")
+        return entry
 
     def architecture(self, index: int, draw: int = 0) -> Architecture:
         """Return a network's description; a training architecture is given a width.
@@ -144,10 +164,14 @@ class DeepNets1M:
         large = self.image_size > SMALL_IMAGE_LIMIT
         if "C" in entry and self.split != "train":
             factor = rules.channel_factors[large]
-            return Architecture.from_official(entry, channels=factor * entry["C"])
+            with self._meta.naming_entry(index):
+                return Architecture.from_official(entry, channels=factor * entry["C"])
         space = SpaceConfig(split=self.split, image_size=self.image_size)
         sequence = np.random.SeedSequence(self.seed, spawn_key=(rules.stream, index, draw))
-        num_parameters = entry["num_params"]["imagenet" if large else "cifar10"]
+        images = "imagenet" if large else "cifar10"
+        with self._meta.naming_entry(index):
+            check_keys("num_params", entry.get("num_params"), (images,), _IMAGE_SETS)
+        num_parameters = entry["num_params"][images]
         reference = Architecture.from_official(entry, channels=REFERENCE_CHANNELS)
         generator = np.random.Generator(np.random.Philox(sequence))
         channels, fc_size = draw_sizes(space, reference, num_parameters, generator)
@@ -207,19 +231,19 @@ class DeepNets1M:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the arrays of a network and check them against the meta file."""
-        try:
-            group = self._open()[f"{self.split}/{index}"]
-            adjacency, nodes = group["adj"][()], group["nodes"][()]
-        except (KeyError, OSError) as error:
-            raise ValueError(
-                f"{self.path} cannot be read at {self.split}/{index}: {error}"
-            ) from error
-        num_nodes = self.entry(index).get("num_nodes", len(nodes))
-        if adjacency.shape != (num_nodes, num_nodes) or nodes.shape != (num_nodes, 3):
+        entry = self.entry(index)
+        with self._naming_failures(f"{self.split}/{index}"):
+            group = open_group(self._open()[self.split], str(index))
+            stored, rows = (open_integers(group, name) for name in ("adj", "nodes"))
+            num_nodes = entry.get("num_nodes", len(rows))
+        if stored.shape != (num_nodes, num_nodes) or rows.shape != (num_nodes, 3):
             raise ValueError(
                 f"{self.path} does not belong to its meta file: {self.split}/{index} has adj"
-                f" {adjacency.shape} and nodes {nodes.shape}, expected {num_nodes} nodes"
+                f" {stored.shape} and nodes {rows.shape}, expected {num_nodes} nodes"
             )
+        with self._naming_failures(f"{self.split}/{index}"):
+            adjacency, nodes = check_distances(stored[()]), rows[()]
+            check_nodes(nodes, entry["n_cells"])
         for table, column in ((self._primitives, 0), (self._names, 2)):
             unknown = set(nodes[:, column].tolist()) - set(table)
             if unknown:
@@ -232,7 +256,9 @@ class DeepNets1M:
 
     def _check_number(self) -> None:
         """Raise ValueError unless the file and the meta file have the same number of networks."""
-        group, count = self._open()[self.split], len(self)
+        count = len(self)
+        with self._naming_failures(self.split):
+            group = open_group(self._open(), self.split)
         # Counting a million groups would take seconds; looking up two does not.
         if (count and str(count - 1) not in group) or str(count) in group:
             raise ValueError(
@@ -241,14 +267,22 @@ class DeepNets1M:
             )
         self._close()
 
+    @contextlib.contextmanager
+    def _naming_failures(self, place: str) -> Iterator[None]:
+        """Put the file and a place in it before the text of an error."""
+        try:
+            yield
+        except FILE_ERRORS as error:
+            raise ValueError(f"{self.path} cannot be read at {place}: {shorten(error)}") from error
+
     def _open(self) -> h5py.File:
         # HDF5 handles do not survive a fork.
         if self._file is None or self._file_owner != os.getpid():
             try:
                 self._file = h5py.File(self.path, "r")
-            except OSError as error:
+            except FILE_ERRORS as error:
                 raise ValueError(
-                    f"{self.path} is not an HDF5 file, or is truncated: {error}"
+                    f"{self.path} is not an HDF5 file, or is truncated: {shorten(error)}"
                 ) from error
             self._file_owner = os.getpid()
             if self.split not in self._file:
@@ -261,14 +295,14 @@ class DeepNets1M:
             self._file = None
 
 
-def _current_primitive(name: str) -> str:
+def _current_primitive(name: str, path: Path) -> str:
     """Return a primitive's name without the kernel size that older files append."""
     if name == "fc-b":
         return "bias"
     for primitive in PRIMITIVE_INDEX:
         if name == primitive or name.startswith(f"{primitive}_") and name[-3] in "0123456789":
             return primitive
-    raise ValueError(f"primitives_ext has the unknown primitive {name!r}")
+    raise ValueError(f"{path}: primitives_ext has the unknown primitive {describe_value(name)}")
 
 
 def _current_name(name: str) -> str:

@@ -6,12 +6,13 @@ In: a `.npy` file of images, or a `.npz` file with `images` and `labels`. Out: c
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from ghn_jax.configuration.validation import shorten
 from ghn_jax.data import ArraySplit, Dataset
+from ghn_jax.data.array_files import read_arrays
 
 
 def read_images(path: str | os.PathLike[str], num_channels: int = 3) -> np.ndarray:
@@ -53,7 +54,7 @@ def read_labelled_images(
     """
     arrays = _load(path)
     if not isinstance(arrays, dict) or set(arrays) != {"images", "labels"}:
-        found = ", ".join(arrays) if isinstance(arrays, dict) else "a single array"
+        found = shorten(", ".join(arrays)) if isinstance(arrays, dict) else "a single array"
         raise ValueError(f"{path} holds {found}, expected a .npz file of 'images' and 'labels'")
     images = check_images(f"{path}: images", arrays["images"], num_channels, image_size)
     labels = arrays["labels"]
@@ -111,11 +112,4 @@ def check_images(
 def _load(path: str | os.PathLike[str]) -> np.ndarray | dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise ValueError(f"{path} is not there, expected a file of images")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return dict(loaded)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as plain numpy arrays: {error}") from error
+    return read_arrays(Path(path))

@@ -85,7 +85,7 @@ class EvaluationJournal:
             # A kill can leave half a line at the end.
             try:
                 results.append(ArchitectureResult(**json.loads(line)))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 break
         return results
 

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ghn_jax.configuration.validation import check_instance
+from ghn_jax.configuration.validation import check_instance, shorten
 from ghn_jax.data import Dataset, check_classes, take_shots
 from ghn_jax.evaluation.report import write_whole
 from ghn_jax.finetune.comparison_report import (
@@ -201,8 +201,14 @@ class Comparison:
 def _read_result(path: pathlib.Path, record: dict[str, Any]) -> RunResult | None:
     if not path.is_file():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    was = result.pop("record")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        was = result.pop("record")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not the result of a run ({type(error).__name__}: {shorten(error)}); delete"
+            " it to do the run again"
+        ) from error
     now = json.loads(json.dumps(record))
     if was != now:
         names = [name for name in now if was.get(name) != now[name]]

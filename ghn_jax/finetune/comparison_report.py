@@ -12,6 +12,7 @@ import numpy as np
 import rich.progress
 import rich.table
 
+from ghn_jax.configuration.validation import shorten
 from ghn_jax.evaluation.evaluate import mean_and_standard_error
 from ghn_jax.evaluation.report import write_whole
 from ghn_jax.extras import extra
@@ -117,11 +118,18 @@ def write_comparison(
 
 def read_comparison(workdir: str | pathlib.Path) -> list[Row]:
     """Read the rows that `Comparison.run` wrote into its folder."""
-    summary = json.loads((pathlib.Path(workdir) / RESULTS).read_text(encoding="utf-8"))
-    rows = []
-    for row in summary["rows"]:
-        runs = [RunResult(**{**r, "curve": [tuple(p) for p in r["curve"]]}) for r in row["runs"]]
-        rows.append(Row(**{**row, "runs": runs}))
+    path = pathlib.Path(workdir) / RESULTS
+    try:
+        rows = []
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            runs = [
+                RunResult(**{**r, "curve": [tuple(p) for p in r["curve"]]}) for r in row["runs"]
+            ]
+            rows.append(Row(**{**row, "runs": runs}))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not the result of a comparison ({type(error).__name__}: {shorten(error)})"
+        ) from error
     return rows
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from ghn_jax.configuration import limits
 from ghn_jax.configuration.conversion import build_dataclass, to_dictionary
 from ghn_jax.configuration.validation import (
     check_choice,
@@ -72,15 +73,16 @@ class NetworkTrainingConfig:
     max_validation_images: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "log_every", "keep_checkpoints", "evaluation_batch_size"):
-            check_positive_int(name, getattr(self, name))
+        for name in ("num_epochs", "log_every", "keep_checkpoints"):
+            check_positive_int(name, getattr(self, name), limits.COUNT)
+        check_positive_int("evaluation_batch_size", self.evaluation_batch_size, limits.BATCH_SIZE)
         for name in ("num_steps", "evaluate_every", "checkpoint_every", "max_validation_images"):
             if getattr(self, name) is not None:
-                check_positive_int(name, getattr(self, name))
+                check_positive_int(name, getattr(self, name), limits.COUNT)
         for index, size in enumerate(self.image_sizes):
-            check_positive_int(f"image_sizes[{index}]", size)
-        for name in ("seed", "cutout"):
-            check_count(name, getattr(self, name))
+            check_positive_int(f"image_sizes[{index}]", size, limits.IMAGE_SIZE)
+        check_count("seed", self.seed, limits.SEED)
+        check_count("cutout", self.cutout, limits.IMAGE_SIZE)
         for name in ("label_smoothing", "drop_path"):
             check_share(name, getattr(self, name))
         check_number("auxiliary_weight", self.auxiliary_weight)
@@ -96,6 +98,8 @@ class NetworkConfig:
         optimizer: the update rule for the network's parameters.
         training: the training loop.
     """
+
+    SECTIONS: ClassVar = ("data", "optimizer", "training")
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -143,12 +147,18 @@ class FinetuneConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         if self.num_shots is not None:
-            check_positive_int("num_shots", self.num_shots)
+            check_positive_int("num_shots", self.num_shots, limits.COUNT)
         for index, rate in enumerate(self.learning_rates):
             if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
                 raise ValueError(f"learning_rates[{index}] is {rate!r}, expected a number > 0")
+        last_seed = self.training.seed + self.num_seeds - 1
+        if last_seed > limits.SEED:
+            raise ValueError(
+                f"num_seeds is {self.num_seeds} with training.seed {self.training.seed}, expected"
+                f" seeds of at most {limits.SEED}"
+            )
         _check_distinct("learning_rates", self.learning_rates)
-        check_positive_int("num_seeds", self.num_seeds)
+        check_positive_int("num_seeds", self.num_seeds, limits.COUNT)
         for index, init in enumerate(self.inits):
             check_choice(f"inits[{index}]", init, INITS)
         _check_distinct("inits", self.inits)

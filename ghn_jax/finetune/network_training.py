@@ -41,7 +41,7 @@ from ghn_jax.finetune.network_programs import (
 from ghn_jax.programs.cache import keep_freed_memory
 from ghn_jax.tasks import Batch
 from ghn_jax.training.checkpoint_files import CheckpointError
-from ghn_jax.training.checkpoints import CheckpointStore
+from ghn_jax.training.checkpoints import CheckpointStore, reading_counters
 from ghn_jax.training.optimizers import create_optimizer
 from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
 
@@ -255,9 +255,10 @@ class NetworkTraining:
                 " being trained: use another work directory"
             )
         counters = checkpoint.counters
-        self.curve = [CurvePoint(int(step), accuracy) for step, accuracy in counters["curve"]]
-        # Old checkpoints have no losses.
-        self._losses = [np.float32(x) for x in counters.get("losses", [])]
+        with reading_counters(store.folder):
+            self.curve = [CurvePoint(int(n), float(accuracy)) for n, accuracy in counters["curve"]]
+            # Old checkpoints have no losses.
+            self._losses = [np.float32(x) for x in counters.get("losses", [])]
         # Copies, because a step reuses the memory of the state it is given.
         params, state = jax.tree.map(jnp.array, (checkpoint.params, checkpoint.state))
         return NetworkState(params, *state)

@@ -1,10 +1,17 @@
 """The choices that make a hypernetwork a GHN-1, a GHN-2 or an MLP (docs/method.md, 'Variants')."""
 
 import dataclasses
+import math
 from typing import Any
 
+from ghn_jax.configuration import limits
 from ghn_jax.configuration.conversion import build_variant, to_dictionary
-from ghn_jax.configuration.validation import as_tuple, check_choice, check_positive_int
+from ghn_jax.configuration.validation import (
+    as_tuple,
+    check_choice,
+    check_positive_int,
+    describe_value,
+)
 from ghn_jax.hypernetworks.decoders import DECODERS, DecoderConfig
 from ghn_jax.hypernetworks.message_passing import MESSAGE_PASSING, MessagePassingConfig
 
@@ -34,16 +41,21 @@ class GHNConfig:
     decoder: DecoderConfig = DECODERS.config("conv")
 
     def __post_init__(self) -> None:
-        check_positive_int("num_classes", self.num_classes)
+        check_positive_int("num_classes", self.num_classes, limits.NUM_CLASSES)
         if type(self.hidden_size) is not int or self.hidden_size < 4 or self.hidden_size % 4:
             raise ValueError(
-                f"hidden_size is {self.hidden_size!r}, expected a positive multiple of 4"
+                f"hidden_size is {describe_value(self.hidden_size)}, expected a positive multiple"
+                " of"
+                " 4"
             )
+        check_positive_int("hidden_size", self.hidden_size, limits.HIDDEN_SIZE)
         object.__setattr__(self, "max_shape", as_tuple("max_shape", self.max_shape))
         self._check_max_shape()
         if type(self.virtual_edges) is not int or not 1 <= self.virtual_edges <= 250:
             raise ValueError(
-                f"virtual_edges is {self.virtual_edges!r}, expected an int from 1 (none) to 250"
+                f"virtual_edges is {describe_value(self.virtual_edges)}, expected an int from 1"
+                " (none)"
+                " to 250"
             )
         check_choice("layer_norm", self.layer_norm, (False, True))
         check_choice("normalize_parameters", self.normalize_parameters, (False, True))
@@ -59,9 +71,14 @@ class GHNConfig:
         are_positive = all(type(size) is int and size >= 1 for size in sizes)
         if len(sizes) != 4 or not are_positive or sizes[2] != sizes[3]:
             raise ValueError(
-                f"max_shape is {sizes!r}, expected four positive ints (out, in, height, width)"
+                f"max_shape is {describe_value(sizes)}, expected four positive ints (out, in,"
+                " height, width)"
                 " with height equal to width"
             )
+        for index, size in enumerate(sizes):
+            most = limits.TILE_SIZE if index < 2 else limits.KERNEL_SIZE
+            check_positive_int(f"max_shape[{index}]", size, most)
+        check_positive_int("max_shape in elements", math.prod(sizes), limits.COUNT)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from ghn_jax.configuration import limits
+from ghn_jax.configuration.validation import check_count
 from ghn_jax.interop.locations import resolve
 from ghn_jax.interop.torch_checkpoints import (
     TorchCheckpoint,
@@ -91,5 +93,6 @@ def convert_to_torch(path: str | os.PathLike[str], torch_path: str | os.PathLike
     folder = resolve(Path(path))
     config, ghn_params = load_checkpoint(folder)
     epoch = load_counters(folder).get("epoch", 0)
+    check_count(f"epoch in the checkpoint {folder}", epoch, limits.COUNT)
     checkpoint = TorchCheckpoint(config.ghn, {"params": ghn_params}, epoch)
     save_torch_checkpoint(Path(torch_path), checkpoint)

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.configuration.validation import shorten
+from ghn_jax.data.array_files import read_arrays
 from ghn_jax.deepnets1m.parameter_names import torch_parameter_names
 from ghn_jax.graphs.schema import ParameterTensor
 from ghn_jax.targets.plan import Plan
@@ -174,11 +176,22 @@ def load_target_params(path: str | os.PathLike[str], plan: Plan) -> list[np.ndar
     """
     path = check_target_path(path)
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        return from_target_state_dict(plan, load_file(path))
-    with np.load(path) as file:
-        state = dict(file)
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(
+                f"{path} cannot be read as a .safetensors file: {shorten(error)}"
+            ) from error
+        try:
+            return _check_values(plan, from_target_state_dict(plan, tensors))
+        except ValueError as error:
+            raise ValueError(f"{path}: {shorten(error)}") from error
+    state = read_arrays(path, "a .npz file of arrays")
+    if isinstance(state, np.ndarray):
+        raise ValueError(f"{path} holds a single array, expected a .npz file of arrays")
     expected = {"/".join(tensor.path): tensor.shape for tensor in plan.tensors}
     if {name: array.shape for name, array in state.items()} != expected:
         wrong = sorted(
@@ -187,9 +200,24 @@ def load_target_params(path: str | os.PathLike[str], plan: Plan) -> list[np.ndar
             if name not in state or state[name].shape != expected.get(name)
         )
         raise ValueError(
-            f"{path} is of another network: {', '.join(wrong)} missing, unknown or of another shape"
+            f"{path} is of another network: {shorten(', '.join(wrong))} missing, unknown or of"
+            " another shape"
         )
-    return [state[name] for name in expected]
+    try:
+        return _check_values(plan, [state[name] for name in expected])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_values(plan: Plan, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the arrays; ValueError unless they are finite floating numbers."""
+    for tensor, array in zip(plan.tensors, arrays, strict=True):
+        name = "/".join(tensor.path)
+        if not jax.numpy.issubdtype(array.dtype, np.floating):  # which knows bfloat16, too
+            raise ValueError(f"{name} has the dtype {array.dtype}, expected a floating one")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} has values that are not finite, expected numbers")
+    return arrays
 
 
 def check_target_path(path: str | os.PathLike[str]) -> Path:

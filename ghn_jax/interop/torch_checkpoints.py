@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ghn_jax.configuration.validation import check_choice, check_keys
+from ghn_jax.configuration import limits
+from ghn_jax.configuration.validation import (
+    as_tuple,
+    check_choice,
+    check_count,
+    check_flag,
+    check_keys,
+    describe_value,
+    shorten,
+)
 from ghn_jax.hypernetworks import GHNConfig, parameter_shapes
 from ghn_jax.hypernetworks.decoders import DECODERS
 from ghn_jax.hypernetworks.message_passing import MESSAGE_PASSING
@@ -72,9 +81,8 @@ def load_torch_checkpoint(path: str | Path) -> TorchCheckpoint:
     contents = read_torch_file(path)
     check_keys(f"checkpoint {path}", contents, _KEYS, _OPTIONAL_KEYS)
     epoch = contents.get("epoch", 0)
-    if type(epoch) is not int:
-        raise ValueError(f"checkpoint {path}: epoch is {epoch!r}, expected an int")
     try:
+        check_count("epoch", epoch, limits.COUNT)
         config = convert_config(contents["config"])
         variables = convert_state_dict(contents["state_dict"], config)
     except ValueError as error:
@@ -122,14 +130,16 @@ def convert_config(official: Mapping[str, Any]) -> GHNConfig:
         if hasattr(MESSAGE_PASSING[name], "official_name")
     }
     check_choice("hypernet", hypernet, tuple(names))
+    for flag in ("ve", "layernorm", "weight_norm"):
+        check_flag(flag, official.get(flag, False))
     return GHNConfig(
         num_classes=official["num_classes"],
         hidden_size=official.get("hid", 32),
-        max_shape=tuple(official["max_shape"]),
+        max_shape=as_tuple("max_shape", official["max_shape"]),
         message_passing=MESSAGE_PASSING.config(names[hypernet]),
         virtual_edges=_VIRTUAL_EDGES if official.get("ve", False) else 1,
-        layer_norm=bool(official.get("layernorm", False)),
-        normalize_parameters=bool(official.get("weight_norm", False)),
+        layer_norm=official.get("layernorm", False),
+        normalize_parameters=official.get("weight_norm", False),
         decoder=DECODERS.config(official.get("decoder", "conv")),
     )
 
@@ -198,7 +208,10 @@ def convert_state_dict(state: Mapping[str, np.ndarray], config: GHNConfig) -> di
     if not isinstance(state, Mapping):
         raise ValueError(f"state_dict is a {type(state).__name__}, expected a mapping")
     # DataParallel, which the authors use on several GPUs, puts `module.` before every name.
-    state = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    for name in state:
+        if not isinstance(name, str):
+            raise ValueError(f"state_dict has the name {describe_value(name)}, expected a str")
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     layouts = tensor_layouts(config)
     _check_tensors(state, {layout.name: layout.shape for layout in layouts.values()}, config)
     converted = {}
@@ -228,14 +241,19 @@ def to_state_dict(variables: Mapping[str, Any], config: GHNConfig) -> dict[str, 
     }
 
 
+def _fits_float32(tensor: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(tensor.astype(np.float32)).all())
+
+
 def _check_tensors(
     state: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], config: GHNConfig
 ) -> None:
     problems = []
     if missing := sorted(set(expected) - set(state)):
-        problems.append(f"lacks {', '.join(missing)}")
+        problems.append(f"lacks {shorten(', '.join(missing))}")
     if unknown := sorted(set(state) - set(expected)):
-        problems.append(f"has the unknown {', '.join(unknown)}")
+        problems.append(f"has the unknown {shorten(', '.join(unknown))}")
     misshapen = []
     for name, shape in expected.items():
         tensor = state.get(name)
@@ -243,10 +261,12 @@ def _check_tensors(
             misshapen.append(f"{name} of dtype {tensor.dtype}, expected a floating one")
         elif isinstance(tensor, np.ndarray) and tensor.shape != shape:
             misshapen.append(f"{name} of shape {tensor.shape}, expected {shape}")
+        elif isinstance(tensor, np.ndarray) and not _fits_float32(tensor):
+            misshapen.append(f"{name} with values that no finite float32 holds")
         elif name in state and not isinstance(tensor, np.ndarray):
             misshapen.append(f"{name} of type {type(tensor).__name__}, expected a tensor")
     if misshapen:
-        problems.append(f"has {'; '.join(misshapen)}")
+        problems.append(f"has {shorten('; '.join(misshapen))}")
     if problems:
         raise ValueError(
             f"state_dict {' and '.join(problems)}; these are not the tensors of {config}"

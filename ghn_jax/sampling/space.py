@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 
 from ghn_jax.architectures import ATTENTION_HEADS, OPERATIONS
+from ghn_jax.configuration import limits
 from ghn_jax.configuration.validation import check_choice, check_positive_int, suggest
 
 
@@ -113,11 +114,14 @@ class SpaceConfig:
     def __post_init__(self) -> None:
         check_choice("split", self.split, tuple(SPLITS))
         check_choice("global_pool_only", self.global_pool_only, (False, True))
-        for name in ("image_size", "num_classes", "num_channels"):
-            check_positive_int(name, getattr(self, name))
-        for name in ("max_parameters", "max_nodes", "max_steps"):
+        check_positive_int("image_size", self.image_size, limits.IMAGE_SIZE)
+        check_positive_int("num_classes", self.num_classes, limits.NUM_CLASSES)
+        check_positive_int("num_channels", self.num_channels, limits.NUM_CHANNELS)
+        for name in ("max_parameters", "max_nodes"):
             if getattr(self, name) is not None:
                 check_positive_int(name, getattr(self, name))
+        if self.max_steps is not None:
+            check_positive_int("max_steps", self.max_steps, limits.NUM_STEPS)
         self._check_operations()
         self._check_sizes()
         rules = self.rules
@@ -131,7 +135,7 @@ class SpaceConfig:
             if not isinstance(bounds, tuple) or len(bounds) != 2:
                 raise ValueError(f"num_cells is {bounds!r}, expected None or (smallest, largest)")
             for index, bound in enumerate(bounds):
-                check_positive_int(f"num_cells[{index}]", bound)
+                check_positive_int(f"num_cells[{index}]", bound, limits.NUM_CELLS)
             if bounds[0] > bounds[1]:
                 raise ValueError(f"num_cells is {bounds!r}, expected the smallest number first")
 
@@ -170,6 +174,6 @@ class SpaceConfig:
             if not isinstance(sizes, tuple) or not sizes:
                 raise ValueError(f"{name} is {sizes!r}, expected None or a non-empty tuple of int")
             for size in sizes:
-                check_positive_int(name, size)
+                check_positive_int(name, size, limits.WIDTH)
                 if size % factor != 0:
                     raise ValueError(f"{name} contains {size}, expected multiples of {factor}")

@@ -19,6 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ghn_jax.arrays import PyTree
+from ghn_jax.configuration import limits
+from ghn_jax.configuration.validation import (
+    check_choice,
+    check_count,
+    check_instance,
+    describe_value,
+)
 
 """A nested structure of arrays."""
 
@@ -27,6 +34,8 @@ _FORMAT = 1
 # Folders of a checkpoint.
 PARAMS, STATE, KEY, RUN = "ghn_params", "opt_state", "key", "run"
 _RUN_KEYS = ("format", "step", "key_impl", "counters", "config", "checksums")
+_KEY_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
+_LARGEST_RUN = 1 << 26  # bytes of the JSON; that of a network's curve of a million points has 20 MB
 
 
 class CheckpointError(ValueError):
@@ -68,11 +77,12 @@ def _is_half_deleted(path: pathlib.Path) -> bool:
     Whether files are damaged is another matter, which reading them shows.
     """
     try:
+        _check_size(path / RUN)
         run = json.loads((path / RUN / "metadata").read_text(encoding="utf-8"))
         items = [name for name, sums in run["checksums"].items() if sums]
     except FileNotFoundError:
         return True
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
     # An evaluation may need no more than the parameters, so a released GHN may lack the others.
     return PARAMS in items and not (path / PARAMS / "manifest.ocdbt").is_file()
@@ -104,10 +114,12 @@ def read_items(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
         CheckpointError: if something is missing or damaged; names the other checkpoints there.
     """
     try:
+        _check_size(path / RUN)
         run = _restore_items(path, {RUN: ocp.args.JsonRestore})[RUN]
-        missing = [key for key in _RUN_KEYS if key not in run]
-        if missing:
-            raise ValueError(f"{path / RUN} lacks {', '.join(missing)}")
+        try:
+            _check_run(run)
+        except ValueError as error:
+            raise ValueError(f"{path / RUN}: {error}") from error
         stored = [name for name in arrays if run["checksums"][name]]  # others have no arrays
         found = _restore_items(path, dict.fromkeys(stored, ocp.args.StandardRestore))
         for name in stored:
@@ -117,10 +129,40 @@ def read_items(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}: {reason[:300]})"
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {reason[:500]})"
             f"{_list_others(path.parent, path.name)}; delete the damaged one to go on from another"
         ) from error
     return read
+
+
+def _check_size(folder: pathlib.Path) -> None:
+    """Raise ValueError if the JSON in a folder is too long to be a run's."""
+    size = (folder / "metadata").stat().st_size if (folder / "metadata").is_file() else 0
+    if size > _LARGEST_RUN:
+        raise ValueError(f"{folder} has {size} bytes, expected at most {_LARGEST_RUN}")
+
+
+def _check_run(run: Any) -> None:
+    """Raise ValueError unless a checkpoint's JSON has the values that this version writes."""
+    if not isinstance(run, Mapping):
+        raise ValueError(f"it is {describe_value(run)}, expected an object")
+    missing = [key for key in _RUN_KEYS if key not in run]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if type(run["format"]) is not int or run["format"] != _FORMAT:
+        raise ValueError(
+            f"format is {describe_value(run['format'])}, expected {_FORMAT}: it was written by"
+            " another version of ghn_jax"
+        )
+    check_count("step", run["step"], limits.COUNT)
+    check_choice("key_impl", run["key_impl"], _KEY_IMPLS)
+    for name in ("counters", "config", "checksums"):
+        check_instance(name, run[name], Mapping, "an object")
+    for item in (PARAMS, STATE, KEY):
+        sums = run["checksums"].get(item)
+        check_instance(f"checksums.{item}", sums, Mapping, "an object")
+        for name, value in sums.items():
+            check_count(f"checksums.{item}.{describe_value(name)}", value, 2**32 - 1)
 
 
 def _restore_items(path: pathlib.Path, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import orbax.checkpoint as ocp
 
 from ghn_jax.arrays import PyTree
+from ghn_jax.configuration.validation import shorten
 from ghn_jax.training.checkpoint_files import (
     FOLDER,
     KEY,
@@ -44,7 +45,13 @@ _SUPERSEDED = "superseded"  # a folder in that of the checkpoints, for the time 
 
 
 class RunConfig(Protocol):
-    """The config of a run: a frozen dataclass that travels as JSON."""
+    """The config of a run: a frozen dataclass that travels as JSON.
+
+    Attributes:
+        SECTIONS: names of the sections that every checkpoint has, those of earlier versions, too.
+    """
+
+    SECTIONS: ClassVar[tuple[str, ...]]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Any:
@@ -196,7 +203,7 @@ class CheckpointStore:
             step=run["step"],
             params=params,
             state=unflatten_like(items[STATE], jax.eval_shape(init_state_fn, params), path),
-            key=jax.random.wrap_key_data(items[KEY]["data"], impl=run["key_impl"]),
+            key=_build_key(items[KEY], run["key_impl"], path),
             counters=run["counters"],
             config=_build_config(run["config"], path, self._config_type),
         )
@@ -282,6 +289,23 @@ def load_checkpoint(path: str | pathlib.Path) -> tuple[ExperimentConfig, PyTree]
     return config, items[PARAMS]
 
 
+@contextlib.contextmanager
+def reading_counters(folder: pathlib.Path) -> Iterator[None]:
+    """Name the checkpoint's folder where its counters are not those that the reader saves.
+
+    Raises:
+        CheckpointError: if the block fails to read them.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {shorten(error)}"
+        raise CheckpointError(
+            f"the counters in the latest checkpoint of {folder} are not those of this kind of run"
+            f" ({reason})"
+        ) from error
+
+
 def load_counters(path: str | pathlib.Path) -> dict[str, Any]:
     """Read what the loop had counted when a checkpoint was saved.
 
@@ -298,9 +322,25 @@ def load_counters(path: str | pathlib.Path) -> dict[str, Any]:
     return counters
 
 
+def _build_key(arrays: Mapping[str, Any], key_impl: str, path: pathlib.Path) -> jax.Array:
+    try:
+        return jax.random.wrap_key_data(arrays["data"], impl=key_impl)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the random key in the checkpoint {path} is not one of {key_impl}: {shorten(error)}"
+        ) from error
+
+
 def _build_config(
     values: Mapping[str, Any], path: pathlib.Path, config_type: type[RunConfig]
 ) -> Any:
+    # Checkpoints have every section of their version; what came later has a default.
+    missing = [name for name in config_type.SECTIONS if name not in values]
+    if missing:
+        raise CheckpointError(
+            f"the config in the checkpoint {path} lacks {', '.join(missing)}, expected every"
+            " section of a run's"
+        )
     try:
         return config_type.from_dict(values)
     except ValueError as error:

@@ -8,15 +8,17 @@ alone suffices to rebuild its GHN. The published values are in docs/method.md, '
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from ghn_jax.configuration import limits
 from ghn_jax.configuration.conversion import build_dataclass, describe_fields, to_dictionary
 from ghn_jax.configuration.validation import (
     check_choice,
     check_count,
     check_positive_int,
+    describe_value,
     suggest,
 )
 from ghn_jax.engine.blockwise import COMPUTE_DTYPES
@@ -60,10 +62,10 @@ class DataConfig:
     num_channels: int = 3
 
     def __post_init__(self) -> None:
-        check_positive_int("batch_size", self.batch_size)
-        check_positive_int("num_channels", self.num_channels)
+        check_positive_int("batch_size", self.batch_size, limits.BATCH_SIZE)
+        check_positive_int("num_channels", self.num_channels, limits.NUM_CHANNELS)
         if self.image_size is not None:
-            check_positive_int("image_size", self.image_size)
+            check_positive_int("image_size", self.image_size, limits.IMAGE_SIZE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +102,9 @@ class OptimizerConfig:
         check_choice("name", self.name, tuple(UPDATE_RULES))
         check_choice("schedule", self.schedule, tuple(SCHEDULES))
         _check_number("learning_rate", self.learning_rate, above=0)
-        check_count("warmup_steps", self.warmup_steps)
+        check_count("warmup_steps", self.warmup_steps, limits.COUNT)
         for index, milestone in enumerate(self.milestones):
-            check_positive_int(f"milestones[{index}]", milestone)
+            check_positive_int(f"milestones[{index}]", milestone, limits.COUNT)
         if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
             raise ValueError(f"milestones is {self.milestones!r}, expected ascending steps")
         if bool(self.milestones) != (self.schedule == "step"):
@@ -170,23 +172,18 @@ class TrainingConfig:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_steps",
-            "meta_batch_size",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "log_every",
-            "skip_window",
-            "num_compile_threads",
-            "num_threads",
-        ):
-            check_positive_int(name, getattr(self, name))
+        for name in ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every"):
+            check_positive_int(name, getattr(self, name), limits.COUNT)
+        check_positive_int("meta_batch_size", self.meta_batch_size, limits.META_BATCH_SIZE)
+        check_positive_int("skip_window", self.skip_window, limits.COUNT)
+        for name in ("num_compile_threads", "num_threads"):
+            check_positive_int(name, getattr(self, name), limits.NUM_PROCESSES)
         for name in ("max_nodes", "evaluate_every", "num_devices"):
             if getattr(self, name) is not None:
-                check_positive_int(name, getattr(self, name))
+                check_positive_int(name, getattr(self, name), limits.COUNT)
         check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
-        for name in ("seed", "num_workers"):
-            check_count(name, getattr(self, name))
+        check_count("seed", self.seed, limits.SEED)
+        check_count("num_workers", self.num_workers, limits.NUM_PROCESSES)
         _check_number("label_smoothing", self.label_smoothing, least=0, below=1)
         _check_number("norm_penalty", self.norm_penalty, least=0)
         _check_number("max_skipped_share", self.max_skipped_share, least=0, most=1)
@@ -224,14 +221,14 @@ class EvaluationConfig:
                     f"splits[{index}] is {(split, count)!r}{suggest(split, known)}, expected a pair"
                     f" (one of {', '.join(known)}; number of architectures)"
                 )
-            check_positive_int(f"splits[{index}][1]", count)
+            check_positive_int(f"splits[{index}][1]", count, limits.COUNT)
         check_choice("image_split", self.image_split, ("validation", "test"))
         check_choice("with_random", self.with_random, (False, True))
-        check_positive_int("num_validation", self.num_validation)
-        check_positive_int("batch_size", self.batch_size)
+        check_positive_int("num_validation", self.num_validation, limits.COUNT)
+        check_positive_int("batch_size", self.batch_size, limits.BATCH_SIZE)
         if self.max_images is not None:
-            check_positive_int("max_images", self.max_images)
-        check_count("seed", self.seed)
+            check_positive_int("max_images", self.max_images, limits.COUNT)
+        check_count("seed", self.seed, limits.SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +247,8 @@ class ExperimentConfig:
         task: what target networks are trained for; or its name.
         curriculum: how the distribution over training architectures changes with the step.
     """
+
+    SECTIONS: ClassVar = ("data", "space", "ghn", "optimizer", "training", "evaluation")
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     space: SpaceConfig = dataclasses.field(default_factory=SpaceConfig)
@@ -319,7 +318,7 @@ def _check_number(
     bounds = {">": above, ">=": least, "<": below, "<=": most}
     if (
         not isinstance(value, (int, float))
-        or not math.isfinite(value)
+        or not -sys.float_info.max <= value <= sys.float_info.max
         or (above is not None and value <= above)
         or (least is not None and value < least)
         or (below is not None and value >= below)
@@ -328,4 +327,4 @@ def _check_number(
         wanted = " and ".join(
             f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None
         )
-        raise ValueError(f"{name} is {value!r}, expected a number {wanted}")
+        raise ValueError(f"{name} is {describe_value(value)}, expected a number {wanted}")

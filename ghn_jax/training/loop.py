@@ -14,9 +14,10 @@ from typing import NamedTuple, Unpack
 import jax
 import numpy as np
 
+from ghn_jax.configuration.validation import check_count
 from ghn_jax.parallel.processes import replicate
 from ghn_jax.tasks import Batch
-from ghn_jax.training.checkpoints import CheckpointStore
+from ghn_jax.training.checkpoints import CheckpointStore, reading_counters
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.meta_batches import MetaBatch
 from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
@@ -116,14 +117,18 @@ class GHNTraining:
     def restore(self, store: CheckpointStore) -> TrainState:
         """Restore the latest checkpoint, replicated over the devices of this run."""
         checkpoint = store.restore(self._trainer.optimizer.init)
-        self._skips.restore(checkpoint.counters["skips"])
-        self._recent.restore(checkpoint.counters.get("recent", []))  # older checkpoints have none
+        with reading_counters(store.folder):
+            next_architecture = checkpoint.counters["next_architecture"]
+            check_count("next_architecture", next_architecture)
+            self._skips.restore(checkpoint.counters["skips"])
+            # Older checkpoints have none.
+            self._recent.restore(checkpoint.counters.get("recent", []))
         return TrainState(
             step=checkpoint.step,
             ghn_params=replicate(checkpoint.params, self._trainer.mesh),
             opt_state=replicate(checkpoint.state, self._trainer.mesh),
             key=checkpoint.key,
-            next_architecture=checkpoint.counters["next_architecture"],
+            next_architecture=next_architecture,
         )
 
     def save(self, store: CheckpointStore, state: TrainState, step: int) -> None:
@@ -237,4 +242,4 @@ class _Recent:
         return [list(step) for step in self.losses]
 
     def restore(self, state: list[list[float]]) -> None:
-        self.losses = [list(step) for step in state]
+        self.losses = [[float(loss) for loss in step] for step in state]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 import rich.console
 import rich.progress
 
+from ghn_jax.configuration.validation import describe_value, shorten
 from ghn_jax.extras import extra
 
 with extra("train", "metrics of training"):
@@ -218,19 +219,26 @@ def _format_duration(seconds: float) -> str:
 
 
 def _truncate(path: pathlib.Path, resume_step: int | None) -> None:
-    """Keep the complete lines of steps up to `resume_step`."""
+    """Keep the lines of steps up to `resume_step`; the last may be half, as after a crash."""
     if not path.exists():
         return
-    kept = []
-    if resume_step is not None:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            # A crash can leave half a line at the end.
+    temporary = path.with_suffix(".tmp")
+    with path.open("rb") as file, temporary.open("wb") as kept:
+        # Line by line: the file of a long run is large.
+        for number, line in enumerate(file if resume_step is not None else (), start=1):
+            if not line.endswith(b"\n"):
+                break
             try:
                 step = json.loads(line)["step"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-            if step <= resume_step:
-                kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+                if type(step) is not int:
+                    raise ValueError(f"step is {describe_value(step)}, expected an int")
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                temporary.unlink()
+                raise ValueError(
+                    f"{path}, line {number}: {shorten(line.decode('utf-8', 'replace'), 100)!r} is"
+                    " no"
+                    f" line of this run ({shorten(error, 200)}); correct it or move the file away"
+                ) from error
+            if resume_step is not None and step <= resume_step:
+                kept.write(line)
     os.replace(temporary, path)

@@ -13,6 +13,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ghn_jax.configuration.validation import check_count, check_positive_int
+
 _LOGGER = logging.getLogger(__name__)
 _NAMED = 20
 
@@ -92,10 +94,15 @@ class SkipRule:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
+        check_count("num_skipped", state["num_skipped"])
         self.num_skipped = state["num_skipped"]
         self._recent.clear()
         for count, skipped in state["recent"]:
-            self._recent.append((count, [(entry[0], entry[1], entry[2]) for entry in skipped]))
+            check_positive_int("recent", count)
+            for step, index, seed in skipped:
+                for name, value in (("step", step), ("index", index), ("seed", seed)):
+                    check_count(f"recent.{name}", value)
+            self._recent.append((count, [(step, index, seed) for step, index, seed in skipped]))
 
     def _check(self) -> None:
         skipped = [entry for _, entries in self._recent for entry in entries]

@@ -223,3 +223,28 @@ def test_resnet_validation_and_round_trip():
 def test_architectures_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_architecture().channels = 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "most"),
+    [
+        ("num_cells", 10**9, 1000),
+        ("num_fc_layers", 10**7, 100),
+        ("channels", 2**20, 65536),
+        ("fc_size", 10**9, 65536),
+        ("stem_kernel", 1001, 255),
+    ],
+)
+def test_sizes_have_limits(field, value, most):
+    cell = (("conv_3x3", 0), ("conv_3x3", 1))
+    values = {"genotype": Genotype(cell, (2,), cell, (2,)), "num_cells": 3, "channels": 16}
+    with pytest.raises(ValueError, match=f"^{field} is {value}, expected at most {most}$"):
+        Architecture(**{**values, field: value})
+
+
+def test_genotypes_have_limits():
+    cell = (("conv_3x3", 0),) * 202
+    with pytest.raises(ValueError, match="normal has 202 operations, expected at most 200"):
+        Genotype(cell, (2,), cell, (2,))
+    with pytest.raises(ValueError, match="has the unknown operation "):
+        Genotype((({}, 0), ("conv_3x3", 1)), (2,), cell[:2], (2,))

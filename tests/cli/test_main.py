@@ -4,6 +4,7 @@ import pytest
 from program_runs import ROOT
 
 import ghn_jax
+from ghn_jax.cli.command_line import errors_in_one_line
 from ghn_jax.cli.main import PROGRAMS, main
 
 
@@ -36,3 +37,31 @@ def test_unknown_programs_give_one_line(capsys):
     assert (status, output) == (2, "")
     assert errors.startswith("error: program is 'trian' (did you mean 'train'?), expected train, e")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            MemoryError("Unable to allocate 7 PiB"),
+            "there is not enough memory (MemoryError: Unable",
+        ),
+        (RecursionError("deep"), "something is nested too deeply (RecursionError: deep)"),
+        (OverflowError("int too large"), "a number is too large (OverflowError: int too large)"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 8 GB"), "there is not enough memory (RuntimeError: RES"),
+        (ValueError("a\nb  c"), "a b c"),
+        (ValueError("x" * 10**6), "x" * 2000 + "..."),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_what_is_too_large_is_said_in_one_line(capsys, error, text):
+    with pytest.raises(SystemExit) as end, errors_in_one_line():
+        raise error
+    assert end.value.code == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {text}") and shown.count("\n") == 1 and len(shown) < 2100
+
+
+def test_faults_of_the_program_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="^a fault$"), errors_in_one_line():
+        raise RuntimeError("a fault")

@@ -85,3 +85,42 @@ def test_damaged_files_are_refused(tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match="does not exist, expected the meta file beside"):
         MetaFile(path, "val")
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", [1], True])
+def test_entries_that_are_no_objects_are_refused(tmp_path, value):
+    path = tmp_path / "meta.json"
+    path.write_text(json.dumps({"val": {"nets": [make_entry(0), value], "meta": TABLES}}))
+    place = path.read_text().index("}}, ") + 4
+    with pytest.raises(
+        ValueError, match=rf"meta\.json is not .*: item 1 at byte {place} is .*, expected"
+    ):
+        MetaFile(path, "val")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("-1", "conv"), ("x", "conv"), ("70000", "conv"), ("0", None), ("0", 7)]
+)
+def test_tables_of_other_types_are_refused(tmp_path, key, name):
+    tables = {**TABLES, "primitives_ext": {key: name}}
+    path = tmp_path / "meta.json"
+    path.write_text(json.dumps({"val": {"nets": [], "meta": tables}}))
+    message = rf"meta\.json: table 'primitives_ext' has {name!r} under '{key}', expected a name"
+    with pytest.raises(ValueError, match=message):
+        MetaFile(path, "val")
+
+
+def test_deep_nesting_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "meta.json"
+    path.write_text('{"val": {"nets": [], "meta": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"meta\.json is not .* recursion") as error:
+        MetaFile(path, "val")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1200
+
+
+def test_entries_name_the_file_and_their_index(tmp_path):
+    path = write(tmp_path / "meta.json", {"val": 3})
+    meta = MetaFile(path, "val")
+    path.write_bytes(path.read_bytes().replace(b"none", b'n"ne'))  # changed since it was opened
+    with pytest.raises(ValueError, match=r"meta\.json: val/nets\[2\]: "):
+        meta.entry(2)

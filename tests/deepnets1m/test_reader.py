@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 
 import h5py
@@ -11,6 +12,7 @@ import networkx
 import numpy as np
 import pytest
 
+from ghn_jax.deepnets1m.hdf5_schema import check_distances
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.deepnets1m.writer import (
     DeepNets1MWriter,
@@ -315,3 +317,187 @@ def test_indices_out_of_range_are_refused(index):
     for read in (nets.__getitem__, nets.entry, nets.architecture):
         with pytest.raises(IndexError, match=rf"index is {index}, expected 0\.\.1 in .*eval.hdf5"):
             read(index)
+
+
+def change_entry(directory, split, change):
+    """Change the first entry of a meta file that `write` made."""
+    path = directory / f"deepnets1m_{split}_meta.json"
+    contents = json.loads(path.read_text())
+    change(contents[split]["nets"][0])
+    path.write_text(json.dumps(contents))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n_cells", 10**9, "num_cells is 1000000000, expected at most 1000"),
+        ("n_cells", None, "num_cells is None, expected a positive int"),
+        ("n_cells", 4.0, "num_cells is 4.0, expected a positive int"),
+        ("fc_layers", 10**7, "num_fc_layers is 10000000, expected at most 100"),
+        ("C", 2**20, "channels is 1048576, expected at most 65536"),
+        ("genotype", 3, "genotype is 3, expected a mapping"),
+        ("num_nodes", 10**6, "num_nodes is 1000000, expected at most 10000"),
+        ("num_nodes", "7", "num_nodes is '7', expected a positive int"),
+        ("num_params", None, "num_params is None, expected a mapping"),
+        ("num_params", {"cifar10": -1}, "num_params.cifar10 is -1, expected a positive int"),
+        ("surplus", 1, "nets entry has the unknown key 'surplus'"),
+    ],
+)
+def test_every_value_of_an_entry_is_checked(tmp_path, key, value, message):
+    write(tmp_path, "val", 1)
+    change_entry(tmp_path, "val", lambda entry: entry.update({key: value}))
+    nets = DeepNets1M(tmp_path, "val")
+    for read in (nets.entry, nets.architecture, nets.__getitem__):
+        with pytest.raises(ValueError, match=rf"val_meta\.json: val/nets\[0\]: {message}"):
+            read(0)
+
+
+def replace(directory, name, values):
+    """Replace an array of the first network."""
+    with h5py.File(directory / "deepnets1m_val.hdf5", "r+") as file:
+        del file[f"val/0/{name}"]
+        file.create_dataset(f"val/0/{name}", data=values)
+
+
+ADJACENCY_ERRORS = {
+    "nan": (lambda a: np.where(a == 3, np.nan, a), "adj has the dtype float64, expected integers"),
+    "fractional": (lambda a: a + 0.5, "adj has the dtype float64, expected integers"),
+    "strings": (lambda a: np.full(a.shape, b"1"), "adj has the dtype .*, expected integers"),
+    "negative": (lambda a: np.where(a == 3, -3, a.astype(int)), r"adj has values in -3\.\."),
+    "huge": (lambda a: a.astype(int) * 10**15, "adj has values in 0..*, expected distances in 0"),
+    "ones": (np.ones_like, "adj has a cycle, expected a directed acyclic graph"),
+    "cycle": (lambda a: a + (a == 1).T, "adj has a cycle, expected a directed acyclic graph"),
+    "self": (lambda a: a + np.eye(len(a), dtype=np.uint8), "adj has a cycle"),
+    "diagonal": (lambda a: a + 5 * np.eye(len(a), dtype=np.uint8), "on its diagonal, expected 0"),
+    "shortcut": (lambda a: np.where(a == 3, 2, a), r"adj\[\d+, \d+\] is 2, expected 3, the length"),
+    "no path": (lambda a: np.where(a == 2, 0, a), r"adj\[\d+, \d+\] is 0, expected 2, the length"),
+    "beyond": (lambda a: np.where(a == 0, 9, a), r"\] is 9, expected "),
+    "flat": (np.ravel, r"adj has shape \(\d+,\), expected two axes of at most 10000"),
+    "scalar": (lambda a: np.uint8(1), r"adj has shape \(\), expected two axes of at most 10000"),
+}
+
+
+@pytest.mark.parametrize("case", ADJACENCY_ERRORS)
+def test_adjacencies_that_are_no_distances_of_a_graph_are_refused(tmp_path, case):
+    change, message = ADJACENCY_ERRORS[case]
+    write(tmp_path, "val", 1)
+    stored = DeepNets1M(tmp_path, "val")[0].adjacency
+    replace(tmp_path, "adj", change(stored))
+    with pytest.raises(ValueError, match=rf"val\.hdf5 cannot be read at val/0: .*{message}"):
+        DeepNets1M(tmp_path, "val")[0]
+
+
+def test_distances_may_be_cut_off_from_51_on_and_nodes_in_any_order():
+    chain = np.zeros((80, 80), np.int64)
+    for start in range(80):
+        for stop in range(start + 1, 80):
+            chain[start, stop] = stop - start
+    for longest in (50, 60, 79):
+        cut = np.where(chain <= longest, chain, 0)
+        order = np.random.default_rng(0).permutation(80)
+        for distances in (cut, cut[np.ix_(order, order)]):
+            found = check_distances(distances)
+            assert found.dtype == np.uint8 and (found == distances).all()
+    with pytest.raises(ValueError, match=r"adj\[0, 50\] is 0, expected 50"):
+        check_distances(np.where(chain < 50, chain, 0))
+
+
+def test_nodes_that_are_no_ids_are_refused(tmp_path):
+    write(tmp_path, "val", 1)
+    nodes = DeepNets1M(tmp_path, "val")[0].nodes
+    for values, message in (
+        (nodes.astype(float), "nodes has the dtype float64, expected integers"),
+        (nodes.astype(int) - 1, "nodes has the id -1, expected ids from 0"),
+        (nodes + np.array([0, 500, 0], np.uint16), "nodes has the cell 5.., expected 0.."),
+    ):
+        replace(tmp_path, "nodes", values)
+        with pytest.raises(ValueError, match=rf"val\.hdf5 cannot be read at val/0: {message}"):
+            DeepNets1M(tmp_path, "val")[0]
+
+
+def test_graphs_that_lie_in_other_files_are_refused(tmp_path):
+    write(tmp_path, "val", 1)
+    path = tmp_path / "deepnets1m_val.hdf5"
+    original = path.read_bytes()
+    stored = DeepNets1M(tmp_path, "val")[0].adjacency
+    (tmp_path / "secret").write_bytes(stored.tobytes())
+    with h5py.File(tmp_path / "other.hdf5", "w") as other:
+        other["adj"] = stored
+        other["val/0/adj"] = stored
+
+    def external(file):
+        del file["val/0/adj"]
+        where = [(str(tmp_path / "secret"), 0, stored.size)]
+        file["val/0"].create_dataset("adj", stored.shape, "uint8", external=where)
+
+    def virtual(file):
+        del file["val/0/adj"]
+        layout = h5py.VirtualLayout(stored.shape, "uint8")
+        layout[:] = h5py.VirtualSource(tmp_path / "other.hdf5", "adj", stored.shape)
+        file["val/0"].create_virtual_dataset("adj", layout)
+
+    def linked(file):
+        del file["val/0/adj"]
+        file["val/0/adj"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "adj")
+
+    def linked_group(file):
+        del file["val/0"]
+        file["val/0"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "val/0")
+
+    def linked_split(file):
+        del file["val"]
+        file["val"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "val")
+
+    for change in (external, virtual, linked, linked_group, linked_split):
+        path.write_bytes(original)
+        with h5py.File(path, "r+") as file:
+            change(file)
+        with pytest.raises(ValueError, match=r"val\.hdf5 cannot be read at val.* lies "):
+            DeepNets1M(tmp_path, "val")[0]
+
+
+def test_graphs_that_ask_for_memory_are_refused(tmp_path):
+    write(tmp_path, "val", 1)
+    path = tmp_path / "deepnets1m_val.hdf5"
+    original = path.read_bytes()
+    size = len(DeepNets1M(tmp_path, "val")[0].adjacency)
+    square = (size, size)
+    for how, message in (
+        ({"shape": (70_000, 70_000)}, r"adj has shape \(70000, 70000\), expected two axes of at m"),
+        ({"shape": square}, f"adj has 0 bytes, expected the {size**2} of its shape"),  # not stored
+        ({"shape": square, "chunks": (5, 5)}, "adj has 0 of the .* chunks of its shape"),
+        (
+            {"shape": square, "chunks": (20_000, 20_000), "maxshape": (None, None)},
+            r"adj has chunks of shape \(20000, 20000\), expected at most 100000000 elements",
+        ),
+        ({"shape": square, "chunks": square, "compression": "lzf"}, "adj has the filters .32000.,"),
+    ):
+        path.write_bytes(original)
+        with h5py.File(path, "r+") as file:
+            del file["val/0/adj"]
+            file["val/0"].create_dataset("adj", dtype="uint8", **how)
+        with pytest.raises(ValueError, match=rf"val\.hdf5 cannot be read at val/0: {message}"):
+            DeepNets1M(tmp_path, "val")[0]
+
+
+def test_compressed_bytes_have_a_limit(tmp_path):
+    """A chunk may expand to more than its shape says."""
+    write(tmp_path, "val", 1)
+    size = len(DeepNets1M(tmp_path, "val")[0].adjacency)
+    with h5py.File(tmp_path / "deepnets1m_val.hdf5", "r+") as file:
+        del file["val/0/adj"]
+        how = {"chunks": (size, size), "compression": "gzip"}
+        adjacency = file["val/0"].create_dataset("adj", (size, size), "uint8", **how)
+        adjacency.id.write_direct_chunk((0, 0), zlib.compress(bytes(3 << 19), 0))  # no smaller
+        assert adjacency.id.get_storage_size() > 1 << 20
+    with pytest.raises(ValueError, match="compressed bytes, expected at most 1048576"):
+        DeepNets1M(tmp_path, "val")[0]
+
+
+def test_splits_of_another_kind_are_refused(tmp_path):
+    write(tmp_path, "val", 1)
+    with h5py.File(tmp_path / "deepnets1m_val.hdf5", "r+") as file:
+        del file["val"]
+        file["val"] = np.zeros(3)
+    with pytest.raises(ValueError, match="cannot be read at val: val is a Dataset, expected a gr"):
+        DeepNets1M(tmp_path, "val")

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,3 +95,33 @@ def test_errors(tmp_path):
     compressed = gzip.compress(_encode(arrays["train_images"]))
     train_images.with_name(f"{train_images.name}.gz").write_bytes(compressed[:-20])
     fails("gz cannot be decompressed")
+
+
+@pytest.mark.parametrize("has_sizes", [True, False])
+def test_compressed_files_expand_to_a_limit(tmp_path, has_sizes):
+    name = _write(tmp_path, _arrays(), tuple(NAMES))
+    header = struct.pack(">BBBB3i", 0, 0, 8, 3, 2**15, 2**14, 1)
+    if not has_sizes:  # more than its sizes say, which is not read
+        header = _encode(_arrays()["train_images"])
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(header) + gzip.compress(bytes(2**20)) * 512)
+    message = "expands to 536870912 bytes, expected at most 268435456$"
+    if not has_sizes:
+        message = "has more elements, expected 1080 for its shape"
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"^{path}: it {message}"):
+        load_dataset(name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**7
+
+
+@pytest.mark.parametrize("shape", [(-1, 6, 6), (2**31 - 1,) * 3, (30, 6, 7)])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_sizes_that_are_not_the_files_name_it(tmp_path, shape, suffix):
+    name = _write(tmp_path, _arrays(), tuple(NAMES) if suffix else ())
+    content = struct.pack(">BBBB3i", 0, 0, 8, 3, *shape) + bytes(30 * 6 * 6)
+    path = tmp_path / f"train-images-idx3-ubyte{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    with pytest.raises(ValueError, match=f"^{path}: it (has|expands to) .*, (expected|too few)"):
+        load_dataset(name)

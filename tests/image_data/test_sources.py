@@ -287,6 +287,26 @@ NPZ_ERRORS = {
         {"images": _images(), "labels": _labels(), "num_classes": 3},
         "has the label 3, expected labels below num_classes = 3",
     ),
+    "wrapping label": (  # 0 as int32
+        {"images": _images(), "labels": _labels() * 2**32},
+        "has the label 12884901888, expected labels below 1000000",
+    ),
+    "unsigned label": (
+        {"images": _images(), "labels": np.full(40, 2**64 - 1, np.uint64)},
+        "has the label 18446744073709551615, expected labels below 1000000",
+    ),
+    "many classes": (
+        {"images": _images(), "labels": _labels(), "num_classes": 10**12},
+        "num_classes is 1000000000000, expected at most 1000000",
+    ),
+    "small std": (
+        {"images": _images(), "labels": _labels(), "std": [0.1, 1e-300, 0.1]},
+        r"std is .*, expected entries in \[1e-06, 1\] as of images in \[0, 1\]",
+    ),
+    "mean of bytes": (
+        {"images": _images(), "labels": _labels(), "mean": [127.5] * 3},
+        r"mean is .*, expected entries in \[0, 1\] as of images in \[0, 1\]",
+    ),
     "classes": (
         {"images": _images(), "labels": _labels(), "num_classes": [3, 4]},
         r"num_classes is array\(\[3, 4\]\), expected one integer",

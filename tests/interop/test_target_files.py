@@ -157,3 +157,33 @@ def test_npz_files_hold_random_keys_as_integers(tmp_path):
     write_arrays(tmp_path / "x.npz", {"key": key})
     with np.load(tmp_path / "x.npz") as file:
         assert jax.random.wrap_key_data(file["key"]) == key
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path, suffix, value):
+    plan = RESNET(32, 10)
+    arrays = draw(plan)
+    index = [tensor.path for tensor in plan.tensors].index(("fc0", "dense", "bias"))
+    arrays[index][3] = value
+    path = tmp_path / f"x{suffix}"
+    save_target_params(path, plan, arrays)
+    with pytest.raises(ValueError, match=f"^{path}: fc0/dense/bias has values that are not finite"):
+        load_target_params(path, plan)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_damaged_files_are_refused_by_name(tmp_path, suffix):
+    plan = RESNET(32, 10)
+    path = tmp_path / f"x{suffix}"
+    save_target_params(path, plan, draw(plan))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"^{path} cannot be read as a {suffix} file"):
+        load_target_params(path, plan)
+
+
+def test_integers_are_no_parameters(tmp_path):
+    plan = RESNET(32, 10)
+    save_target_params(tmp_path / "x.npz", plan, [np.zeros(t.shape, int) for t in plan.tensors])
+    with pytest.raises(ValueError, match="x.npz: .* has the dtype int64, expected a floating one"):
+        load_target_params(tmp_path / "x.npz", plan)

@@ -174,3 +174,44 @@ def test_checkpoint_without_state_dict_is_refused(tmp_path):
         archive.writestr("archive/data.pkl", pickle.dumps({"epoch": 1}))
     with pytest.raises(ValueError, match="x.pt lacks the key 'state_dict'"):
         load_torch_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "value", [np.nan, np.inf, -np.inf, 1e39, -1e300], ids=["nan", "inf", "-inf", "1e39", "-1e300"]
+)
+def test_values_that_no_finite_float32_holds_are_refused(tmp_path, value):
+    contents = read_torch_file(LOCAL / "ghn1.pt")
+    tensor = contents["state_dict"]["embed.weight"].astype(np.float64)
+    tensor[3, 2] = value
+    contents["state_dict"]["embed.weight"] = tensor
+    write_torch_file(tmp_path / "x.pt", contents)
+    message = r"x\.pt: state_dict has embed.weight with values that no finite float32 holds; these"
+    with pytest.raises(ValueError, match=message):
+        load_torch_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("epoch", -1, "epoch is -1, expected an int of at least 0"),
+        ("epoch", 2**40, "epoch is 1099511627776, expected at most 2147483647"),
+        ("max_shape", 5, "max_shape is 5, expected a sequence"),
+        ("max_shape", (64, 10**9, 3, 3), r"max_shape\[1\] is 1000000000, expected at most 8192"),
+        ("max_shape", (8192, 8192, 99, 99), "max_shape in elements is 657733976064, expected at"),
+        ("num_classes", 10**12, "num_classes is 1000000000000, expected at most 1000000"),
+        ("num_classes", "10", "num_classes is '10', expected a positive int"),
+        ("hid", 10**6, "hidden_size is 1000000, expected at most 8192"),
+        ("ve", 1, "ve is 1, expected True or False"),
+        ("layernorm", [], r"layernorm is \[\], expected True or False"),
+        ("hypernet", {}, r"hypernet is \{\}, expected 'gatedgnn', 'mlp'"),
+        ("decoder", [[]], r"name is \[\[\]\], expected one of conv, "),
+        ("state_dict", {1: 2}, "state_dict has the name 1, expected a str"),
+        ("config", None, "config is None, expected a mapping"),
+    ],
+)
+def test_every_value_of_a_file_is_checked(tmp_path, place, value, message):
+    contents = read_torch_file(LOCAL / "ghn1.pt")
+    (contents if place in ("epoch", "state_dict", "config") else contents["config"])[place] = value
+    write_torch_file(tmp_path / "x.pt", contents)
+    with pytest.raises(ValueError, match=rf"^checkpoint {tmp_path}/x\.pt: {message}"):
+        load_torch_checkpoint(tmp_path / "x.pt")

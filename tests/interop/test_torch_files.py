@@ -3,7 +3,9 @@
 import io
 import os
 import pickle
+import re
 import sys
+import tracemalloc
 import types
 import zipfile
 from collections import OrderedDict
@@ -137,3 +139,90 @@ def test_other_files_are_refused(tmp_path):
         read_torch_file(write_archive(path, pickle.dumps({}), byteorder="big"))
     with pytest.raises(ValueError, match="x.pt cannot be read"):
         read_torch_file(write_archive(path, pickle.dumps({"a": 1})[:-3]))
+
+
+def tensor_opcodes(key, shape, strides, size):
+    """The pickle of a view of a storage of float32."""
+    numbers = "".join(f"I{n}\n" for n in shape), "".join(f"I{n}\n" for n in strides)
+    return (
+        "ctorch._utils\n_rebuild_tensor_v2\n"
+        f"((Vstorage\nctorch\nFloatStorage\nV{key}\nVcpu\nI{size}\ntQ"
+        f"I0\n({numbers[0]}t({numbers[1]}tI00\nNtR"
+    ).encode()
+
+
+def peak_memory(function):
+    """Run a function that raises ValueError; return its text and the memory it took, bytes."""
+    tracemalloc.start()
+    with pytest.raises(ValueError) as error:
+        function()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return str(error.value), peak
+
+
+def test_tensors_that_share_a_storage_have_a_limit(tmp_path):
+    """Tied parameters share one; 600 copies of 2 MB would be 1.2 GB."""
+    storage = np.arange(500_000, dtype=np.float32)
+    one = tensor_opcodes("0", (500_000,), (1,), 500_000)
+    path = write_archive(tmp_path / "x.pt", b"(" + 4 * one + b"l.", [storage])
+    tensors = read_torch_file(path)
+    assert len(tensors) == 4 and all((tensor == storage).all() for tensor in tensors)
+    write_archive(path, b"(" + 600 * one + b"l.", [storage])
+    text, peak = peak_memory(lambda: read_torch_file(path))
+    assert text == (
+        f"{path} cannot be read: its tensors share storages and have more than 4 times the file's"
+        " bytes together"
+    )
+    assert peak < 8 * storage.nbytes
+
+
+def test_entries_in_the_same_place_are_refused(tmp_path):
+    """Each would be read anew."""
+    path = write_archive(tmp_path / "x.pt", pickle.dumps({}), [np.zeros(1000, np.float32)])
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = archive.getinfo("archive/data/0")
+        for index in range(1, 9):
+            again = zipfile.ZipInfo(f"archive/data/{index}")
+            for field in ("header_offset", "file_size", "compress_size", "CRC"):
+                setattr(again, field, getattr(entry, field))
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+        archive._didModify = True
+    with pytest.raises(ValueError, match="x.pt cannot be read: its entries have 36.* expected at"):
+        read_torch_file(path)
+
+
+def test_pickles_that_ask_for_memory_are_refused(tmp_path):
+    cases = {
+        # A place in the reader's table of values, for which Python's own reserves 32 GB.
+        b"]r\xff\xff\xff\x7f.": "it numbers a value 2147483647, expected at most",
+        # A string and bytes of 2**62.
+        b"\x8d" + (2**62).to_bytes(8, "little") + b".": "cannot be read: ",
+        b"\x8e" + (2**62).to_bytes(8, "little") + b".": "cannot be read: ",
+        b"(" * 10 + b"]" * 100_000 + b"a" * 99_999 + b".": "nests containers more than 100 deep",
+        b")" + b"\x85" * 100_000 + b".": "nests containers more than 100 deep",
+        # A dict whose key is so deep that its hash would end the process.
+        b"})" + b"\x85" * 100_000 + b"Ns.": "nests containers more than 100 deep",
+        # Copies of a list or dict that a few bytes would ask for.
+        b"ccollections\nOrderedDict\n]\x85R.": "takes 0 positional arguments but 1 was given",
+        b"ctorch\nSize\n(" + b"K\x01" * 100 + b"t\x85R.": "tensor has size .*at most 32 ints",
+        b"N" * (5 << 20): "data.pkl has 5242880 bytes, expected at most 4194304",
+        # What is shown in the error.
+        b"(" + b"N" * 10**6 + b"lQ.": r"refers to \[None, None, .*, expected a storage",
+        b"c" + b"a" * 10**6 + b"\nb\n.": "refers to aaa",
+    }
+    for data, message in cases.items():
+        path = write_archive(tmp_path / "x.pt", data)
+        text, peak = peak_memory(lambda path=path: read_torch_file(path))
+        assert re.search(message.replace("expected at most", "expected at most"), text), text
+        assert text.startswith(f"{path} cannot be read: ") and "\n" not in text
+        assert len(text) < 1200 and peak < 10**8
+
+
+@pytest.mark.parametrize(
+    "view", [((2.0,), (1,)), ((True,), (1,)), ((2**70,), (1,)), ((1,) * 40, (1,) * 40)]
+)
+def test_sizes_of_another_kind_are_refused(dump_tensor, view):
+    with pytest.raises(ValueError, match="expected at most 32 ints from 0"):
+        read_torch_file(dump_tensor(0, *view))

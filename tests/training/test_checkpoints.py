@@ -398,3 +398,83 @@ def test_a_folder_that_is_removed_is_not_made_anew(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             save(store, 2)
     assert not (tmp_path / "run").exists()
+
+
+def change_run(workdir, change):
+    """Change the JSON of the checkpoint of step 20."""
+    file = workdir / "checkpoints" / "20" / "run" / "metadata"
+    run = json.loads(file.read_text())
+    file.write_text(json.dumps(change(run)))
+
+
+RUN_ERRORS = {
+    "format": ({"format": 99}, "format is 99, expected 1: it was written by another version"),
+    "format as text": ({"format": "1"}, "format is '1', expected 1"),
+    "format as truth": ({"format": True}, "format is True, expected 1"),
+    "step": ({"step": -3}, "step is -3, expected an int of at least 0"),
+    "large step": ({"step": 10**30}, "step is 1000.*, expected at most 2147483647"),
+    "step as text": ({"step": "20"}, "step is '20', expected an int"),
+    "key_impl": ({"key_impl": "fry"}, "key_impl is 'fry', expected 'threefry2x32', 'rbg', 'unsafe"),
+    "counters": ({"counters": [1]}, r"counters is \[1\], expected an object"),
+    "config": ({"config": None}, "config is None, expected an object"),
+    "checksums": ({"checksums": 7}, "checksums is 7, expected an object"),
+    "no checksums": ({"checksums": {}}, "checksums.ghn_params is None, expected an object"),
+    "checksum": (
+        {"checksums": {"ghn_params": {"a": -1}, "opt_state": {}, "key": {}}},
+        "checksums.ghn_params.'a' is -1, expected an int",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RUN_ERRORS)
+def test_every_value_of_a_run_is_checked(workdir, case):
+    changes, message = RUN_ERRORS[case]
+    change_run(workdir, lambda run: {**run, **changes})
+    folder = workdir / "checkpoints" / "20"
+    expected = rf"^the checkpoint {folder} cannot be read \(ValueError: {folder}/run: {message}"
+    with pytest.raises(CheckpointError, match=expected) as error:
+        load_checkpoint(folder)
+    assert "holds the steps 10; delete the damaged one" in str(error.value)
+
+
+@pytest.mark.parametrize("run", [None, [], 3, "run"])
+def test_a_run_of_another_kind_is_refused(workdir, run):
+    change_run(workdir, lambda _: run)
+    with pytest.raises(CheckpointError, match=r"checkpoints/20 cannot be read \("):
+        load_checkpoint(workdir / "checkpoints" / "20")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 100_000])
+def test_a_run_that_nests_deeply_is_refused_in_one_line(workdir, text):
+    (workdir / "checkpoints" / "20" / "run" / "metadata").write_text(text)
+    with pytest.raises(CheckpointError, match=r"checkpoints/20 cannot be read \(") as error:
+        load_checkpoint(workdir / "checkpoints" / "20")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("section", ["ghn", "data", "space"])
+def test_a_config_that_lacks_a_section_is_not_filled_with_defaults(workdir, section):
+    def remove(run):
+        del run["config"][section]
+        return run
+
+    change_run(workdir, remove)
+    message = f"^the config in the checkpoint .*/20 lacks {section}, expected every section of a"
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(workdir)
+
+
+def test_a_key_of_another_kind_is_named(workdir):
+    """An rbg key has four words, one of threefry two."""
+    change_run(workdir, lambda run: {**run, "key_impl": "rbg"})
+    with CheckpointStore(workdir) as store:
+        with pytest.raises(
+            CheckpointError, match="random key in the checkpoint .*/20 is not one o"
+        ):
+            store.restore(OPTIMIZER.init)
+
+
+def test_a_missing_run_is_named(workdir):
+    shutil.rmtree(workdir / "checkpoints" / "20" / "run")
+    with pytest.raises(CheckpointError, match=r"checkpoints/20', expected the folder of a run or"):
+        load_checkpoint(workdir / "checkpoints" / "20")

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import re
 
+import jax
 import pytest
 
 from ghn_jax.architectures import OPERATIONS
+from ghn_jax.configuration import limits
 from ghn_jax.configuration.conversion import build_dataclass, iterate_fields
 from ghn_jax.training.config import (
     DataConfig,
@@ -185,3 +187,38 @@ def test_missing_field_without_default_and_missing_description():
 
     with pytest.raises(ValueError, match=r"^Bare\.x has no description, expected one in"):
         describe_fields(Bare)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("training.seed", 2**32, "expected at most 4294967295"),  # the same numbers as of seed 0
+        ("training.seed", 2**70, "expected at most 4294967295"),
+        ("training.meta_batch_size", 10**9, "expected at most 65536"),
+        ("training.num_workers", 10**6, "expected at most 1024"),
+        ("training.num_threads", 10**6, "expected at most 1024"),
+        ("training.num_steps", 10**12, "expected at most 2147483647"),
+        ("training.norm_penalty", 10**400, "expected float"),
+        ("ghn.hidden_size", 10**6, "expected at most 8192"),
+        ("ghn.num_classes", 10**12, "expected at most 1000000"),
+        ("ghn.max_shape", 5, "expected tuple"),
+        ("ghn.max_shape", (64, 10**7, 3, 3), "expected at most 8192"),
+        ("ghn.message_passing", {"name": "gated_gnn", "num_rounds": 10**9}, "at most 1000"),
+        ("space.num_classes", 10**12, "expected at most 1000000"),
+        ("space.image_size", 10**9, "expected at most 16384"),
+        ("space.num_cells", (10**6, 10**6), "expected at most 1000"),
+        ("space.widths", (2**40,), "expected at most 65536"),
+        ("data.batch_size", 10**12, "expected at most 1000000"),
+        ("evaluation.splits", (("test", 2**40),), "expected at most 2147483647"),
+        ("optimizer.milestones", (2**40,), "expected at most 2147483647"),
+    ],
+)
+def test_numbers_beyond_their_limit_are_refused_before_use(name, value, message):
+    section, field = name.split(".")
+    with pytest.raises(ValueError, match=rf"^config\.{section}\.{field}.* is .*{message}"):
+        ExperimentConfig.from_dict({section: {field: value}})
+
+
+def test_seeds_beyond_the_limit_would_repeat_earlier_ones():
+    first, beyond = jax.random.key(0), jax.random.key(limits.SEED + 1)
+    assert (jax.random.key_data(first) == jax.random.key_data(beyond)).all()

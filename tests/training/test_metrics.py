@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 
 import pytest
 import rich.console
@@ -97,3 +98,30 @@ def test_a_folder_that_is_removed_ends_the_run_at_the_next_write(tmp_path, is_re
         message = f"^{tmp_path}/run/metrics.jsonl was removed or replaced during the run: it stops$"
         with pytest.raises(FileNotFoundError, match=message):
             writer.write(2, {"loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"step": 15, "lo', "Invalid control character"),
+        (b'{"loss": 1.0}', "'step'"),
+        (b'{"step": "15"}', "step is '15', expected an int"),
+        (b'{"step": null}', "step is None, expected an int"),
+        (b"[15]", "list indices"),
+        (b"\xff\xfe{", "codec can't decode|Expecting value"),
+        (b"[" * 100_000, "recursion"),
+    ],
+)
+def test_lines_of_another_kind_name_the_file_and_the_line(tmp_path, line, message):
+    with MetricWriter(tmp_path) as writer:
+        writer.write(10, {"loss": 1.0})
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + line + b"\n" + path.read_bytes())
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"^{path}, line 2: .* is no line of this run") as error:
+        MetricWriter(tmp_path, resume_step=20)
+    text = str(error.value)
+    assert re.search(message, text) and "\n" not in text and len(text) < 600
+    assert path.read_bytes() == before and not (tmp_path / "metrics.tmp").exists()
+    MetricWriter(tmp_path).close()  # starting anew drops everything
+    assert path.read_bytes() == b""

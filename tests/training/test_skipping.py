@@ -79,3 +79,18 @@ def test_state_goes_through_json():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="^finite has 3 values, expected 4, one per architecture$"):
         SkipRule(0.1, 10).record(0, pairs(0), [True] * 3)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"num_skipped": -1, "recent": []},
+        {"num_skipped": "3", "recent": []},
+        {"num_skipped": 0, "recent": [["4", []]]},
+        {"num_skipped": 0, "recent": [[4, [[1, 2, None]]]]},
+        {"num_skipped": 0, "recent": [[4, [[1, 2]]]]},
+    ],
+)
+def test_counts_of_another_kind_are_refused(state):
+    with pytest.raises(ValueError, match="expected"):
+        SkipRule(0.5, window=3).restore(state)
