@@ -17,7 +17,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def read_idx(path: Path, num_axes: int) -> np.ndarray:
     is_compressed = path.suffix == ".gz"
     try:
         with gzip.open(path) if is_compressed else path.open("rb") as file:
-            shape = _read_shape(path, file, num_axes)
+            shape = _read_shape(path, cast(IO[bytes], file), num_axes)
             num_elements = math.prod(shape)
             size = path.stat().st_size
             if is_compressed:

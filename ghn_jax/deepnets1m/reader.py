@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -170,7 +170,7 @@ class DeepNets1M:
         sequence = np.random.SeedSequence(self.seed, spawn_key=(rules.stream, index, draw))
         images = "imagenet" if large else "cifar10"
         with self._meta.naming_entry(index):
-            check_keys("num_params", entry.get("num_params"), (images,), _IMAGE_SETS)
+            check_keys("num_params", cast(Any, entry.get("num_params")), (images,), _IMAGE_SETS)
         num_parameters = entry["num_params"][images]
         reference = Architecture.from_official(entry, channels=REFERENCE_CHANNELS)
         generator = np.random.Generator(np.random.Philox(sequence))

@@ -99,7 +99,7 @@ class NetworkConfig:
         training: the training loop.
     """
 
-    SECTIONS: ClassVar = ("data", "optimizer", "training")
+    SECTIONS: ClassVar[tuple[str, ...]] = ("data", "optimizer", "training")
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

@@ -110,6 +110,7 @@ def _check_pickle(data: bytes) -> None:
     """
     stack: list[Any] = []  # the depth of each value, or the mark
     memo: dict[int, int] = {}
+    argument: Any
     for opcode, argument, _ in pickletools.genops(data):
         name = opcode.name
         if name == "MARK":

@@ -20,7 +20,7 @@ from ghn_jax.configuration.validation import check_instance, describe_value
 
 # A prime that no layer is a multiple of: an axis holds the batch if its size is divisible by it,
 # whatever reshapes and transposes it went through.
-BATCH_SIZE = 1009
+TRACING_BATCH_SIZE = 1009
 _HINT = "arrays with a batch axis, or their shapes: jax.ShapeDtypeStruct"
 
 

@@ -22,7 +22,7 @@ from ghn_jax.targets.spelling import has_operations
 from ghn_jax.tracing import rules  # noqa: F401 (fills the table of rules)
 from ghn_jax.tracing.affine import SCALES_OUTPUTS
 from ghn_jax.tracing.builder import NO_USE, GraphBuilder
-from ghn_jax.tracing.call import BATCH_SIZE, Call, read_call
+from ghn_jax.tracing.call import TRACING_BATCH_SIZE, Call, read_call
 from ghn_jax.tracing.dependence import find_dependence, join_labels
 from ghn_jax.tracing.frontends import NetworkDescription, describe
 from ghn_jax.tracing.gradients import find_fixed
@@ -105,7 +105,7 @@ def trace_call(
     check_positive_int("max_distance", max_distance)
     key = jax.random.key(0) if key is None else key
     check_random_key("key", key)
-    many = call.with_batch(BATCH_SIZE)
+    many = call.with_batch(TRACING_BATCH_SIZE)
     # Without functions of their own in the jaxpr, attention and activations are not recognised.
     with jax.disable_jit(False), _natively(network), _without_collector():
         with _errors_of(network, call, key):
@@ -117,7 +117,7 @@ def trace_call(
             inputs = [*_known_variables(description), *_known_inputs(many)]
             variables = jaxpr.jaxpr.invars[: len(description.paths)]
             fixed = _find_fixed(description, jaxpr, variables, len(jaxpr.jaxpr.outvars))
-            builder = GraphBuilder(BATCH_SIZE, fixed, description.find_initial)
+            builder = GraphBuilder(TRACING_BATCH_SIZE, fixed, description.find_initial)
             outputs = interpret(builder, jaxpr, inputs)
             traced = _finish(description, builder, outputs, num_classes, max_distance)
             traced = _check_unused(traced, jaxpr)
@@ -199,7 +199,7 @@ def _errors_of(network, call, key):
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"network runs on the batch of {call.batch_size} that is given, but not on one of"
-            f" {BATCH_SIZE}, expected one that takes any number of images: {first}"
+            f" {TRACING_BATCH_SIZE}, expected one that takes any number of images: {first}"
         ) from error
 
 
@@ -250,7 +250,7 @@ def _read_initialiser(
         return None
     inputs: list[Value] = [Constant(), *_known_inputs(call)]
     fixed = _find_fixed(description, description.init_jaxpr, variables, num_outputs)
-    builder = GraphBuilder(BATCH_SIZE, fixed, description.find_initial)
+    builder = GraphBuilder(TRACING_BATCH_SIZE, fixed, description.find_initial)
     try:
         outputs = interpret(builder, description.init_jaxpr, inputs, known)
     except EntangledError:

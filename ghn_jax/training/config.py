@@ -248,7 +248,14 @@ class ExperimentConfig:
         curriculum: how the distribution over training architectures changes with the step.
     """
 
-    SECTIONS: ClassVar = ("data", "space", "ghn", "optimizer", "training", "evaluation")
+    SECTIONS: ClassVar[tuple[str, ...]] = (
+        "data",
+        "space",
+        "ghn",
+        "optimizer",
+        "training",
+        "evaluation",
+    )
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     space: SpaceConfig = dataclasses.field(default_factory=SpaceConfig)
