@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core
 
-from ghn_jax.tracing.rules.control import find_jaxpr, split_scan_inputs
+from ghn_jax.tracing.jaxprs import find_jaxpr, open_jaxpr, split_scan_inputs
 
 FIXED = "stands behind stop_gradient: kept as initialised"
 COMPARED = "only enters comparisons or rounding, which have no gradient"
@@ -77,13 +77,13 @@ def _through(eqn, outputs, is_custom):
         return _through_scan(eqn, outputs, is_custom)
     if name == "while":
         skip, num_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        body = _open(eqn.params["body_jaxpr"])
+        body = open_jaxpr(eqn.params["body_jaxpr"])
         return [0] * skip + _through_loop(body, outputs, num_consts, len(outputs), is_custom)
     if name == "cond":
-        branches = [_inputs(_open(b), outputs, is_custom) for b in eqn.params["branches"]]
+        branches = [_inputs(open_jaxpr(b), outputs, is_custom) for b in eqn.params["branches"]]
         union = [_join(paths) for paths in zip(*branches, strict=True)]
         return [_compare(_join(outputs)), *union]
-    inner = _open(find_jaxpr(eqn))
+    inner = open_jaxpr(find_jaxpr(eqn))
     if inner is not None and len(inner.invars) == len(eqn.invars):
         # Their own derivative may pass what their computation stops, as in quantisation.
         return _inputs(inner, outputs, is_custom or name.startswith("custom_"))
@@ -98,7 +98,7 @@ def _through(eqn, outputs, is_custom):
 def _through_scan(eqn, outputs, is_custom):
     positions = list(range(len(eqn.invars)))
     consts, carry, _ = split_scan_inputs(eqn.params, positions)
-    body = _open(eqn.params["jaxpr"])
+    body = open_jaxpr(eqn.params["jaxpr"])
     return _through_loop(body, outputs, len(consts), len(carry), is_custom)
 
 
@@ -116,10 +116,6 @@ def _through_loop(body, outputs, num_consts, num_carry, is_custom):
 def _inputs(jaxpr, outputs, is_custom):
     paths = _follow(jaxpr, outputs, is_custom=is_custom)
     return [paths.get(var, 0) for var in jaxpr.invars]
-
-
-def _open(jaxpr):
-    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _join(paths):

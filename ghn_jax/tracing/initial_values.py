@@ -14,19 +14,14 @@ import numpy as np
 from jax.extend import core
 
 from ghn_jax.arrays import PyTree
-
-# Primitives that do nothing but call a function, and the parameter that holds it.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-}
+from ghn_jax.tracing.jaxprs import (
+    CALLS,
+    find_jaxpr,
+    open_jaxpr,
+    split_scan_inputs,
+    split_while_inputs,
+    take_part,
+)
 
 
 def draw_images(images: PyTree) -> PyTree:
@@ -59,8 +54,8 @@ def needs_inputs(jaxpr: core.ClosedJaxpr, indices: Sequence[int], inputs: Sequen
         inputs: Indices of inputs.
     """
     inner = jaxpr.jaxpr
-    needed, _ = _needed([inner.outvars[index] for index in indices], inner)
-    return any(inner.invars[index] in needed for index in inputs)
+    used = take_part(inner, [inner.outvars[index] for index in indices]).used
+    return any(inner.invars[index] in used for index in inputs)
 
 
 def compute_outputs(
@@ -99,26 +94,18 @@ def find_constant(jaxpr: Any, index: int) -> np.ndarray | None:
     return np.full(var.aval.shape, literal.val, var.aval.dtype)
 
 
-def _needed(outvars, jaxpr) -> tuple[set[Any], list[Any]]:
-    """Return the variables that some outputs need, and the equations, in order."""
-    needed = {var for var in outvars if not isinstance(var, core.Literal)}
-    eqns = []
-    for eqn in reversed(jaxpr.eqns):
-        if any(var in needed for var in eqn.outvars):
-            eqns.append(eqn)
-            needed.update(var for var in eqn.invars if not isinstance(var, core.Literal))
-    return needed, eqns[::-1]
-
-
 def _run(jaxpr, consts, inputs, indices) -> list[Any]:
     """Return the outputs with some indices."""
     outvars = [jaxpr.outvars[index] for index in indices]
-    needed, eqns = _needed(outvars, jaxpr)
-    last_use = {var: eqn for eqn in eqns for var in eqn.invars if not isinstance(var, core.Literal)}
+    part = take_part(jaxpr, outvars)
+    used = part.used
+    last_use = {
+        var: eqn for eqn in part.eqns for var in eqn.invars if not isinstance(var, core.Literal)
+    }
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
     read = lambda var: var.val if isinstance(var, core.Literal) else values[var]  # noqa: E731
-    for eqn in eqns:
-        wanted = [index for index, var in enumerate(eqn.outvars) if var in needed]
+    for eqn in part.eqns:
+        wanted = [index for index, var in enumerate(eqn.outvars) if var in used]
         outputs = _run_equation(eqn, [read(var) for var in eqn.invars], wanted)
         values |= {eqn.outvars[index]: x for index, x in zip(wanted, outputs, strict=True)}
         for var in eqn.invars:  # frees activations that nothing else needs
@@ -129,8 +116,9 @@ def _run(jaxpr, consts, inputs, indices) -> list[Any]:
 
 def _run_equation(eqn, inputs, wanted) -> list[Any]:
     name, params = eqn.primitive.name, eqn.params
-    if name in _CALLS:
-        return _run_function(params[_CALLS[name]], inputs, wanted)
+    function = find_jaxpr(eqn)
+    if name in CALLS and function is not None:
+        return _run_function(function, inputs, wanted)
     if name == "cond":
         branch = params["branches"][int(inputs[0])]
         return _run_function(branch, inputs[1:], wanted)
@@ -145,25 +133,22 @@ def _run_equation(eqn, inputs, wanted) -> list[Any]:
 
 
 def _run_function(function, inputs, wanted=None) -> list[Any]:
-    inner = getattr(function, "jaxpr", function)  # a jaxpr with or without its constants
+    inner = open_jaxpr(function)
     wanted = range(len(inner.outvars)) if wanted is None else wanted
     return _run(inner, getattr(function, "consts", ()), inputs, wanted)
 
 
 def _run_while(params, inputs) -> list[Any]:
-    num_condition, num_body = params["cond_nconsts"], params["body_nconsts"]
-    of_condition = inputs[:num_condition]
-    of_body = inputs[num_condition : num_condition + num_body]
-    carry = inputs[num_condition + num_body :]
+    of_condition, of_body, carry = split_while_inputs(params, inputs)
     while bool(_run_function(params["cond_jaxpr"], [*of_condition, *carry])[0]):
         carry = _run_function(params["body_jaxpr"], [*of_body, *carry])
     return carry
 
 
 def _run_scan(params, inputs) -> list[Any]:
-    num_consts, num_carry, length = params["num_consts"], params["num_carry"], params["length"]
-    consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
-    xs = [jnp.asarray(x) for x in inputs[num_consts + num_carry :]]
+    consts, carry, scanned = split_scan_inputs(params, inputs)
+    num_carry, length = len(carry), params["length"]
+    xs = [jnp.asarray(x) for x in scanned]
     steps = range(length)[::-1] if params["reverse"] else range(length)
     collected = []
     for step in steps:

@@ -6,7 +6,7 @@ from typing import Any
 from jax.extend import core
 
 from ghn_jax.tracing.builder import GraphBuilder
-from ghn_jax.tracing.dependence import CALLS, CONTROL_FLOW
+from ghn_jax.tracing.jaxprs import CALLS, CONTROL_FLOW, open_jaxpr
 from ghn_jax.tracing.registry import RULES, unknown
 from ghn_jax.tracing.values import Constant, Data, Value, Weight
 
@@ -44,7 +44,7 @@ def interpret(
     """
     variables = variables or {}
     consts = getattr(jaxpr, "consts", ())
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    jaxpr = open_jaxpr(jaxpr)
     known: dict[Any, Value] = dict.fromkeys(jaxpr.constvars, _CONSTANT)
     known.update(zip(jaxpr.constvars, map(Constant.of, consts), strict=False))
     known.update(zip(jaxpr.invars, inputs, strict=True))

@@ -1,12 +1,16 @@
 """Calls and control flow: what is inside is traced as if it stood outside."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-from ghn_jax.tracing.dependence import CALLS, open_jaxpr
 from ghn_jax.tracing.functions import Function
 from ghn_jax.tracing.interpreter import interpret
+from ghn_jax.tracing.jaxprs import (
+    CALLS,
+    find_jaxpr,
+    open_jaxpr,
+    split_scan_inputs,
+    split_while_inputs,
+)
 from ghn_jax.tracing.registry import keep_weights, register_rule, unknown
 from ghn_jax.tracing.rules.arithmetic import join_cases
 from ghn_jax.tracing.rules.loops import run_once
@@ -18,12 +22,6 @@ from ghn_jax.tracing.values import Constant, Data, Weight
 def _call(builder, eqn, inputs):
     jaxpr = find_jaxpr(eqn)
     return unknown(builder, eqn, inputs) if jaxpr is None else interpret(builder, jaxpr, inputs)
-
-
-def find_jaxpr(eqn: Any) -> Any:
-    """Return the jaxpr that an equation calls, None if it calls none."""
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    return next((eqn.params[name] for name in names if name in eqn.params), None)
 
 
 @register_rule("jit:softplus")
@@ -55,18 +53,6 @@ def _scan(builder, eqn, inputs):
     return [*carry, *outputs[len(carry) :]]
 
 
-def split_scan_inputs(
-    params: Mapping[str, Any], inputs: Sequence[Any]
-) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return what is constant over the iterations, what is carried, and what is scanned."""
-    if "ft_in" in params:  # since JAX 0.12
-        consts, carry, scanned = params["ft_in"].update(inputs).unpack()
-        return list(consts), list(carry), list(scanned)
-    inputs = list(inputs)
-    first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-    return inputs[:first], inputs[first:second], inputs[second:]
-
-
 def _take_row(value, shape, index):
     if not isinstance(value, Weight):
         return value
@@ -86,12 +72,11 @@ def _as_row(value):
 
 @register_rule("while")
 def _while(builder, eqn, inputs):
-    skip, num_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    consts, carry = inputs[skip : skip + num_consts], list(inputs[skip + num_consts :])
+    of_condition, consts, carry = split_while_inputs(eqn.params, inputs)
     outputs = run_once(builder, eqn.params["body_jaxpr"], consts, carry, [])
-    stops = interpret(builder, eqn.params["cond_jaxpr"], [*inputs[:skip], *outputs])
+    stops = interpret(builder, eqn.params["cond_jaxpr"], [*of_condition, *outputs])
     body = open_jaxpr(eqn.params["body_jaxpr"])
-    for index, (old, new) in enumerate(zip(body.invars[num_consts:], body.outvars, strict=True)):
+    for index, (old, new) in enumerate(zip(body.invars[len(consts) :], body.outvars, strict=True)):
         value = outputs[index]
         if isinstance(stops[0], Data) and not isinstance(value, Data) and old is not new:
             if isinstance(value, Weight):

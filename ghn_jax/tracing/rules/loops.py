@@ -12,8 +12,14 @@ from typing import Any
 from jax.extend import core
 
 from ghn_jax.tracing.builder import GraphBuilder
-from ghn_jax.tracing.dependence import LabelSet, find_dependence, join_labels, open_jaxpr, take_part
+from ghn_jax.tracing.dependence import (
+    LabelSet,
+    find_dependence,
+    find_loop_dependence,
+    join_labels,
+)
 from ghn_jax.tracing.interpreter import interpret
+from ghn_jax.tracing.jaxprs import open_jaxpr, take_part
 from ghn_jax.tracing.values import Constant, Data, Value
 
 
@@ -76,28 +82,22 @@ def run_once(
 
 def _fill_state(body, consts, carry, rows):
     # A state that starts as zeros holds data from the second iteration on.
-    inputs = [*consts, *carry, *rows]
     # What it changes is not known, such as the value of a counter.
     carry = [
         dataclasses.replace(value, value=None) if isinstance(value, Constant) else value
         for value in carry
     ]
-    data = next((value for value in (*carry, *inputs) if isinstance(value, Data)), None)
+    data = next((value for value in (*carry, *consts, *rows) if isinstance(value, Data)), None)
     if data is None:
         return list(carry)
-    is_data = [isinstance(value, Data) for value in inputs]
-    start, stop = len(consts), len(consts) + len(carry)
-    while True:
-        labels = [frozenset({"data"} if flag else ()) for flag in is_data]
-        found = find_dependence(body, labels)
-        changed = [bool(label) for label in found[: len(carry)]]
-        joined = [old or new for old, new in zip(is_data[start:stop], changed, strict=True)]
-        if joined == is_data[start:stop]:
-            break
-        is_data[start:stop] = joined
+    labels = [
+        [frozenset({"data"} if isinstance(value, Data) else ()) for value in values]
+        for values in (consts, carry, rows)
+    ]
+    found = find_loop_dependence(body, *labels)
     return [
-        Data(data.nodes) if flag and isinstance(value, Constant) else value
-        for flag, value in zip(is_data[start:stop], carry, strict=True)
+        Data(data.nodes) if label and isinstance(value, Constant) else value
+        for label, value in zip(found, carry, strict=False)
     ]
 
 
