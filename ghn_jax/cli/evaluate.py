@@ -22,7 +22,7 @@ from ghn_jax.cli.network_flags import define_ghn_flag
 from ghn_jax.configuration import limits
 from ghn_jax.data import load_dataset
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator
+from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator, evaluate_splits
 from ghn_jax.evaluation.image_files import read_labelled_images
 from ghn_jax.evaluation.journal import identify, keep_results
 from ghn_jax.evaluation.report import report_splits
@@ -124,7 +124,7 @@ def main() -> None:
     exit_on_signals(f"the results so far are kept in {folder}")
     with keep_results(folder, identity) as journal:
         report_splits(
-            journal.evaluate_splits(evaluator, ghn.ghn_params, opened, random_seed),
+            evaluate_splits(evaluator, ghn.ghn_params, opened, random_seed, journal),
             f"{dataset.name}, {image_split} images, seed {seed}",
             folder,
             lists_architectures=True,

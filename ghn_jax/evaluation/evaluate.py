@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -223,11 +223,24 @@ class Evaluator:
         return self._predictor.predict(ghn_params, prepared)[0]
 
 
+class Journal(Protocol):
+    """Keeps the results of an evaluation, see `ghn_jax.evaluation.journal`."""
+
+    def resume(
+        self,
+        split: ArchitectureSplit,
+        evaluate: Callable[[Iterable[Candidate]], Iterator[ArchitectureResult]],
+    ) -> Iterator[ArchitectureResult]:
+        """Yield the results of a split; only those that are not there yet are evaluated."""
+        ...
+
+
 def evaluate_splits(
     evaluator: Evaluator,
     ghn_params: PyTree,
     splits: Iterable[ArchitectureSplit],
     random_seed: int | None = None,
+    journal: Journal | None = None,
 ) -> Iterator[tuple[ArchitectureSplit, Iterator[ArchitectureResult]]]:
     """Evaluate splits one after the other, lazily.
 
@@ -236,12 +249,21 @@ def evaluate_splits(
         ghn_params: The hypernetwork's parameters.
         splits: The splits of architectures.
         random_seed: Seed of random parameters, see `Evaluator.evaluate`.
+        journal: Keeps the results and has those of an evaluation that was stopped; None evaluates
+            everything and keeps nothing.
 
     Yields:
         Each split and its results.
     """
+
+    def evaluate(architectures: Iterable[Candidate]) -> Iterator[ArchitectureResult]:
+        return evaluator.evaluate(ghn_params, architectures, random_seed)
+
     for split in splits:
-        yield split, evaluator.evaluate(ghn_params, split.architectures, random_seed)
+        if journal is None:
+            yield split, evaluate(split.architectures)
+        else:
+            yield split, journal.resume(split, evaluate)
 
 
 def summarize(

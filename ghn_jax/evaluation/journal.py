@@ -12,7 +12,7 @@ import itertools
 import json
 import pathlib
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -22,8 +22,8 @@ from ghn_jax.arrays import PyTree
 from ghn_jax.evaluation.evaluate import (
     ArchitectureResult,
     ArchitectureSplit,
+    Candidate,
     EvaluationImages,
-    Evaluator,
 )
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.folder_lock import lock_folder
@@ -41,29 +41,20 @@ class EvaluationJournal:
     def __init__(self, folder: pathlib.Path, identity: dict[str, Any]) -> None:
         self._folder, self._first_line = folder, json.dumps(identity, sort_keys=True) + "\n"
 
-    def evaluate_splits(
+    def resume(
         self,
-        evaluator: Evaluator,
-        ghn_params: PyTree,
-        splits: Iterable[ArchitectureSplit],
-        random_seed: int | None = None,
-    ) -> Iterator[tuple[ArchitectureSplit, Iterator[ArchitectureResult]]]:
-        """Do as `ghn_jax.evaluation.evaluate.evaluate_splits`, keeping and reusing results.
+        split: ArchitectureSplit,
+        evaluate: Callable[[Iterable[Candidate]], Iterator[ArchitectureResult]],
+    ) -> Iterator[ArchitectureResult]:
+        """Yield the results that are there, then those of the architectures that are left.
 
         Args:
-            evaluator: The evaluator.
-            ghn_params: The hypernetwork's parameters.
-            splits: The splits of architectures.
-            random_seed: Seed of random parameters, see `Evaluator.evaluate`.
-
-        Yields:
-            Each split and its results.
+            split: The split.
+            evaluate: Evaluates architectures; its results are kept.
         """
-        for split in splits:
-            done = self._read(split.name)[: split.num_architectures]
-            remaining = itertools.islice(split.architectures, len(done), None)
-            results = evaluator.evaluate(ghn_params, remaining, random_seed)
-            yield split, itertools.chain(done, self._keep(split.name, done, results))
+        done = self._read(split.name)[: split.num_architectures]
+        remaining = itertools.islice(split.architectures, len(done), None)
+        return itertools.chain(done, self._keep(split.name, done, evaluate(remaining)))
 
     def remove(self) -> None:
         """Remove the files of an evaluation that has ended."""

@@ -1,5 +1,6 @@
 """Evaluate the GHN of a training run, during or after the run, by an evaluation config."""
 
+import contextlib
 from pathlib import Path
 
 from ghn_jax.evaluation.evaluate import EvaluationImages, Evaluator, Summary, evaluate_splits
@@ -40,10 +41,10 @@ def evaluate_run(
     random_seed = seed if evaluation.with_random else None
     ghn_params = trainer.local_params(state)
     title = f"{trainer.dataset.name}, {image_split} images, seed {seed}"
-    if folder is None:
-        measured = evaluate_splits(evaluator, ghn_params, splits, random_seed)
-        return report_splits(measured, title, task=trainer.task)
-    identity = identify(trainer.config, ghn_params, images, seed, random_seed)
-    with keep_results(folder, identity) as journal:
-        measured = journal.evaluate_splits(evaluator, ghn_params, splits, random_seed)
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if folder is not None:
+            identity = identify(trainer.config, ghn_params, images, seed, random_seed)
+            journal = stack.enter_context(keep_results(folder, identity))
+        measured = evaluate_splits(evaluator, ghn_params, splits, random_seed, journal)
         return report_splits(measured, title, folder, task=trainer.task)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ghn_jax.evaluation.evaluate import ArchitectureResult, ArchitectureSplit
+from ghn_jax.evaluation.evaluate import ArchitectureResult, ArchitectureSplit, evaluate_splits
 from ghn_jax.evaluation.journal import keep_results
 from ghn_jax.training.folder_lock import FolderInUseError
 
@@ -27,7 +27,7 @@ class Notes:
 def evaluate(folder, evaluator, identity=None, names=("val", "test")):
     splits = [ArchitectureSplit(name, 4, iter(range(4))) for name in names]
     with keep_results(folder, identity or {"seed": 1}) as journal:
-        measured = journal.evaluate_splits(evaluator, {}, splits)
+        measured = evaluate_splits(evaluator, {}, splits, journal=journal)
         return {split.name: list(results) for split, results in measured}
 
 
