@@ -141,8 +141,8 @@ class GHN:
         """
         check_flag("strict", strict)
         if isinstance(network, Architecture | ResNet):
-            own = {"key": key is None, "call_args": not call_args, "call_kwargs": not call_kwargs}
-            given = [*(name for name, is_default in own.items() if not is_default), *call_arguments]
+            own = {"key": key is not None, "call_args": call_args, "call_kwargs": call_kwargs}
+            given = [*(name for name, value in own.items() if value), *call_arguments]
             if given:
                 raise ValueError(
                     f"{', '.join(given)} given for an architecture, expected image_size only"

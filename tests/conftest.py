@@ -15,6 +15,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture
+def counts_programs(monkeypatch):
+    """Count the programs that are asked for, without compiling them."""
+    from ghn_jax.programs.cache import ProgramCache
+
+    def submit(self, key, build):
+        if key not in self._futures:
+            self.num_compilations += 1
+        return self._futures.setdefault(key, None)
+
+    monkeypatch.setattr(ProgramCache, "wait", lambda self, keys: None)
+    monkeypatch.setattr(ProgramCache, "submit", submit)
+
+
+@pytest.fixture
 def x64():
     """Run a test with 64-bit types."""
     jax.config.update("jax_enable_x64", True)

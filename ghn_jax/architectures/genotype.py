@@ -391,8 +391,7 @@ def _check_cell(name: str, pairs: tuple[NodeOp, ...]) -> None:
         if type(state) is not int or not 0 <= state <= last_state:
             raise ValueError(
                 f"{name}[{index}] reads input {describe_value(state)}, expected 0..{last_state}:"
-                " step"
-                f" {index // 2} may read the two cell inputs and earlier steps"
+                f" step {index // 2} may read the two cell inputs and earlier steps"
             )
 
 

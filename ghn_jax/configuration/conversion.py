@@ -49,8 +49,7 @@ def build_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "confi
         if name not in fields:
             raise ValueError(
                 f"{path}.{name} (value {describe_value(value)}) is not a"
-                f" field{suggest(name, fields)},"
-                f" expected one of {', '.join(fields)}"
+                f" field{suggest(name, fields)}, expected one of {', '.join(fields)}"
             )
     for name, field in fields.items():
         if name not in values and not _has_default(field):

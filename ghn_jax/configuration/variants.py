@@ -25,8 +25,10 @@ from ghn_jax.configuration.validation import (
 _M = TypeVar("_M", bound=type)
 
 PositiveInt = Annotated[int, functools.partial(check_positive_int, most=limits.NUM_LAYERS)]
-"""Type of a field that counts layers, rounds or heads, at least 1; any check of (name, value)"
-" can annotate a field."""
+"""Type of a field that counts layers, rounds or heads, at least 1.
+
+Any check of (name, value) can annotate a field.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +112,8 @@ class Variants:
         if not isinstance(name, str) or name not in self._modules:
             raise ValueError(
                 f"name is {describe_value(name)}{suggest(name, self)}, expected one of"
-                f" {', '.join(self)}, or one"
-                f" of your own, registered by ghn_jax.{self._register_name}"
+                f" {', '.join(self)}, or one of your own, registered by"
+                f" ghn_jax.{self._register_name}"
             )
         return self._modules[name]
 
@@ -180,8 +182,7 @@ def parse_variant(part: type[VariantConfig], value: Any) -> Any:
     if not isinstance(value, Mapping) or "name" not in value:
         raise ValueError(
             f"is {describe_value(value)}, expected the name of a variant of {part.variants.part},"
-            " or a mapping"
-            " with a name"
+            " or a mapping with a name"
         )
     fields = {name: field for name, field in value.items() if field is not None}
     return part.variants.config_type(value["name"]), fields

@@ -121,6 +121,8 @@ class MetaFile:
             ) from error
 
 
+IMAGE_SETS = ("cifar10", "imagenet")
+"""Sets of images, small and large, for which entries count parameters."""
 _ANY_WIDTH = 16  # which even networks with attention can have
 _TABLES = ("primitives_ext", "unique_op_names")
 
@@ -153,7 +155,7 @@ def check_entry(entry: Any, has_width: bool) -> None:
     if "num_nodes" in entry:
         check_positive_int("num_nodes", entry["num_nodes"], limits.NUM_NODES)
     counts = entry.get("num_params", {})
-    check_keys("num_params", counts, (), ("cifar10", "imagenet"))
+    check_keys("num_params", counts, (), IMAGE_SETS)
     for name, count in counts.items():
         check_positive_int(f"num_params.{name}", count)
 

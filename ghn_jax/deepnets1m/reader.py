@@ -32,7 +32,7 @@ from ghn_jax.deepnets1m.hdf5_schema import (
     open_group,
     open_integers,
 )
-from ghn_jax.deepnets1m.meta import MetaFile, check_entry
+from ghn_jax.deepnets1m.meta import IMAGE_SETS, MetaFile, check_entry
 from ghn_jax.deepnets1m.parameter_names import node_names
 from ghn_jax.extras import extra
 from ghn_jax.graphs.arch_graph import MAX_VIRTUAL_DISTANCE, ArchGraph
@@ -43,9 +43,6 @@ from ghn_jax.targets.plan import SMALL_IMAGE_LIMIT, lower
 
 with extra("train", "DeepNets-1M files"):
     import h5py
-
-
-_IMAGE_SETS = ("cifar10", "imagenet")
 
 
 class StoredArchitecture(NamedTuple):
@@ -168,9 +165,9 @@ class DeepNets1M:
                 return Architecture.from_official(entry, channels=factor * entry["C"])
         space = SpaceConfig(split=self.split, image_size=self.image_size)
         sequence = np.random.SeedSequence(self.seed, spawn_key=(rules.stream, index, draw))
-        images = "imagenet" if large else "cifar10"
+        images = IMAGE_SETS[large]
         with self._meta.naming_entry(index):
-            check_keys("num_params", cast(Any, entry.get("num_params")), (images,), _IMAGE_SETS)
+            check_keys("num_params", cast(Any, entry.get("num_params")), (images,), IMAGE_SETS)
         num_parameters = entry["num_params"][images]
         reference = Architecture.from_official(entry, channels=REFERENCE_CHANNELS)
         generator = np.random.Generator(np.random.Philox(sequence))

@@ -151,14 +151,13 @@ class FinetuneConfig(NetworkConfig):
         for index, rate in enumerate(self.learning_rates):
             if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
                 raise ValueError(f"learning_rates[{index}] is {rate!r}, expected a number > 0")
-        last_seed = self.training.seed + self.num_seeds - 1
-        if last_seed > limits.SEED:
+        _check_distinct("learning_rates", self.learning_rates)
+        check_positive_int("num_seeds", self.num_seeds, limits.COUNT)
+        if self.training.seed + self.num_seeds - 1 > limits.SEED:
             raise ValueError(
                 f"num_seeds is {self.num_seeds} with training.seed {self.training.seed}, expected"
                 f" seeds of at most {limits.SEED}"
             )
-        _check_distinct("learning_rates", self.learning_rates)
-        check_positive_int("num_seeds", self.num_seeds, limits.COUNT)
         for index, init in enumerate(self.inits):
             check_choice(f"inits[{index}]", init, INITS)
         _check_distinct("inits", self.inits)

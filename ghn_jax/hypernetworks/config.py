@@ -45,8 +45,7 @@ class GHNConfig:
         if type(self.hidden_size) is not int or self.hidden_size < 4 or self.hidden_size % 4:
             raise ValueError(
                 f"hidden_size is {describe_value(self.hidden_size)}, expected a positive multiple"
-                " of"
-                " 4"
+                " of 4"
             )
         check_positive_int("hidden_size", self.hidden_size, limits.HIDDEN_SIZE)
         object.__setattr__(self, "max_shape", as_tuple("max_shape", self.max_shape))
@@ -54,8 +53,7 @@ class GHNConfig:
         if type(self.virtual_edges) is not int or not 1 <= self.virtual_edges <= 250:
             raise ValueError(
                 f"virtual_edges is {describe_value(self.virtual_edges)}, expected an int from 1"
-                " (none)"
-                " to 250"
+                " (none) to 250"
             )
         check_choice("layer_norm", self.layer_norm, (False, True))
         check_choice("normalize_parameters", self.normalize_parameters, (False, True))
@@ -72,8 +70,7 @@ class GHNConfig:
         if len(sizes) != 4 or not are_positive or sizes[2] != sizes[3]:
             raise ValueError(
                 f"max_shape is {describe_value(sizes)}, expected four positive ints (out, in,"
-                " height, width)"
-                " with height equal to width"
+                " height, width) with height equal to width"
             )
         for index, size in enumerate(sizes):
             most = limits.TILE_SIZE if index < 2 else limits.KERNEL_SIZE

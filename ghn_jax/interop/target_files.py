@@ -186,9 +186,10 @@ def load_target_params(path: str | os.PathLike[str], plan: Plan) -> list[np.ndar
                 f"{path} cannot be read as a .safetensors file: {shorten(error)}"
             ) from error
         try:
-            return _check_values(plan, from_target_state_dict(plan, tensors))
+            arrays = from_target_state_dict(plan, tensors)
         except ValueError as error:
             raise ValueError(f"{path}: {shorten(error)}") from error
+        return _check_values(path, plan, arrays)
     state = read_arrays(path, "a .npz file of arrays")
     if isinstance(state, np.ndarray):
         raise ValueError(f"{path} holds a single array, expected a .npz file of arrays")
@@ -203,20 +204,17 @@ def load_target_params(path: str | os.PathLike[str], plan: Plan) -> list[np.ndar
             f"{path} is of another network: {shorten(', '.join(wrong))} missing, unknown or of"
             " another shape"
         )
-    try:
-        return _check_values(plan, [state[name] for name in expected])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return _check_values(path, plan, [state[name] for name in expected])
 
 
-def _check_values(plan: Plan, arrays: list[np.ndarray]) -> list[np.ndarray]:
+def _check_values(path: Path, plan: Plan, arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Return the arrays; ValueError unless they are finite floating numbers."""
     for tensor, array in zip(plan.tensors, arrays, strict=True):
         name = "/".join(tensor.path)
-        if not jax.numpy.issubdtype(array.dtype, np.floating):  # which knows bfloat16, too
-            raise ValueError(f"{name} has the dtype {array.dtype}, expected a floating one")
+        if not jnp.issubdtype(array.dtype, np.floating):  # which knows bfloat16, too
+            raise ValueError(f"{path}: {name} has the dtype {array.dtype}, expected a floating one")
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} has values that are not finite, expected numbers")
+            raise ValueError(f"{path}: {name} has values that are not finite, expected numbers")
     return arrays
 
 

@@ -31,8 +31,8 @@ class _Watch:
     def __init__(self, peers: dict[int, socket.socket]) -> None:
         self._peers = peers
         self._is_working = False
-        self._describe: Callable[[], str]
-        self._status, self._describe = 1, str
+        self._describe: Callable[[], str] = str
+        self._status = 1
         self._lock = threading.Lock()
         self._states: dict[int, bytes] = dict.fromkeys(peers, _DONE)
         threading.Thread(target=self._listen, name="peers", daemon=True).start()

@@ -241,9 +241,7 @@ def _open_equinox(equinox, network, variables, arguments):
         return new, [new.get(average) for average in averages]
 
     def finish(state, found):
-        state = jax.tree.map(
-            lambda x: x, state
-        )  # `set` makes the one that it is called on unusable
+        state = jax.tree.map(lambda x: x, state)  # `set` makes what it is called on unusable
         for average, values in zip(averages, found, strict=True):
             state = state.set(average, values)
         return arrays, state

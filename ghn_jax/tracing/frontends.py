@@ -217,22 +217,18 @@ def _describe_function(function, call) -> NetworkDescription:
         args, kwargs = call.bind(inputs)
         return function(variables, *args, **kwargs)
 
-    has_collections = isinstance(variables, Mapping) and "params" in variables
-    skip = 0
-    is_parameter: tuple[bool, ...] | None = None
-    if has_collections:
+    finish = lambda variables: (function, variables)  # noqa: E731
+    if isinstance(variables, Mapping) and "params" in variables:
         paths, is_parameter = _split_collections(variables)
-    else:
-        is_parameter = _positions((variables, True))
-        if any(isinstance(x, nnx.Variable) for x in _nnx_leaves(variables)):
-            # A tree of nnx.split, whose Variables say what they are.
-            is_parameter = tuple(
-                not isinstance(x, nnx.Variable) or isinstance(x, nnx.Param)
-                for x in _nnx_leaves(variables)
-                for _ in jax.tree.leaves(x)
-            )
-    network = _from_values(apply_fn, variables, is_parameter, lambda v: (function, v), skip)
-    return dataclasses.replace(network, paths=paths) if has_collections else network
+        network = _from_values(apply_fn, variables, is_parameter, finish, skip=0)
+        return dataclasses.replace(network, paths=paths)
+    # The Variables in a tree of nnx.split say what they are.
+    is_parameter = tuple(
+        not isinstance(x, nnx.Variable) or isinstance(x, nnx.Param)
+        for x in jax.tree.leaves(variables, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        for _ in jax.tree.leaves(x)
+    )
+    return _from_values(apply_fn, variables, is_parameter, finish, skip=0)
 
 
 def _from_values(apply_fn, variables, is_parameter, finish, skip) -> NetworkDescription:
@@ -258,10 +254,6 @@ def _from_values(apply_fn, variables, is_parameter, finish, skip) -> NetworkDesc
         finish,
         find_initial=lambda i: None if isinstance(leaves[i], jax.ShapeDtypeStruct) else leaves[i],
     )
-
-
-def _nnx_leaves(tree):
-    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def _as_shapes(tree):

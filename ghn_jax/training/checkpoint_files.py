@@ -27,8 +27,6 @@ from ghn_jax.configuration.validation import (
     describe_value,
 )
 
-"""A nested structure of arrays."""
-
 FOLDER = "checkpoints"
 _FORMAT = 1
 # Folders of a checkpoint.

@@ -38,9 +38,6 @@ from ghn_jax.training.checkpoint_files import (
 )
 from ghn_jax.training.config import ExperimentConfig
 
-"""A nested structure of arrays."""
-
-
 _SUPERSEDED = "superseded"  # a folder in that of the checkpoints, for the time of a deletion
 
 

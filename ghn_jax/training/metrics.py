@@ -236,8 +236,8 @@ def _truncate(path: pathlib.Path, resume_step: int | None) -> None:
                 temporary.unlink()
                 raise ValueError(
                     f"{path}, line {number}: {shorten(line.decode('utf-8', 'replace'), 100)!r} is"
-                    " no"
-                    f" line of this run ({shorten(error, 200)}); correct it or move the file away"
+                    f" no line of this run ({shorten(error, 200)}); correct it or move the file"
+                    " away"
                 ) from error
             if resume_step is not None and step <= resume_step:
                 kept.write(line)

@@ -172,9 +172,7 @@ def run_training(
     return state
 
 
-def lock_run(
-    workdir: str | pathlib.Path,
-) -> contextlib.AbstractContextManager[None]:
+def lock_run(workdir: str | pathlib.Path) -> contextlib.AbstractContextManager[None]:
     """Hold a run's folder; of several processes, the first one does.
 
     Args:

@@ -286,6 +286,11 @@ def test_config_errors(values, message):
         FinetuneConfig.from_dict(values)
 
 
+def test_seeds_are_added_up_only_if_their_number_is_one():
+    with pytest.raises(ValueError, match="^num_seeds is '2', expected a positive int"):
+        FinetuneConfig(num_seeds="2")
+
+
 def test_config_survives_json():
     config = FinetuneConfig.from_dict({"learning_rates": (0.1, 0.2), "num_shots": 5})
     assert FinetuneConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

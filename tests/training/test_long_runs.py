@@ -1,7 +1,6 @@
 """Long runs: memory, open files and the number of programs level off."""
 
 import gc
-import importlib.util
 import json
 import os
 import pathlib
@@ -10,12 +9,11 @@ import sys
 from typing import NamedTuple
 
 import pytest
+from ghn_jax.configs import digits
 
 from ghn_jax.cli.config_dict import build_config
 from ghn_jax.engine.blockwise import BlockwiseEngine
-from ghn_jax.programs.cache import ProgramCache
 from ghn_jax.training.architecture_sources import create_source
-from ghn_jax.training.config import ExperimentConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 MEBIBYTE = 2**20
@@ -39,13 +37,9 @@ def measure(num_programs):
 
 
 def digits_config(**training):
-    path = ROOT / "launch" / "configs" / "digits.py"
-    specification = importlib.util.spec_from_file_location("digits_config", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    config = module.get_config()
+    config = digits.get_config()
     config.training.update(training)
-    return build_config(config, ExperimentConfig)
+    return build_config(config)
 
 
 def assert_levels_off(usages):
@@ -59,6 +53,7 @@ def assert_levels_off(usages):
 
 RUN = """
 import json, sys
+from ghn_jax.training.loop import train
 from test_long_runs import digits_config, measure
 
 def evaluate(trainer, state):
@@ -88,16 +83,8 @@ def test_two_thousand_steps_of_digits(tmp_path):
     assert_levels_off(usages)
 
 
-def test_fifty_thousand_drawn_architectures(monkeypatch):
+def test_fifty_thousand_drawn_architectures(counts_programs):
     """Drawn, lowered, made into graphs; their programs counted without compiling them."""
-    monkeypatch.setattr(ProgramCache, "wait", lambda self, keys: None)
-
-    def submit(self, key, build):
-        if key not in self._futures:
-            self.num_compilations += 1
-        return self._futures.setdefault(key, None)
-
-    monkeypatch.setattr(ProgramCache, "submit", submit)
     source, engine, usages = create_source(digits_config()), BlockwiseEngine(), []
     for index in range(50_000):
         plan = source.lower(source.draw(index))

@@ -353,16 +353,8 @@ def test_a_dataset_that_does_not_fit_is_refused():
         Trainer(config, dataset=dataset())
 
 
-def test_compilations_level_off(monkeypatch):
+def test_compilations_level_off(counts_programs):
     """How many programs architectures need, without compiling them."""
-    monkeypatch.setattr(ProgramCache, "wait", lambda self, keys: None)
-
-    def submit(self, key, build):
-        if key not in self._futures:
-            self.num_compilations += 1
-        return self._futures.setdefault(key, None)
-
-    monkeypatch.setattr(ProgramCache, "submit", submit)
     engine = BlockwiseEngine()
     stream = ArchitectureStream(make_config().space, seed=0)
     counts, signatures = [], set()
