@@ -10,12 +10,12 @@ not run again. Several processes may share one file: `--settings` and `--seeds` 
 """
 
 import argparse
-import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +32,7 @@ from ghn_jax.cli.config_dict import build_config
 from ghn_jax.engine.blockwise import LossAndGrads
 from ghn_jax.evaluation.training_run import evaluate_run
 from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.loop import train
 from ghn_jax.training.optimizers import create_optimizer
 from ghn_jax.training.trainer import Trainer
 
@@ -122,6 +123,8 @@ def setting_config(setting: Setting, seed: int, threads: int, cache: str | None)
     config = digits.get_config()
     runtime: Changes = {
         "training.seed": seed,
+        "training.log_every": 100,
+        "training.checkpoint_every": 10_000,
         "training.num_threads": threads,
         "training.num_compile_threads": threads,
         "evaluation.splits": SPLITS,
@@ -193,22 +196,12 @@ def run(name: str, seed: int, threads: int, cache: str | None) -> dict[str, Any]
     if setting.gradients != "none":
         for replica in trainer.replicas:
             replica.engine = ScaledGradients(replica.engine, setting.gradients)  # type: ignore
-    state, start = trainer.init_state(), time.perf_counter()
-    losses: list[float] = []
-    trace = []
-    with (
-        contextlib.closing(trainer.meta_batches(state)) as meta_batches,
-        trainer.image_batches(state) as images,
-    ):
-        while state.step < config.training.num_steps:
-            state, result = trainer.step(state, next(meta_batches), next(images))
-            losses.append(float(np.mean(result.losses[result.finite])))
-            if state.step % 100 == 0:
-                seconds = round(time.perf_counter() - start, 1)
-                loss = round(float(np.median(losses[-100:])), 4)
-                trace.append((state.step, loss, trainer.num_compilations, seconds))
-                print(name, seed, *trace[-1], flush=True)
-    trained = round(time.perf_counter() - start, 1)
+    print(f"{name}, seed {seed}", flush=True)
+    with tempfile.TemporaryDirectory() as workdir:
+        start = time.perf_counter()
+        trainer, state = train(config, workdir, trainer=trainer)
+        trained = round(time.perf_counter() - start, 1)
+        metrics = read(Path(workdir) / "metrics.jsonl")
     summaries = evaluate_run(trainer, state, config.evaluation)
     accuracy = {s.split: round(100 * next(iter(s.metrics.values())).mean, 2) for s in summaries}
     return {
@@ -217,7 +210,7 @@ def run(name: str, seed: int, threads: int, cache: str | None) -> dict[str, Any]
         "top1": accuracy,
         "seconds_of_training": trained,
         "compilations": trainer.num_compilations,
-        "trace": trace,
+        "metrics": metrics,
         "jax": jax.__version__,
         "cores": len(os.sched_getaffinity(0)),
         "changes": BASE | setting.changes,
@@ -227,7 +220,7 @@ def run(name: str, seed: int, threads: int, cache: str | None) -> dict[str, Any]
 
 
 def read(results: Path) -> list[dict[str, Any]]:
-    """Read the lines of the results; a file that is missing has none."""
+    """Read a file of JSON lines; one that is missing has none."""
     if not results.exists():
         return []
     return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
