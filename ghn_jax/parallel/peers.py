@@ -4,15 +4,21 @@ Collectives wait for all processes; the error of JAX's own service comes after a
 Here every process has a connection to the first one, which the system closes when a process dies.
 A machine that vanishes from the network is noticed by the connection's own probes, after about ten
 seconds.
+
+JAX can notice the same death first: a collective fails, or, if it was the first process, which is
+JAX's coordinator, JAX prints several lines and aborts. Both are held up until the sentence is out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator
 
 import jax
@@ -23,6 +29,26 @@ _WORKING, _DONE = b"w", b"d"
 _GONE = b"g"  # then the process's number
 _NAME_SIZE = 256
 _CONNECT_SECONDS = 60.0
+_NOTICE_SECONDS = 5.0
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+@_Handler
+def _hold_up_abort(_: int) -> None:
+    """Give the watch time to notice the same death and leave; if it does not, abort goes on."""
+    time.sleep(_NOTICE_SECONDS)
+
+
+def _set_abort_handler(handler: int | None) -> int | None:
+    """Set what C's abort() calls, and return what it called before.
+
+    Handlers of Python's `signal` run later, in the main thread: too late for an abort.
+    """
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    set_handler.restype = ctypes.c_void_p
+    return set_handler(signal.SIGABRT, handler)
 
 
 class _Watch:
@@ -35,25 +61,30 @@ class _Watch:
         self._status = 1
         self._lock = threading.Lock()
         self._states: dict[int, bytes] = dict.fromkeys(peers, _DONE)
+        self._abort_handler: int | None = None
         threading.Thread(target=self._listen, name="peers", daemon=True).start()
 
     def begin(self, describe: Callable[[], str], status: int) -> None:
         """Tell the others that this process takes part in a run, and watch them."""
         with self._lock:
             self._is_working, self._describe, self._status = True, describe, status
+        self._abort_handler = _set_abort_handler(ctypes.cast(_hold_up_abort, ctypes.c_void_p).value)
         self._send(_WORKING)
 
     def end(self) -> None:
         """Tell the others that they need this process no more, nor this process them."""
-        with self._lock:
-            self._is_working = False
+        self._stop()
         self._send(_DONE)
 
     def fail(self) -> None:
         """Tell the others that this process has failed."""
+        self._stop()
+        self._send(_GONE + str(jax.process_index()).encode())
+
+    def _stop(self) -> None:
         with self._lock:
             self._is_working = False
-        self._send(_GONE + str(jax.process_index()).encode())
+        _set_abort_handler(self._abort_handler)
 
     def _send(self, message: bytes) -> None:
         for connection in self._peers.values():
@@ -173,7 +204,9 @@ def needing_peers(
     except orderly:
         _watch.end()
         raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            time.sleep(_NOTICE_SECONDS)
         _watch.fail()
         raise
     _watch.end()

@@ -16,11 +16,15 @@ from ghn_jax.parallel.peers import needing_peers
 
 ROOT = pathlib.Path(__file__).parents[2]
 RUN = """
-import json, sys
+import json, sys, time
+from ghn_jax.parallel import peers
 from ghn_jax.parallel.processes import connect_processes
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.loop import train
 
+if sys.argv[3] == "late":
+    leave = peers._Watch._leave
+    peers._Watch._leave = lambda *args: (time.sleep(2), leave(*args))
 connect_processes()
 train(ExperimentConfig.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
@@ -30,9 +34,9 @@ CONFIG = {
 }
 
 
-def start(workdir, port, index):
+def start(workdir, port, index, notice):
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, json.dumps(CONFIG), str(workdir)],
+        [sys.executable, "-c", RUN, json.dumps(CONFIG), str(workdir), notice],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -53,12 +57,13 @@ def finished(workdir):
     return [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal()]
 
 
-@pytest.mark.parametrize("killed", [1, 0])
-def test_a_process_that_is_killed_ends_the_other(tmp_path, killed):
+# Of the first process's death JAX knows as soon as the watch does; "late" lets JAX be the first.
+@pytest.mark.parametrize(("killed", "notice"), [(1, "at once"), (0, "at once"), (0, "late")])
+def test_a_process_that_is_killed_ends_the_other(tmp_path, killed, notice):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    processes = [start(tmp_path, port, index) for index in range(2)]
+    processes = [start(tmp_path, port, index, notice) for index in range(2)]
     try:
         deadline = time.monotonic() + 180
         while not any(step >= 2 for step in finished(tmp_path)):
@@ -70,10 +75,13 @@ def test_a_process_that_is_killed_ends_the_other(tmp_path, killed):
         _, errors = processes[1 - killed].communicate(timeout=60)
         assert time.monotonic() - start_of_wait < 15
         step = max(finished(tmp_path))
-        assert errors == (
+        sentence = (
             f"error: process {killed} of 2 is gone: step {step} is saved in"
             f" {tmp_path}/checkpoints; start all processes again with the same command to go on\n"
         )
+        assert errors.endswith(sentence)
+        assert killed == 0 or errors == sentence  # JAX's own lines come before it
+        assert ("Terminating process" in errors) or notice != "late"
         assert processes[1 - killed].returncode == 75
     finally:
         for process in processes:
