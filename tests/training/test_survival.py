@@ -49,24 +49,34 @@ except InterruptedRunError as error:
 """
 
 
-def start(script, *arguments):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Environment of processes that find there what another one has compiled."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def start(script, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )
 
 
-def test_sigterm_saves_and_the_resumed_run_is_the_same_bit_for_bit(whole_run, tmp_path):
+def test_sigterm_saves_and_the_resumed_run_is_the_same_bit_for_bit(whole_run, tmp_path, compiled):
     trainer, expected, expected_workdir = whole_run
     values = trainer.config.to_dict()
     # Away from any multiple of checkpoint_every and of log_every.
     values["training"].update(evaluate_every=2)
     lines = []
-    with start(WAITS, json.dumps(values), str(tmp_path)) as process:
+    with start(WAITS, json.dumps(values), str(tmp_path), **compiled) as process:
         for line in process.stdout:
             lines.append(line)
             if line == "reached 2\n":
@@ -175,12 +185,12 @@ except ValueError as error:
 """
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(whole_run, tmp_path):
+def test_a_full_disk_leaves_the_checkpoint_before(whole_run, tmp_path, compiled):
     trainer, expected, expected_workdir = whole_run
     values = trainer.config.to_dict()
     values["training"].update(checkpoint_every=1, evaluate_every=2)
     with small_disk(tmp_path / "disk", 40) as workdir:
-        with start(FILLS, json.dumps(values), str(workdir)) as process:
+        with start(FILLS, json.dumps(values), str(workdir), **compiled) as process:
             lines = process.stdout.read().splitlines()
         assert process.returncode == 1, lines
         folder = workdir / "checkpoints"
