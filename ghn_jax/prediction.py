@@ -5,21 +5,28 @@ In: a GHN's programs and parameters, and a network: the plan of an architecture,
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from ghn_jax.configuration.validation import check_flag, check_instance
 from ghn_jax.graphs import ArchGraph
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.targets.network import TargetNetwork, params_tree
+from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.plan import Plan
 from ghn_jax.targets.spelling import default_operations
 from ghn_jax.tracing import Report, fill_variables, make_report
-from ghn_jax.tracing.call import read_call
-from ghn_jax.tracing.traced_network import trace_call
+from ghn_jax.tracing.activations import NetworkOnImages
+from ghn_jax.tracing.call import Call, draw_noise, read_call, read_check
+from ghn_jax.tracing.rescaling import NOISE, read_rescale, set_scales
+from ghn_jax.tracing.traced_network import read_on_images, trace_call
 from ghn_jax.tracing.views import View
+
+_NOISE_BATCH_SIZE = 8  # of architectures, whose norms use the batch's statistics
 
 
 class UnpredictedError(ValueError):
@@ -58,7 +65,15 @@ class Prediction:
         return self.report.num_predicted
 
 
-def predict_plan(predictor: Predictor, ghn_params: Any, plan: Plan, graph: ArchGraph) -> Prediction:
+def predict_plan(
+    predictor: Predictor,
+    ghn_params: Any,
+    plan: Plan,
+    graph: ArchGraph,
+    *,
+    check: Any = None,
+    rescale: bool | str = False,
+) -> Prediction:
     """Predict all parameters of an architecture in one forward pass of a GHN.
 
     Args:
@@ -66,12 +81,15 @@ def predict_plan(predictor: Predictor, ghn_params: Any, plan: Plan, graph: ArchG
         ghn_params: The GHN's parameters.
         plan: The lowered architecture, with as many classes as the GHN.
         graph: Its graph, of our own code or of a file, with the tensors of `plan.tensors`.
+        check: A batch of images on which the scale of activations is measured, see `GHN.predict`.
+        rescale: Whether, and how, they are brought to He's.
 
     Returns:
         The prediction.
 
     Raises:
-        ValueError: If the plan has another number of classes, or the graph is of another network.
+        ValueError: If the plan has another number of classes, the graph is of another network, or
+            `check` or `rescale` is not as described.
     """
     check_instance("plan", plan, Plan, "a plan, as ghn_jax.targets.plan.lower makes them")
     check_instance("graph", graph, ArchGraph, "an ArchGraph")
@@ -81,14 +99,24 @@ def predict_plan(predictor: Predictor, ghn_params: Any, plan: Plan, graph: ArchG
             " the GHN predicts"
         )
     _check_tensors(plan, graph)
+    rescale_by = read_rescale(rescale, check is not None)
+    like = jax.ShapeDtypeStruct((_NOISE_BATCH_SIZE, *plan.input_shape), np.float32)
+    if check is not None:
+        check = read_check(check, like)
+    noise = draw_noise(like) if rescale_by == NOISE else None
     (arrays,) = predictor.predict(ghn_params, predictor.prepare([graph]))
     network = TargetNetwork(plan, default_operations())
-    variables = {"params": params_tree(plan, arrays)}
+
+    def fill(arrays):
+        return {"params": params_tree(plan, arrays)}
+
+    read = functools.partial(_read_on_images, plan)
+    variables, scales = set_scales(plan.tensors, arrays, fill, read, check, noise, rescale_by)
     paths = sorted(tensor.path for tensor in plan.tensors)  # as JAX orders the leaves
     leaf_index = {path: index for index, path in enumerate(paths)}
     views = tuple(View(leaf_index[tensor.path], tensor.shape) for tensor in plan.tensors)
     count = plan.num_parameters
-    report = Report(tuple("/".join(path) for path in paths), {}, count, count)
+    report = Report(tuple("/".join(path) for path in paths), {}, count, count, scales)
     return Prediction(network, variables, graph, report, views)
 
 
@@ -101,6 +129,8 @@ def predict_network(
     *,
     strict: bool = False,
     key: jax.Array | None = None,
+    check: Any = None,
+    rescale: bool | str = False,
     call_args: Sequence[Any] = (),
     call_kwargs: Mapping[str, Any] | None = None,
     **call_arguments: Any,
@@ -115,6 +145,8 @@ def predict_network(
         strict: Whether a parameter that cannot be predicted is an error.
         key: For the network's initialiser, which fills what cannot be predicted; None is
             `jax.random.key(0)`.
+        check: A batch of images on which the scale of activations is measured, see `GHN.predict`.
+        rescale: Whether, and how, they are brought to He's.
         call_args: Further positional arguments of the network's call.
         call_kwargs: Its keyword arguments, also those of names that are taken here.
         **call_arguments: Its other keyword arguments.
@@ -125,12 +157,27 @@ def predict_network(
     Raises:
         UnpredictedError: If `strict` and a parameter cannot be predicted.
         ValueError: If `network` is not a supported one, its output does not depend on the images,
-            or none of its parameters can be predicted.
+            none of its parameters can be predicted, or an argument is not as described.
     """
     check_flag("strict", strict)
     config = predictor.config
-    taken = [name for name, given in (("key", key is not None), ("strict", strict)) if given]
-    call = read_call(network, images, call_args, call_kwargs, call_arguments, taken)
+    given = {"key": key is not None, "strict": strict}
+    given |= {"check": check is not None, "rescale": rescale is not False}
+    taken = [name for name, is_given in given.items() if is_given]
+    read_call_of = functools.partial(
+        read_call,
+        network,
+        call_args=call_args,
+        call_kwargs=call_kwargs,
+        arguments=call_arguments,
+        taken=taken,
+    )
+    call = read_call_of(images)
+    rescale_by = read_rescale(rescale, check is not None)
+    if check is not None:
+        check = read_check(check, images)
+        _check_batches(read_call_of(check), call)
+    noise = draw_noise(images) if rescale_by == NOISE else None
     traced = trace_call(network, call, config.num_classes, config.virtual_edges, key)
     report = make_report(traced)
     if strict and report.unpredicted:
@@ -141,8 +188,36 @@ def predict_network(
     if not traced.graph.tensors:
         raise ValueError(f"no parameter of network can be predicted:\n{report}")
     (arrays,) = predictor.predict(ghn_params, predictor.prepare([traced.graph]))
-    finished, variables = traced.description.finish(fill_variables(traced, arrays))
+    variables, scales = set_scales(
+        traced.graph.tensors,
+        arrays,
+        lambda arrays: fill_variables(traced, arrays),
+        lambda images: read_on_images(network, read_call_of(images), traced, key),
+        check,
+        noise,
+        rescale_by,
+    )
+    finished, variables = traced.description.finish(variables)
+    report = dataclasses.replace(report, scales=scales)
     return Prediction(finished, variables, traced.graph, report, traced.views)
+
+
+def _read_on_images(plan: Plan, images: Any) -> NetworkOnImages:
+    """Return what an architecture's network computes on images, in XLA's own operations."""
+    network = TargetNetwork(plan, NATIVE)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    jaxpr = jax.make_jaxpr(network.apply)({"params": variables}, images)
+    names = tuple("/".join(path) for path in sorted(tensor.path for tensor in plan.tensors))
+    return NetworkOnImages(jaxpr, (images,), names, frozenset(range(len(names))))
+
+
+def _check_batches(checked: Call, call: Call) -> None:
+    """Raise ValueError unless the call with the images of `check` is the other one."""
+    if checked.holds_batch != call.holds_batch:
+        raise ValueError(
+            f"check has {checked.batch_size} images, expected {call.batch_size} as of images: other"
+            " arguments of the call hold the batch, too"
+        )
 
 
 def _check_tensors(plan: Plan, graph: ArchGraph) -> None:

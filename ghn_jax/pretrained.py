@@ -1,6 +1,7 @@
 """Load a trained GHN and use it: `ghn_jax.load(path).predict(architecture)`."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -85,6 +86,8 @@ class GHN:
         *,
         image_size: int | None = None,
         strict: bool = False,
+        check: Any = None,
+        rescale: bool | str = False,
     ) -> Prediction: ...
 
     @overload
@@ -95,6 +98,8 @@ class GHN:
         *,
         strict: bool = False,
         key: jax.Array | None = None,
+        check: Any = None,
+        rescale: bool | str = False,
         call_args: Sequence[Any] = (),
         call_kwargs: Mapping[str, Any] | None = None,
         **call_arguments: Any,
@@ -108,6 +113,8 @@ class GHN:
         image_size: int | None = None,
         strict: bool = False,
         key: jax.Array | None = None,
+        check: Any = None,
+        rescale: bool | str = False,
         call_args: Sequence[Any] = (),
         call_kwargs: Mapping[str, Any] | None = None,
         **call_arguments: Any,
@@ -126,10 +133,16 @@ class GHN:
                 always can.
             key: For any other network's initialiser, which fills what cannot be predicted; None is
                 `jax.random.key(0)`.
+            check: A batch of real images, in arrays as `images`, of any number. The network runs
+                on it with the predicted parameters and with He's initialisation, and
+                `report.scales` holds how large the output of every layer is of both.
+            rescale: Whether to bring layers to He's scale: 'images' by their outputs on those of
+                `check`, layer by layer, 'noise' by those on normally distributed numbers, 'fan_in'
+                by the size of every kernel alone. True is 'images' with `check`, 'noise' without.
             call_args: Further positional arguments of any other network's call. Arrays whose first
                 axis is as long as that of the images hold the batch, also in keyword arguments.
             call_kwargs: Keyword arguments of its call, also those that are called as one of these:
-                beside them, `key` and `strict` are those above.
+                beside them, `key`, `strict`, `check` and `rescale` are those above.
             **call_arguments: Keyword arguments of its call, such as `train=False`.
 
         Returns:
@@ -138,6 +151,10 @@ class GHN:
         Raises:
             ValueError: If an argument is missing, is not as described, or is one that this kind of
                 network does not take; with `strict`, if a parameter cannot be predicted.
+
+        Warns:
+            UserWarning: If the output of a layer is more than 100 times larger or smaller on the
+                images of `check` than with He's initialisation.
         """
         check_flag("strict", strict)
         if isinstance(network, Architecture | ResNet):
@@ -147,7 +164,8 @@ class GHN:
                 raise ValueError(
                     f"{', '.join(given)} given for an architecture, expected image_size only"
                 )
-            return self._predict_architecture(network, images, image_size)
+            prediction = self._predict_architecture(network, images, image_size, check, rescale)
+            return _warned(prediction)
         if image_size is not None:
             call_arguments["image_size"] = image_size  # of the network's own call
         if images is None and not call_kwargs and not call_args:
@@ -155,17 +173,20 @@ class GHN:
                 "images is missing, expected a batch of images or its shape for"
                 f" {describe_value(network)}"
             )
-        return predict_network(
+        prediction = predict_network(
             self.predictor,
             self.ghn_params,
             network,
             images,
             strict=strict,
             key=key,
+            check=check,
+            rescale=rescale,
             call_args=call_args,
             call_kwargs=call_kwargs,
             **call_arguments,
         )
+        return _warned(prediction)
 
     def predict_plan(self, plan: Plan, graph: ArchGraph) -> Prediction:
         """Predict all parameters of a plan, reading a graph that may come from a file.
@@ -224,7 +245,12 @@ class GHN:
         write_run(path, self.experiment, self.ghn_params)
 
     def _predict_architecture(
-        self, architecture: Architecture | ResNet, images: Any, image_size: int | None
+        self,
+        architecture: Architecture | ResNet,
+        images: Any,
+        image_size: int | None,
+        check: Any,
+        rescale: bool | str,
     ) -> Prediction:
         if images is not None and image_size is not None:
             raise ValueError(
@@ -242,7 +268,10 @@ class GHN:
             )
         check_positive_int("image_size", size)
         plan = lower(architecture, size, self.config.num_classes, space.num_channels)
-        return self.predict_plan(plan, build_graph(plan, self.config.virtual_edges))
+        graph = build_graph(plan, self.config.virtual_edges)
+        return predict_plan(
+            self.predictor, self.ghn_params, plan, graph, check=check, rescale=rescale
+        )
 
 
 def load(path: str | os.PathLike[str], model: Hypernetwork | None = None) -> GHN:
@@ -273,6 +302,14 @@ def load(path: str | os.PathLike[str], model: Hypernetwork | None = None) -> GHN
     else:
         config, ghn_params = load_checkpoint(path)
     return GHN(_own_or_described(model, config.ghn), ghn_params, config)
+
+
+def _warned(prediction: Prediction) -> Prediction:
+    """Warn the caller of `GHN.predict` of layers that are far from He's scale."""
+    text = prediction.report.warning
+    if text is not None:
+        warnings.warn(text, stacklevel=3)
+    return prediction
 
 
 def _own_or_described(model: Hypernetwork | None, config: GHNConfig) -> Hypernetwork:

@@ -12,11 +12,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ghn_jax.arrays import PyTree
 from ghn_jax.configuration.validation import check_instance, describe_value
+from ghn_jax.tracing.initial_values import draw_images
 
 # A prime that no layer is a multiple of: an axis holds the batch if its size is divisible by it,
 # whatever reshapes and transposes it went through.
@@ -144,6 +146,75 @@ def read_call(
             inputs.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
             holds_batch.append(is_batch)
     return Call(tuple(inputs), tuple(holds_batch), own, tuple(leaves), tuple(positions), structure)
+
+
+def read_check(check: PyTree, images: PyTree) -> PyTree:
+    """Check a batch of real images against the images, or shapes, that a call is read from.
+
+    Args:
+        check: The batch: arrays, of any number of images.
+        images: What `read_call` gets.
+
+    Returns:
+        `check` with the dtypes of `images`.
+
+    Raises:
+        ValueError: If it is no such batch, or not all of it is finite.
+    """
+    if images is None:
+        raise ValueError("check is given, but images is None, expected images to compare it with")
+    images = jax.tree.map(_as_shape, images, is_leaf=_is_shape)
+    leaves = jax.tree.leaves(images)
+    expected = ", ".join(f"({', '.join(['B', *map(str, x.shape[1:])])}) {x.dtype}" for x in leaves)
+    expected = f"expected a batch of real images as those of the call: {expected}"
+    structure: Any = jax.tree.structure(images)
+    if jax.tree.structure(check) != structure:
+        raise ValueError(f"check is {describe_value(check)}, {expected}")
+    return jax.tree.unflatten(
+        structure,
+        [_check_leaf(x, y, expected) for x, y in zip(jax.tree.leaves(check), leaves, strict=True)],
+    )
+
+
+def draw_noise(images: PyTree) -> PyTree:
+    """Draw standard normal numbers in the place of images.
+
+    Args:
+        images: What `read_call` gets.
+
+    Returns:
+        Arrays. What are no floats is as given, or zeros in the place of shapes.
+    """
+    if images is None:
+        raise ValueError(
+            "rescale is given without check, but images is None, expected images whose shape the"
+            " noise has on which the network is run"
+        )
+    images = jax.tree.map(_as_shape, images, is_leaf=_is_shape)
+    return draw_images(jax.tree.map(lambda x: _shape_of(x) if _is_float(x) else x, images))
+
+
+def _shape_of(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _is_float(x):
+    return _is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _check_leaf(x, like, expected):
+    is_array = _is_array(x) and not isinstance(x, jax.ShapeDtypeStruct)
+    if not is_array or len(x.shape) != len(like.shape) or x.shape[1:] != like.shape[1:]:
+        raise ValueError(f"check is {describe_value(x)}, {expected}")
+    if 0 in x.shape:
+        raise ValueError(f"check is empty: {describe_value(x)}, {expected}")
+    are_floats = _is_float(x) and _is_float(like)
+    if x.dtype != like.dtype and not are_floats:
+        raise ValueError(f"check is {describe_value(x)}, {expected}")
+    num_bad = int(np.sum(~np.isfinite(np.asarray(x, np.float64)))) if are_floats else 0
+    if num_bad:
+        raise ValueError(f"check has {num_bad} numbers that are NaN or infinite, {expected}")
+    return np.asarray(x).astype(like.dtype)
 
 
 def _check_clash(network, names):

@@ -6,6 +6,7 @@ import math
 import jax
 
 from ghn_jax.tracing.gradients import FIXED
+from ghn_jax.tracing.rescaling import LayerScale, describe_excess, describe_scales
 from ghn_jax.tracing.traced_network import STATE, TracedNetwork
 
 
@@ -19,12 +20,15 @@ class Report:
         num_predicted: Number of predicted parameters.
         num_parameters: Number of parameters; state such as running statistics does not count, nor
             does what stands behind `stop_gradient`.
+        scales: How large the output of every layer is on the images of `check`, in the order of
+            depth, beside He's initialisation; empty without.
     """
 
     predicted: tuple[str, ...]
     kept: dict[str, str]
     num_predicted: int
     num_parameters: int
+    scales: tuple[LayerScale, ...] = ()
 
     @property
     def unpredicted(self) -> tuple[str, ...]:
@@ -34,6 +38,11 @@ class Report:
         """
         own = (STATE, FIXED)
         return tuple(f"{path}: {why}" for path, why in self.kept.items() if why not in own)
+
+    @property
+    def warning(self) -> str | None:
+        """Say which of `scales` are far from He's; None if none is."""
+        return describe_excess(self.scales, STATE in self.kept.values())
 
     def __str__(self) -> str:
         lines = [
@@ -45,7 +54,7 @@ class Report:
             count = list(self.kept.values()).count(reason)
             noun = "tensor" if count == 1 else "tensors"
             lines += [f"kept {count} {noun} {what}"] if count else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *describe_scales(self.scales)])
 
 
 def make_report(traced: TracedNetwork) -> Report:

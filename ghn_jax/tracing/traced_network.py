@@ -20,12 +20,14 @@ from ghn_jax.graphs import ArchGraph
 from ghn_jax.targets.operations import NATIVE
 from ghn_jax.targets.spelling import has_operations
 from ghn_jax.tracing import rules  # noqa: F401 (fills the table of rules)
+from ghn_jax.tracing.activations import NetworkOnImages
 from ghn_jax.tracing.affine import SCALES_OUTPUTS
 from ghn_jax.tracing.builder import NO_USE, GraphBuilder
 from ghn_jax.tracing.call import TRACING_BATCH_SIZE, Call, read_call
 from ghn_jax.tracing.dependence import find_dependence, join_labels
 from ghn_jax.tracing.frontends import NetworkDescription, describe
 from ghn_jax.tracing.gradients import find_fixed
+from ghn_jax.tracing.initial_values import draw_images
 from ghn_jax.tracing.interpreter import EntangledError, interpret
 from ghn_jax.tracing.values import Constant, Data, Value, Weight
 from ghn_jax.tracing.views import View
@@ -124,7 +126,28 @@ def trace_call(
     return traced
 
 
-def fill_variables(traced: TracedNetwork, arrays: list[np.ndarray]) -> Any:
+def read_on_images(
+    network: Any, call: Call, traced: TracedNetwork, key: jax.Array | None = None
+) -> NetworkOnImages:
+    """Return what a network computes on the images of a call, to run it layer by layer.
+
+    Args:
+        network: The network.
+        call: The call. What it gives as shapes is drawn from a standard normal distribution.
+        traced: The network's graph.
+        key: As of `trace`.
+    """
+    key = jax.random.key(0) if key is None else key
+    with jax.disable_jit(False), _natively(network):
+        description = describe(network, call, key)
+        inputs = tuple(draw_images(call.given))
+        jaxpr = jax.make_jaxpr(description.apply_fn)(description.variables, inputs)
+    names = tuple("/".join(path) for path in traced.description.paths)
+    predicted = frozenset(view.parameter for view in traced.views)
+    return NetworkOnImages(jaxpr, inputs, names, predicted)
+
+
+def fill_variables(traced: TracedNetwork, arrays: Sequence[np.ndarray]) -> Any:
     """Put predicted arrays where the network looks for them, and initial values elsewhere.
 
     Args:
