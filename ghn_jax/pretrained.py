@@ -91,7 +91,7 @@ class GHN:
     def predict(
         self,
         network: Any,
-        images: Any,
+        images: Any = None,
         *,
         strict: bool = False,
         key: jax.Array | None = None,
@@ -119,7 +119,8 @@ class GHN:
                 network of Flax, Haiku, Equinox or plain JAX, see `ghn_jax.tracing.describe`.
             images: Of any other network, a batch of images, or its shape: a `jax.ShapeDtypeStruct`
                 or, of float32, a tuple such as `(4, 32, 32, 3)`; or a tree of them, which is one
-                argument. Of an architecture, in this place, `image_size`.
+                argument; None if the network takes them by keyword only. Of an architecture, in
+                this place, `image_size`.
             image_size: Height and width of an architecture's images, pixels; None is that of
                 training.
             strict: Whether a parameter that cannot be predicted is an error. Those of architectures
@@ -150,11 +151,6 @@ class GHN:
             return self._predict_architecture(network, images, image_size)
         if image_size is not None:
             call_arguments["image_size"] = image_size  # of the network's own call
-        if images is None and not call_kwargs and not call_args:
-            raise ValueError(
-                "images is missing, expected a batch of images or its shape for"
-                f" {describe_value(network)}"
-            )
         return predict_network(
             self.predictor,
             self.ghn_params,

@@ -6,6 +6,7 @@ In: images, further arguments of the call, and names that the public call takes 
 
 import dataclasses
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,11 +87,11 @@ def read_call(
     Args:
         network: The network, whose signature tells of clashes.
         images: A batch: arrays, their shapes, tuples of ints as shapes of float32, or a tree of
-            them; None if the network takes it by a keyword of `call_kwargs`.
+            them; None if the network takes it by keyword.
         call_args: Further positional arguments of the network.
         call_kwargs: Its keyword arguments, whatever their names; None if there are none.
         arguments: More of its keyword arguments; `params` of a function and `state` of an Equinox
-            module are no arguments of the network.
+            module, an `equinox.nn.State`, are no arguments of the network.
         taken: Names that were given and that the public call took for itself.
 
     Returns:
@@ -105,11 +106,10 @@ def read_call(
     own = {}
     arguments = dict(arguments)
     is_module = isinstance(network, nn.Module | nnx.Module)
-    if not is_module:
-        # Of every other kind: `params` of functions, `state` of Equinox modules.
-        name = "params" if inspect.isroutine(network) or "params" in arguments else "state"
-        if name in arguments:
-            own[name] = arguments.pop(name)
+    if not is_module and "params" in arguments:  # of functions
+        own["params"] = arguments.pop("params")
+    elif _is_equinox_state(arguments.get("state")):  # any other `state` is an input
+        own["state"] = arguments.pop("state")
     if call_kwargs is None:
         _check_clash(network, [*taken, *own])
     twice = sorted(set(arguments) & set(call_kwargs or {}))
@@ -186,6 +186,11 @@ def _is_nnx(x):
 
 def _is_array(x):
     return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def _is_equinox_state(x):
+    equinox = sys.modules.get("equinox")
+    return equinox is not None and isinstance(x, equinox.nn.State)
 
 
 def _has_first_axis(x):

@@ -56,7 +56,7 @@ class TracedNetwork:
 
 def trace(
     network: Any,
-    images: Any,
+    images: Any = None,
     *,
     num_classes: int | None = None,
     max_distance: int = 50,
