@@ -148,7 +148,9 @@ def fill_variables(traced: TracedNetwork, arrays: list[np.ndarray]) -> Any:
             leaves[index] = np.empty(shape.shape, shape.dtype)
         view.restore(leaves[index], array)
     kept = list(traced.kept)
-    for index, value in zip(kept, traced.description.initialize(kept), strict=True):
+    with jax.disable_jit(False):  # the initialiser may be traced once more
+        values = traced.description.initialize(kept)
+    for index, value in zip(kept, values, strict=True):
         leaves[index] = value
     return jax.tree.unflatten(structure, leaves)
 

@@ -114,6 +114,41 @@ def test_a_second_prediction_compiles_nothing_for_kept_parameters(compilations):
     assert compilations == []
 
 
+class Looped(nn.Module):
+    """Its state comes of a scan over the images and of a loop whose length they decide."""
+
+    @nn.compact
+    def __call__(self, x):
+        CALLS.append(jax.config.jax_disable_jit)
+
+        def start():
+            total = jax.lax.scan(lambda c, y: (c + y.mean((0, 1)), None), jnp.zeros(3), x)[0]
+            return jax.lax.while_loop(lambda y: y.sum() < 100, lambda y: 2 * y, total)
+
+        state = self.variable("state", "total", start)
+        floor = self.param("floor", nn.initializers.normal(1.0), (1, 10))
+        x = jax.nn.gelu(x + state.value[None, None, None])
+        return jnp.maximum(nn.Dense(10)(x.mean((1, 2))), floor)
+
+
+@pytest.mark.parametrize("option", ["disable_jit", "debug_nans", "debug_infs"])
+def test_options_of_jax_change_nothing(option):
+    expected = predict(Looped(), key=jax.random.key(3))
+    CALLS.clear()
+    with getattr(jax, option)(True):
+        found = predict(Looped(), key=jax.random.key(3))
+    assert not any(CALLS)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+    total = IMAGES.mean((1, 2)).sum(0)
+    total *= 2 ** np.ceil(np.log2(100 / total.sum()))
+    np.testing.assert_allclose(found.variables["state"]["total"], total, rtol=1e-5)
+    own = Looped().init(jax.random.key(3), IMAGES)["params"]["floor"]
+    np.testing.assert_allclose(found.variables["params"]["floor"], own, rtol=1e-6)
+    logits = found.network.apply(found.variables, IMAGES)
+    assert found.report.predicted == ("Dense_0/bias", "Dense_0/kernel")
+    assert np.isfinite(logits).all()
+
+
 CALLS = []
 
 
