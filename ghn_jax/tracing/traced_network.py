@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import TraceContextError
 from jax.extend import core
 
 from ghn_jax.configuration.validation import check_positive_int, check_random_key
@@ -199,6 +200,12 @@ def _errors_of(network, call, many, key):
         try:
             description = describe(network, call, key)
             jax.eval_shape(description.apply_fn, description.variables, call.inputs)
+        except TraceContextError as own:  # of NNX
+            raise ValueError(
+                "network changes state that it closes over, expected a copy for each call, such as"
+                " nnx.merge(graphdef, params, state, copy=True) or nnx.clone(module), or a module"
+                f" in evaluation mode: {str(own).splitlines()[0]}"
+            ) from own
         except Exception as own:
             raise own from None
         raise _fixed_batch_error(call.batch_size, _explain(description, many, call)) from error
