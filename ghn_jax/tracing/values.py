@@ -62,6 +62,7 @@ class Weight:
         products: Matrix products of two parameters that are added to the views.
         joined: The weights that it is a concatenation of.
         is_stopped: Behind `stop_gradient`.
+        squared: The parameters of whose squares it is a sum, along some of their axes.
     """
 
     parameters: frozenset[int]
@@ -72,6 +73,7 @@ class Weight:
     products: "tuple[Product, ...]" = ()
     joined: "Joined | None" = None
     is_stopped: bool = False
+    squared: frozenset[int] = frozenset()
 
     def through(self, function: Function) -> "Weight":
         """Return an elementwise function of the value."""
@@ -81,12 +83,13 @@ class Weight:
                 self, joined=dataclasses.replace(self.joined, weights=weights)
             )
         if (len(self.views) > 1 or self.products) and not is_linear(function):
-            return dataclasses.replace(self, views=(), products=())
+            return dataclasses.replace(self, views=(), products=(), squared=frozenset())
         views = tuple(view.through(function) for view in self.views)
         products = tuple(
             product._replace(left=product.left.through(function)) for product in self.products
         )
-        return dataclasses.replace(self, views=views, products=products)
+        squared = self.squared if is_linear(function) else frozenset()
+        return dataclasses.replace(self, views=views, products=products, squared=squared)
 
 
 class Product(NamedTuple):

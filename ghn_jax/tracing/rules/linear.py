@@ -3,8 +3,10 @@
 import dataclasses
 import math
 
+from ghn_jax.tracing.functions import Function
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule
 from ghn_jax.tracing.rules.compounds import can_join, is_compound, split_terms, with_size
+from ghn_jax.tracing.rules.parameters import sum_squares
 from ghn_jax.tracing.rules.products import as_weight, multiply, split_at
 from ghn_jax.tracing.rules.tokens import as_data, choose
 from ghn_jax.tracing.values import Constant, Data, Weight
@@ -188,6 +190,8 @@ def _without_data(builder, eqn, inputs):
             else Data((builder.node_of(value),))
         )
     if weights:
+        if len(weights) == 2 and _is_square(eqn, *weights):
+            return sum_squares(weights[0].through(Function("pow", 2.0)))
         if len(weights) == 2:
             keep_weights(builder, weights, "is multiplied with another parameter before use")
             product = _multiply_weights(eqn, *weights)
@@ -195,6 +199,12 @@ def _without_data(builder, eqn, inputs):
                 return product
         return Weight(frozenset().union(*(weight.parameters for weight in weights)))
     return Constant(any(value.is_state for value in inputs))
+
+
+def _is_square(eqn, left, right):
+    """Return whether the rows of a matrix are multiplied with themselves."""
+    _, (batch_left, batch_right) = eqn.params.get("dimension_numbers", ((), ((), ())))
+    return bool(left.views == right.views and batch_left and batch_left == batch_right)
 
 
 def _multiply_weights(eqn, left, right):
