@@ -79,9 +79,9 @@ def explain_failure(
 def _fixes_batch(eqn, old, new, batch_size, given_size) -> bool:
     if not (old and new and old[0] and old[0] % batch_size == 0) or new[0] != given_size:
         return False
-    if given_size == 1:  # x[None] moves the batch; x[:1] may be anything
-        return eqn.primitive.name == "reshape" and new[1:2] != old[:1]
-    return eqn.primitive.name == "reshape" or eqn.params["start_indices"][0] == 0
+    if eqn.primitive.name == "reshape":  # a batch behind it stays one, as in an ensemble
+        return not {batch_size, old[0]} & set(new[1:])
+    return given_size > 1 and eqn.params["start_indices"][0] == 0  # x[:1] may be anything
 
 
 def _folds_batch(eqn, batch_size) -> bool:

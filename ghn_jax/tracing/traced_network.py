@@ -238,7 +238,9 @@ def _check_batch(jaxpr, outputs, given_size) -> None:
         return
     problem = find_fixed_batch(jaxpr, TRACING_BATCH_SIZE, given_size)
     for value, aval in zip(outputs, jaxpr.out_avals, strict=False):
-        if problem is None and isinstance(value, Data) and aval.shape[:1] == (given_size,):
+        has_batch = any(size % TRACING_BATCH_SIZE == 0 for size in aval.shape)
+        is_fixed = isinstance(value, Data) and aval.shape[:1] == (given_size,) and not has_batch
+        if problem is None and is_fixed:
             problem = f"an output has the shape {aval.shape} for any number of images"
     if problem is not None:
         raise _fixed_batch_error(given_size, problem)

@@ -129,6 +129,21 @@ def test_networks_of_any_number_of_images_are_read(batch_size):
     }  # fmt: skip
 
 
+def test_as_many_members_or_layers_as_images():
+    class Ensemble(nn.Module):
+        """Four members in one batch; all layers are outputs."""
+
+        @nn.compact
+        def __call__(self, x):
+            hidden = nn.Dense(10)(jnp.tile(x.mean((1, 2)), (4, 1)))
+            hidden = hidden.reshape(4, x.shape[0], 10)
+            layers = [nn.Dense(10)(hidden.mean(0)) for _ in range(4)]
+            return hidden, jnp.stack(layers)
+
+    names = [f"Dense_{index}/{name}" for index in range(5) for name in ("bias", "kernel")]
+    assert sorted(tensors(trace(Ensemble(), IMAGES))) == names
+
+
 def test_one_image():
     def moved(x):
         return x.reshape(1, *x.shape)
