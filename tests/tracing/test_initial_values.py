@@ -87,6 +87,33 @@ def test_flax_state_is_that_of_the_images():
     np.testing.assert_array_equal(variables["cache"]["last"], np.zeros((3, 8)))
 
 
+class Cached(nn.Module):
+    """Has a cache with rows for the images, and a norm of a width."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        CALLS.append(x.shape)
+        self.variable("cache", "last", lambda: jnp.full((2, 2 * x.shape[0], 5), 3, jnp.int32))
+        x = nn.BatchNorm(True, name="norm")(nn.Dense(self.width)(x.mean((1, 2))))
+        return nn.Dense(10)(x)
+
+
+def test_caches_of_one_number_are_read_off_the_tracing():
+    # A norm of 1009 features, the prime that stands for the batch, makes that ambiguous.
+    # Then the shapes are compared on the images given, and the state is traced on them.
+    for width, num_tracings in ((16, 1), (1009, 3)):
+        CALLS.clear()
+        variables = predict(Cached(width)).variables
+        expected = Cached(width).init(jax.random.key(0), IMAGES)
+        shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+        assert shapes(variables) == shapes(expected)
+        np.testing.assert_array_equal(variables["cache"]["last"], np.full((2, 6, 5), 3))
+        np.testing.assert_array_equal(variables["batch_stats"]["norm"]["mean"], np.zeros(width))
+        assert len(CALLS) - 1 == num_tracings  # and our own
+
+
 def test_images_are_drawn_where_only_their_shape_is_given():
     shape = jax.ShapeDtypeStruct((64, 8, 8, 3), jnp.float32)
     mean = predict(Stateful(), shape).variables["state"]["mean"]
