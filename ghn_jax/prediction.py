@@ -125,7 +125,7 @@ def predict_network(
     ghn_params: Any,
     /,
     network: Any,
-    images: Any,
+    images: Any = None,
     *,
     strict: bool = False,
     key: jax.Array | None = None,
@@ -141,7 +141,8 @@ def predict_network(
         predictor: The GHN's programs.
         ghn_params: The GHN's parameters.
         network: A network, see `ghn_jax.tracing.describe`.
-        images: A batch of images, its shape, or a tree of them, see `ghn_jax.trace`.
+        images: A batch of images, its shape, or a tree of them, see `ghn_jax.trace`; None if the
+            network takes them by keyword.
         strict: Whether a parameter that cannot be predicted is an error.
         key: For the network's initialiser, which fills what cannot be predicted; None is
             `jax.random.key(0)`.

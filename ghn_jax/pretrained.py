@@ -94,7 +94,7 @@ class GHN:
     def predict(
         self,
         network: Any,
-        images: Any,
+        images: Any = None,
         *,
         strict: bool = False,
         key: jax.Array | None = None,
@@ -126,7 +126,8 @@ class GHN:
                 network of Flax, Haiku, Equinox or plain JAX, see `ghn_jax.tracing.describe`.
             images: Of any other network, a batch of images, or its shape: a `jax.ShapeDtypeStruct`
                 or, of float32, a tuple such as `(4, 32, 32, 3)`; or a tree of them, which is one
-                argument. Of an architecture, in this place, `image_size`.
+                argument; None if the network takes them by keyword only. Of an architecture, in
+                this place, `image_size`.
             image_size: Height and width of an architecture's images, pixels; None is that of
                 training.
             strict: Whether a parameter that cannot be predicted is an error. Those of architectures
@@ -168,11 +169,6 @@ class GHN:
             return _warned(prediction)
         if image_size is not None:
             call_arguments["image_size"] = image_size  # of the network's own call
-        if images is None and not call_kwargs and not call_args:
-            raise ValueError(
-                "images is missing, expected a batch of images or its shape for"
-                f" {describe_value(network)}"
-            )
         prediction = predict_network(
             self.predictor,
             self.ghn_params,

@@ -6,7 +6,7 @@ of the same kind. What differs between libraries is how they write down a runnin
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from ghn_jax.configuration.validation import check_random_key, describe_value
+from ghn_jax.tracing.call import holds_rows, join_arguments
 
 # The state, what is called with state and batch, what reads a call's outcome (with the state before
 # it) as the next state and the batch's statistics, and what puts their mean into variables.
@@ -33,6 +34,8 @@ def calibrate_batch_stats(
     images: jax.Array | np.ndarray | Iterable[Any],
     *,
     key: jax.Array | None = None,
+    call_args: Sequence[Any] = (),
+    call_kwargs: Mapping[str, Any] | None = None,
     **call_arguments: Any,
 ) -> Any:
     """Replace the running statistics of a network by the statistics of batches.
@@ -50,6 +53,9 @@ def calibrate_batch_stats(
             arrays, state).
         images: A batch, or an iterable of batches, whose statistics are averaged.
         key: For dropout; None is `jax.random.key(0)`.
+        call_args: Further positional arguments of the call.
+        call_kwargs: Its keyword arguments, also those that are called as one of these: beside them,
+            `key` is that above.
         **call_arguments: Keyword arguments of the call that updates running statistics, such as
             `train=True`. NNX modules are in training mode without.
 
@@ -57,11 +63,16 @@ def calibrate_batch_stats(
         The variables with new running statistics, of the kind given. `network` does not change.
 
     Raises:
-        ValueError: If there are no running statistics, or the call does not update one of them.
+        ValueError: If there are no running statistics, the call does not update one of them, or
+            an argument could be the network's or ours.
     """
+    taken = [] if key is None else ["key"]
+    kwargs = join_arguments(
+        network, call_args, call_kwargs, call_arguments, taken, "calibrate_batch_stats"
+    )
     key = jax.random.key(0) if key is None else key
     check_random_key("key", key)
-    state, call, read, finish = _open(network, variables, key, call_arguments)
+    state, call, read, finish = _open(network, variables, key, (tuple(call_args), kwargs))
     call = _with_named_axes(call)
     batches = [images] if hasattr(images, "ndim") else images
     total, count = None, 0
@@ -98,10 +109,12 @@ def _open_linen(network, variables, key, arguments):
     if "batch_stats" not in variables:
         raise ValueError(f"variables has the collections {list(variables)}, expected batch_stats")
 
+    args, kwargs = arguments
+
     def call(stats, batch):
         given = {**variables, "batch_stats": stats}
         rngs = {"dropout": key}
-        _, new = network.apply(given, batch, mutable=["batch_stats"], rngs=rngs, **arguments)
+        _, new = network.apply(given, batch, *args, mutable=["batch_stats"], rngs=rngs, **kwargs)
         return jax.tree.unflatten(jax.tree.structure(stats), jax.tree.leaves(new["batch_stats"]))
 
     def finish(stats):
@@ -125,8 +138,11 @@ def _open_nnx(network, variables, arguments):
         module = nnx.merge(graph_definition, nnx.merge_state(stats, rest))
         module.train()
         # Random streams given for the call count on: copies, which belong to this tracing.
-        own = {n: nnx.clone(x) if isinstance(x, nnx.Rngs) else x for n, x in arguments.items()}
-        module(batch, **own)
+        is_rngs = lambda x: isinstance(x, nnx.Rngs)  # noqa: E731
+        args, kwargs = jax.tree.map(
+            lambda x: nnx.clone(x) if is_rngs(x) else x, arguments, is_leaf=is_rngs
+        )
+        module(batch, *args, **kwargs)
         return nnx.state(module, nnx.BatchStat)
 
     return _open_averages(stats, call, lambda stats: nnx.merge_state(stats, rest))
@@ -169,6 +185,7 @@ def _open_averages(stats, call, put):
 
 def _open_haiku(transform, variables, key, arguments):
     """Moving averages of Haiku: `hidden` is one from zero, `average` that divided by its weight."""
+    args, kwargs = arguments
     params, state = _pair(variables, "(params, state)")
     moving = [name for name, x in state.items() if {"hidden", "average", "counter"} <= set(x)]
     if not moving:
@@ -184,7 +201,7 @@ def _open_haiku(transform, variables, key, arguments):
                 }
                 for name in moving
             }
-            return transform.apply(params, {**state, **reset}, key, batch, **arguments)[1]
+            return transform.apply(params, {**state, **reset}, key, batch, *args, **kwargs)[1]
 
         return fill(0), fill(1)
 
@@ -223,13 +240,27 @@ def _open_equinox(equinox, network, variables, arguments):
         raise ValueError(f"network has batch norms over the axes {sorted(axes)}, expected one axis")
     averages = [x.ema_state_index if x.mode == "ema" else x.batch_state_index for x in norms]
     starts = [x.ema_first_time_index if x.mode == "ema" else x.batch_counter for x in norms]
+    leaves, structure = jax.tree.flatten(arguments)
+
+    def run(state, batch):
+        places = [i for i, leaf in enumerate(leaves) if holds_rows(leaf, len(batch))]
+
+        def call(x, state, rows):
+            given = dict(zip(places, rows, strict=True))
+            values = [given.get(index, leaf) for index, leaf in enumerate(leaves)]
+            args, kwargs = jax.tree.unflatten(structure, values)
+            # By its name only where it need not be the second argument.
+            return network(x, *args, state=state, **kwargs) if args else network(x, state, **kwargs)
+
+        rows = [jnp.asarray(leaves[place]) for place in places]
+        call = jax.vmap(call, (0, None, 0), (0, None), axis_name=next(iter(axes)))
+        return call(batch, state, rows)[1]
 
     def step(state, batch):
         for norm, average, start in zip(norms, averages, starts, strict=True):
             state = state.set(start, jnp.full_like(state.get(start), norm.mode == "ema"))
             state = state.set(average, jax.tree.map(jnp.zeros_like, state.get(average)))
-        call = lambda x, state: network(x, state, **arguments)  # noqa: E731
-        return jax.vmap(call, (0, None), (0, None), axis_name=next(iter(axes)))(batch, state)[1]
+        return run(state, batch)
 
     def read(state, new):
         for norm, start in zip(norms, starts, strict=True):

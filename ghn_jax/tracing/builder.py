@@ -80,6 +80,9 @@ class GraphBuilder:
         self._pool_sources: dict[int, tuple[int, ...]] = {}
         self._spliced: set[int] = set()
         self._products: dict[tuple[int, ...], _Product] = {}
+        # Prototypes, by their squares, and the nodes that these were added to.
+        self._prototypes: set[int] = set()
+        self._distances: set[int] = set()
 
     def has_batch(self, shape: Sequence[int]) -> bool:
         """Return whether an axis of the shape holds the batch."""
@@ -208,8 +211,18 @@ class GraphBuilder:
             if self.nodes[behind.source if behind else node].parents == (0,):
                 self.affine.add_wave(node, name)
 
+    def add_squares(self, data: Data, parameters: frozenset[int]) -> Data:
+        """Add the squares of parameters to data: x x - 2 x c + c c is a distance from c."""
+        self.keep(parameters, ONLY_DISTANCE)
+        self._prototypes |= parameters
+        node = self.node_of(data)
+        self._distances.add(node)
+        return Data((node,), within="distance")
+
     def is_difference(self, data: Data) -> bool:
         """Return whether data are a difference from parameters, perhaps scaled since."""
+        if any(node in self._distances for node in data.nodes):
+            return True
         return any(self.affine.behind(node, "difference") for node in data.nodes)
 
     def specify(self, data: Data, reason: str) -> None:
@@ -248,6 +261,8 @@ class GraphBuilder:
         Returns:
             The graph, the views of its tensors, and the parameters that are kept.
         """
+        claims = [claim for claim in self._claims if not self._is_in_distance(claim)]
+        self._spliced.update(x.node for x in self._claims if self._is_in_distance(x))
         refused = self.affine.scales_of(outputs)
         for scale in refused.values():
             self.keep(scale.parameters, SCALES_OUTPUTS)
@@ -261,7 +276,7 @@ class GraphBuilder:
         classifier = {} if num_classes is None else self._classifiers(outputs, num_classes, refused)
         chosen: dict[int, list[Claim]] = {}
         regions = set()
-        for claim in self._claims:
+        for claim in claims:
             if claim.node not in index or claim.view.region in regions:
                 continue
             if self.affine.is_frequency(claim.node):
@@ -291,6 +306,9 @@ class GraphBuilder:
                     tensors.append(ParameterTensor(path, view.shape, index[claim.node], role))
                     views.append(view)
         return BuiltGraph(graph_from_nodes(nodes, tensors, max_distance), tuple(views), kept)
+
+    def _is_in_distance(self, claim):
+        return claim.role == "kernel" and claim.view.parameter in self._prototypes
 
     def _channels(self, node):
         """Number of channels, that of the nearest node that has one; 1 if there is none."""

@@ -6,6 +6,7 @@ In: images, further arguments of the call, and names that the public call takes 
 
 import dataclasses
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,11 +89,11 @@ def read_call(
     Args:
         network: The network, whose signature tells of clashes.
         images: A batch: arrays, their shapes, tuples of ints as shapes of float32, or a tree of
-            them; None if the network takes it by a keyword of `call_kwargs`.
+            them; None if the network takes it by keyword.
         call_args: Further positional arguments of the network.
         call_kwargs: Its keyword arguments, whatever their names; None if there are none.
         arguments: More of its keyword arguments; `params` of a function and `state` of an Equinox
-            module are no arguments of the network.
+            module, an `equinox.nn.State`, are no arguments of the network.
         taken: Names that were given and that the public call took for itself.
 
     Returns:
@@ -101,23 +102,14 @@ def read_call(
     Raises:
         ValueError: If there are no images, or a name could be the network's or ours.
     """
-    check_instance("call_args", call_args, tuple | list, "a tuple of positional arguments")
-    if call_kwargs is not None:
-        check_instance("call_kwargs", call_kwargs, Mapping, "a mapping of keyword arguments")
     own = {}
     arguments = dict(arguments)
     is_module = isinstance(network, nn.Module | nnx.Module)
-    if not is_module:
-        # Of every other kind: `params` of functions, `state` of Equinox modules.
-        name = "params" if inspect.isroutine(network) or "params" in arguments else "state"
-        if name in arguments:
-            own[name] = arguments.pop(name)
-    if call_kwargs is None:
-        _check_clash(network, [*taken, *own])
-    twice = sorted(set(arguments) & set(call_kwargs or {}))
-    if twice:
-        raise ValueError(f"{twice[0]} is given twice, by its name and in call_kwargs, expected one")
-    kwargs = {**arguments, **(call_kwargs or {})}
+    if not is_module and "params" in arguments:  # of functions
+        own["params"] = arguments.pop("params")
+    elif _is_equinox_state(arguments.get("state")):  # any other `state` is an input
+        own["state"] = arguments.pop("state")
+    kwargs = join_arguments(network, call_args, call_kwargs, arguments, [*taken, *own], "predict")
     images = jax.tree.map(_as_shape, images, is_leaf=_is_shape)
     image_leaves = jax.tree.leaves(images)
     if images is not None and not image_leaves:
@@ -140,7 +132,7 @@ def read_call(
     size = Counter(x.shape[0] for x in arrays).most_common(1)[0][0]
     positions, inputs, holds_batch = [], [], []
     for position, leaf in enumerate(leaves):
-        is_batch = _has_first_axis(leaf) and leaf.shape[0] == size
+        is_batch = holds_rows(leaf, size)
         if is_batch or isinstance(leaf, jax.ShapeDtypeStruct):
             positions.append(position)
             inputs.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
@@ -217,7 +209,39 @@ def _check_leaf(x, like, expected):
     return np.asarray(x).astype(like.dtype)
 
 
-def _check_clash(network, names):
+def join_arguments(
+    network: Any,
+    call_args: Sequence[Any],
+    call_kwargs: Mapping[str, Any] | None,
+    arguments: Mapping[str, Any],
+    taken: Sequence[str],
+    caller: str,
+) -> dict[str, Any]:
+    """Return all keyword arguments of a network's call.
+
+    Args:
+        network: The network, whose signature tells of clashes.
+        call_args: Its further positional arguments, which are only checked.
+        call_kwargs: Its keyword arguments, whatever their names; None if there are none.
+        arguments: More of its keyword arguments.
+        taken: Names that were given and that the public call took for itself.
+        caller: The name of the public call.
+
+    Raises:
+        ValueError: If a name could be the network's or ours, or is given twice.
+    """
+    check_instance("call_args", call_args, tuple | list, "a tuple of positional arguments")
+    if call_kwargs is None:
+        _check_clash(network, taken, caller)
+        return dict(arguments)
+    check_instance("call_kwargs", call_kwargs, Mapping, "a mapping of keyword arguments")
+    twice = sorted(set(arguments) & set(call_kwargs))
+    if twice:
+        raise ValueError(f"{twice[0]} is given twice, by its name and in call_kwargs, expected one")
+    return {**arguments, **call_kwargs}
+
+
+def _check_clash(network, names, caller):
     """Raise ValueError if the network's call has an argument of a name that we took."""
     signature = _signature(network)
     parameters = list(signature.parameters.values()) if signature else []
@@ -229,9 +253,9 @@ def _check_clash(network, names):
             continue
         if found:
             raise ValueError(
-                f"{name} is an argument of predict and one of the network's call, expected"
+                f"{name} is an argument of {caller} and one of the network's call, expected"
                 f" call_kwargs={{{name!r}: ...}} for the network's; beside call_kwargs, also"
-                f" an empty one, {name}= is predict's"
+                f" an empty one, {name}= is {caller}'s"
             )
 
 
@@ -257,6 +281,16 @@ def _is_nnx(x):
 
 def _is_array(x):
     return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def _is_equinox_state(x):
+    equinox = sys.modules.get("equinox")
+    return equinox is not None and isinstance(x, equinox.nn.State)
+
+
+def holds_rows(x: Any, count: int) -> bool:
+    """Return whether an argument is an array with as many rows as there are images."""
+    return _has_first_axis(x) and x.shape[0] == count
 
 
 def _has_first_axis(x):

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ghn_jax.arrays import PyTree, TreePath
@@ -123,7 +124,7 @@ def _describe_linen(module, call, key) -> NetworkDescription:
     paths, is_parameter = _split_collections(variables)
 
     def initialize(indices):
-        return _evaluate_initial(init, jaxpr, num_outputs, indices, key, call)
+        return _evaluate_initial(init, jaxpr, is_parameter, indices, key, call)
 
     return NetworkDescription(
         apply_fn,
@@ -282,23 +283,33 @@ def _paths(tree, skip: int) -> tuple[TreePath, ...]:
     return tuple(paths)
 
 
-def _evaluate_initial(init, jaxpr, num_outputs, indices, key, call):
+def _evaluate_initial(init, jaxpr, is_parameter, indices, key, call):
     """Leaves of the variables by the network's own initialiser, on the images that were given.
 
-    `jaxpr` is that of another number of images; what does not depend on images is read off it.
+    `jaxpr` is that of another number of images; what does not depend on images is read off it, and
+    so are arrays of one number with as many rows as images, such as caches.
     """
-    avals = jaxpr.out_avals[num_outputs:]
+    num_outputs = len(jaxpr.out_avals) - len(is_parameter)
     num_inputs = len(jaxpr.jaxpr.invars)
-    on_images = [
-        index
-        for index in indices
-        if needs_inputs(jaxpr, [num_outputs + index], range(1, num_inputs))
-        or any(size and size % call.batch_size == 0 for size in avals[index].shape)
+    has_rows = [
+        any(size and size % call.batch_size == 0 for size in aval.shape)
+        for aval in jaxpr.out_avals[num_outputs:]
     ]
-    others = [index for index in indices if index not in on_images]
+    # Where a layer is as wide as a multiple of the prime, its state may be, too.
+    is_clear = not any(rows for rows, flag in zip(has_rows, is_parameter, strict=True) if flag)
+    found: dict[int, Any] = {}
+    on_images, others = [], []
+    for index in indices:
+        constant = find_constant(jaxpr.jaxpr, num_outputs + index) if has_rows[index] else None
+        if constant is not None and is_clear:
+            found[index] = _with_rows(constant, call)
+        elif has_rows[index] or needs_inputs(jaxpr, [num_outputs + index], range(1, num_inputs)):
+            on_images.append(index)
+        else:
+            others.append(index)
     shifted = [num_outputs + index for index in others]
     values = compute_outputs(jaxpr, shifted, [key, *[None] * (num_inputs - 1)])
-    found = dict(zip(others, values, strict=True))
+    found |= dict(zip(others, values, strict=True))
     if on_images:
         inputs = draw_images(call.given)
         shifted = [num_outputs + index for index in on_images]
@@ -306,6 +317,18 @@ def _evaluate_initial(init, jaxpr, num_outputs, indices, key, call):
         values = compute_outputs(jaxpr, shifted, [key, *inputs])
         found |= dict(zip(on_images, values, strict=True))
     return [found[index] for index in indices]
+
+
+def _with_rows(constant, call):
+    """The array of one number for as many images as were given."""
+    pairs = zip(call.given, call.holds_batch, strict=True)
+    given_size = next(x.shape[0] for x, is_batch in pairs if is_batch)
+    counts = [divmod(size, call.batch_size) for size in constant.shape]
+    shape = [
+        size if rest else count * given_size
+        for size, (count, rest) in zip(constant.shape, counts, strict=True)
+    ]
+    return np.full(shape, constant.flat[0] if constant.size else 0, constant.dtype)
 
 
 def _trace_initialiser(init, key, call):

@@ -76,9 +76,7 @@ def _through(eqn, outputs, is_custom):
     if name == "scan":
         return _through_scan(eqn, outputs, is_custom)
     if name == "while":
-        skip, num_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        body = open_jaxpr(eqn.params["body_jaxpr"])
-        return [0] * skip + _through_loop(body, outputs, num_consts, len(outputs), is_custom)
+        return _through_while(eqn, outputs, is_custom)
     if name == "cond":
         branches = [_inputs(open_jaxpr(b), outputs, is_custom) for b in eqn.params["branches"]]
         union = [_join(paths) for paths in zip(*branches, strict=True)]
@@ -93,6 +91,17 @@ def _through(eqn, outputs, is_custom):
     elif not is_custom and name in _FLAT:
         path = _compare(path)
     return [path] * len(eqn.invars)
+
+
+def _through_while(eqn, outputs, is_custom):
+    skip, num_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    body, condition = (open_jaxpr(eqn.params[name]) for name in ("body_jaxpr", "cond_jaxpr"))
+    # What only sets the number of iterations is compared, in the state before each of them, too.
+    stops = _inputs(condition, [_compare(_join(outputs))], is_custom)
+    carry = [path | stop for path, stop in zip(outputs, stops[skip:], strict=True)]
+    inputs = _through_loop(body, carry, num_consts, len(carry), is_custom)
+    first = [old | new for old, new in zip(carry, inputs[num_consts:], strict=True)]
+    return [*stops[:skip], *inputs[:num_consts], *first]
 
 
 def _through_scan(eqn, outputs, is_custom):

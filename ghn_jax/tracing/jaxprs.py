@@ -1,8 +1,9 @@
 """Parts of jaxprs: what equations call, how loops divide their inputs, what some values need."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.extend import core
 
 CALLS = (
@@ -37,6 +38,15 @@ def find_jaxpr(eqn: Any) -> Any:
     """Return the jaxpr that an equation calls, None if it calls none."""
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     return next((eqn.params[name] for name in names if name in eqn.params), None)
+
+
+def walk_equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield the equations of a jaxpr, each followed by those of the jaxprs in its parameters."""
+    for eqn in open_jaxpr(jaxpr).eqns:
+        yield eqn
+        for leaf in jax.tree.leaves(list(eqn.params.values())):
+            if hasattr(open_jaxpr(leaf), "eqns"):
+                yield from walk_equations(leaf)
 
 
 def split_scan_inputs(

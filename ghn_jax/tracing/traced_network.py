@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import TraceContextError
 from jax.extend import core
 
 from ghn_jax.configuration.validation import check_positive_int, check_random_key
@@ -25,6 +26,7 @@ from ghn_jax.tracing.affine import SCALES_OUTPUTS
 from ghn_jax.tracing.builder import NO_USE, GraphBuilder
 from ghn_jax.tracing.call import TRACING_BATCH_SIZE, Call, read_call
 from ghn_jax.tracing.dependence import find_dependence, join_labels
+from ghn_jax.tracing.fixed_batch import explain_failure, find_fixed_batch
 from ghn_jax.tracing.frontends import NetworkDescription, describe
 from ghn_jax.tracing.gradients import find_fixed
 from ghn_jax.tracing.initial_values import draw_images
@@ -57,7 +59,7 @@ class TracedNetwork:
 
 def trace(
     network: Any,
-    images: Any,
+    images: Any = None,
     *,
     num_classes: int | None = None,
     max_distance: int = 50,
@@ -110,17 +112,19 @@ def trace_call(
     many = call.with_batch(TRACING_BATCH_SIZE)
     # Without functions of their own in the jaxpr, attention and activations are not recognised.
     with jax.disable_jit(False), _natively(network), _without_collector():
-        with _errors_of(network, call, key):
+        with _errors_of(network, call, many, key):
             description = describe(network, many, key)
-        traced = _read_initialiser(description, many, num_classes, max_distance)
+        _check_sizes(description, network, call, many, key)
+        traced = _read_initialiser(description, call, many, num_classes, max_distance)
         if traced is None:
-            with _errors_of(network, call, key):
+            with _errors_of(network, call, many, key):
                 jaxpr = jax.make_jaxpr(description.apply_fn)(description.variables, many.inputs)
             inputs = [*_known_variables(description), *_known_inputs(many)]
             variables = jaxpr.jaxpr.invars[: len(description.paths)]
             fixed = _find_fixed(description, jaxpr, variables, len(jaxpr.jaxpr.outvars))
             builder = GraphBuilder(TRACING_BATCH_SIZE, fixed, description.find_initial)
             outputs = interpret(builder, jaxpr, inputs)
+            _check_batch(jaxpr, outputs, call.batch_size)
             traced = _finish(description, builder, outputs, num_classes, max_distance)
             traced = _check_unused(traced, jaxpr)
     return traced
@@ -168,7 +172,9 @@ def fill_variables(traced: TracedNetwork, arrays: Sequence[np.ndarray]) -> Any:
             leaves[index] = np.empty(shape.shape, shape.dtype)
         view.restore(leaves[index], array)
     kept = list(traced.kept)
-    for index, value in zip(kept, traced.description.initialize(kept), strict=True):
+    with jax.disable_jit(False):  # the initialiser may be traced once more
+        values = traced.description.initialize(kept)
+    for index, value in zip(kept, values, strict=True):
         leaves[index] = value
     return jax.tree.unflatten(structure, leaves)
 
@@ -209,7 +215,7 @@ def _without_collector():
 
 
 @contextlib.contextmanager
-def _errors_of(network, call, key):
+def _errors_of(network, call, many, key):
     """Let an error speak of the caller's batch: the network fails with it, too, or fixes it."""
     try:
         yield
@@ -217,13 +223,64 @@ def _errors_of(network, call, key):
         try:
             description = describe(network, call, key)
             jax.eval_shape(description.apply_fn, description.variables, call.inputs)
+        except TraceContextError as own:  # of NNX
+            raise ValueError(
+                "network changes state that it closes over, expected a copy for each call, such as"
+                " nnx.merge(graphdef, params, state, copy=True) or nnx.clone(module), or a module"
+                f" in evaluation mode: {str(own).splitlines()[0]}"
+            ) from own
         except Exception as own:
             raise own from None
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"network runs on the batch of {call.batch_size} that is given, but not on one of"
-            f" {TRACING_BATCH_SIZE}, expected one that takes any number of images: {first}"
-        ) from error
+        raise _fixed_batch_error(call.batch_size, _explain(description, many, call)) from error
+
+
+def _check_sizes(description, network, call, many, key) -> None:
+    """Raise ValueError if parameters have other shapes for another number of images."""
+    leaves = jax.tree.leaves(description.variables)
+    sizes = {
+        size
+        for leaf, is_parameter in zip(leaves, description.is_parameter, strict=True)
+        for size in leaf.shape
+        if is_parameter
+    }
+    if call.batch_size == many.batch_size or all(size % many.batch_size for size in sizes):
+        return
+    own = describe(network, call, key)  # a layer may also be as wide as a multiple of the prime
+    for path, is_parameter, here, there in zip(
+        own.paths, own.is_parameter, jax.tree.leaves(own.variables), leaves, strict=True
+    ):
+        if is_parameter and here.shape != there.shape:
+            problem = f"{'/'.join(path)} has another shape than {here.shape}"
+            problem = f"{problem}: {_explain(own, many, call)}"
+            raise _fixed_batch_error(call.batch_size, problem)
+
+
+def _check_batch(jaxpr, outputs, given_size) -> None:
+    """Raise ValueError if the network puts a fixed number of images in the place of its batch."""
+    if given_size == TRACING_BATCH_SIZE:
+        return
+    problem = find_fixed_batch(jaxpr, TRACING_BATCH_SIZE, given_size)
+    for value, aval in zip(outputs, jaxpr.out_avals, strict=False):
+        has_batch = any(size % TRACING_BATCH_SIZE == 0 for size in aval.shape)
+        is_fixed = isinstance(value, Data) and aval.shape[:1] == (given_size,) and not has_batch
+        if problem is None and is_fixed:
+            problem = f"an output has the shape {aval.shape} for any number of images"
+    if problem is not None:
+        raise _fixed_batch_error(given_size, problem)
+
+
+def _explain(description, many, call) -> str:
+    arguments = description.variables, many.inputs
+    return explain_failure(description.apply_fn, arguments, many.batch_size, call.batch_size)
+
+
+def _fixed_batch_error(given_size, problem) -> ValueError:
+    return ValueError(
+        f"network runs on the batch of {given_size} that is given, but not on any number N of"
+        f" images: {problem}; expected x.shape[0] where {given_size} is written for the batch, such"
+        " as x.reshape(x.shape[0], -1). Where it stands for something else, give another number of"
+        " images"
+    )
 
 
 def _known_inputs(call: Call) -> list[Value]:
@@ -253,7 +310,11 @@ def _find_fixed(description, jaxpr, variables, num_outputs) -> dict[int, str]:
 
 
 def _read_initialiser(
-    description: NetworkDescription, call: Call, num_classes: int | None, max_distance: int
+    description: NetworkDescription,
+    call: Call,
+    many: Call,
+    num_classes: int | None,
+    max_distance: int,
 ) -> TracedNetwork | None:
     """Read the graph off the initialiser, which runs the network on the variables it makes.
 
@@ -271,7 +332,7 @@ def _read_initialiser(
     known = dict(zip(variables, values, strict=True))
     if len(known) < len(values):
         return None
-    inputs: list[Value] = [Constant(), *_known_inputs(call)]
+    inputs: list[Value] = [Constant(), *_known_inputs(many)]
     fixed = _find_fixed(description, description.init_jaxpr, variables, num_outputs)
     builder = GraphBuilder(TRACING_BATCH_SIZE, fixed, description.find_initial)
     try:
@@ -281,6 +342,7 @@ def _read_initialiser(
     outputs = outputs[:num_outputs]
     if not any(isinstance(x, Data) for x in outputs):
         return None
+    _check_batch(description.init_jaxpr, outputs, call.batch_size)
     traced = _finish(description, builder, outputs, num_classes, max_distance)
     return None if NO_USE in traced.kept.values() else traced
 

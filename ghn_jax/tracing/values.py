@@ -59,9 +59,10 @@ class Weight:
         norm_nodes: The nodes that this is the standard deviation of.
         chosen_by: The nodes that choose it from a stack, as a router does; its only view has a
             step "choose".
-        factors: Matrix products of two parameters that are added to the views.
+        products: Matrix products of two parameters that are added to the views.
         joined: The weights that it is a concatenation of.
         is_stopped: Behind `stop_gradient`.
+        squared: The parameters of whose squares it is a sum, along some of their axes.
     """
 
     parameters: frozenset[int]
@@ -69,9 +70,10 @@ class Weight:
     norm: str | None = None
     norm_nodes: tuple[int, ...] = ()
     chosen_by: tuple[int, ...] = ()
-    factors: "tuple[tuple[Weight, Weight], ...]" = ()
+    products: "tuple[Product, ...]" = ()
     joined: "Joined | None" = None
     is_stopped: bool = False
+    squared: frozenset[int] = frozenset()
 
     def through(self, function: Function) -> "Weight":
         """Return an elementwise function of the value."""
@@ -80,11 +82,29 @@ class Weight:
             return dataclasses.replace(
                 self, joined=dataclasses.replace(self.joined, weights=weights)
             )
-        if (len(self.views) > 1 or self.factors) and not is_linear(function):
-            return dataclasses.replace(self, views=(), factors=())
+        if (len(self.views) > 1 or self.products) and not is_linear(function):
+            return dataclasses.replace(self, views=(), products=(), squared=frozenset())
         views = tuple(view.through(function) for view in self.views)
-        factors = tuple((left.through(function), right) for left, right in self.factors)
-        return dataclasses.replace(self, views=views, factors=factors)
+        products = tuple(
+            product._replace(left=product.left.through(function)) for product in self.products
+        )
+        squared = self.squared if is_linear(function) else frozenset()
+        return dataclasses.replace(self, views=views, products=products, squared=squared)
+
+
+class Product(NamedTuple):
+    """A matrix product, whose axes are those of its factors.
+
+    Attributes:
+        left: View (*axes, rank) of one parameter.
+        right: View (rank, *axes) of another.
+        is_right: For every axis of the product, whether it is the right factor's. Each factor has
+            its axes in the order of the product.
+    """
+
+    left: View
+    right: View
+    is_right: tuple[bool, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

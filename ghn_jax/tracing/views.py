@@ -187,7 +187,25 @@ def align_reshape(
     """
     if compact == shape:
         return new_shape
+    groups = match_axes(shape, new_shape)
+    if groups is None:
+        return None
     result: list[int] = []
+    for old, new in groups:
+        if compact[old] == shape[old]:
+            result += new_shape[new]
+        elif math.prod(compact[old]) == 1:
+            result += [1] * len(new_shape[new])
+        else:
+            return None
+    return tuple(result)
+
+
+def match_axes(
+    shape: tuple[int, ...], new_shape: tuple[int, ...]
+) -> list[tuple[slice, slice]] | None:
+    """Return which axes become which in a reshape, the fewest together; None if sizes differ."""
+    groups: list[tuple[slice, slice]] = []
     old = new = 0
     while old < len(shape) or new < len(new_shape):
         old_end, new_end = old + 1, new + 1
@@ -200,11 +218,6 @@ def align_reshape(
                 return None
             else:
                 new_end += 1
-        if compact[old:old_end] == shape[old:old_end]:
-            result += new_shape[new:new_end]
-        elif math.prod(compact[old:old_end]) == 1:
-            result += [1] * len(new_shape[new:new_end])
-        else:
-            return None
+        groups.append((slice(old, old_end), slice(new, new_end)))
         old, new = old_end, new_end
-    return tuple(result)
+    return groups

@@ -176,3 +176,88 @@ def test_what_is_not_a_network_or_not_its_variables():
     linear = equinox.nn.Linear(5, 3, key=jax.random.key(0))
     with pytest.raises(ValueError, match="has no equinox.nn.BatchNorm"):
         calibrate_batch_stats(linear, (linear, None), BATCHES)
+
+
+ROWS = RNG.uniform(1, 2, 6).astype(np.float32)  # one for each image
+SCALED = ROWS[:, None] * BATCHES[0] + 1
+
+
+def scale(x, rows, key):
+    return x * rows[..., None] + (0 if key is None else 1)
+
+
+class ScaledLinen(nn.Module):
+    @nn.compact
+    def __call__(self, x, rows, train=False, key=None):
+        return nn.BatchNorm(not train, name="norm")(scale(x, rows, key))
+
+
+class ScaledNnx(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, rows, rngs, key=None):
+        return self.norm(scale(x, rows, key) + 0 * jax.random.normal(rngs(), x.shape))
+
+
+class ScaledEquinox(equinox.Module):
+    norm: equinox.nn.BatchNorm
+
+    def __init__(self):
+        self.norm = equinox.nn.BatchNorm(5, "batch", mode="ema")
+
+    def __call__(self, x, rows, state, key=None):
+        return self.norm(scale(x, rows, key), state)
+
+
+def scaled_haiku(x, rows, key=None):
+    return haiku.BatchNorm(False, False, 0.7, name="norm")(scale(x, rows, key), True)
+
+
+def moments(kind):
+    """Moments of a network with further positional arguments and one that is called `key`."""
+    if kind == "linen":
+        network, args, kwargs = ScaledLinen(), (ROWS, True), {"key": 1}
+        variables = network.init(jax.random.key(0), BATCHES[0], ROWS)
+    elif kind == "nnx":
+        network, args, kwargs = ScaledNnx(), (ROWS, nnx.Rngs(1)), {"key": 1}
+        variables = nnx.state(network)
+    elif kind == "equinox":
+        network, state = equinox.nn.make_with_state(ScaledEquinox)()
+        args, kwargs = (ROWS,), {"key": 1}
+        variables = equinox.filter(network, equinox.is_inexact_array), state
+    else:
+        network, args, kwargs = haiku.transform_with_state(scaled_haiku), (ROWS,), {"key": 1}
+        variables = network.init(jax.random.key(0), BATCHES[0], ROWS)
+    found = calibrate_batch_stats(
+        network, variables, BATCHES[0], call_args=args, call_kwargs=kwargs, key=jax.random.key(3)
+    )
+    if kind == "linen":
+        return [found["batch_stats"]["norm"][name] for name in ("mean", "var")]
+    if kind == "nnx":
+        return [found["norm"][name][...] for name in ("mean", "var")]
+    if kind == "equinox":
+        return found[1].get(network.norm.ema_state_index)
+    return [found[1][f"norm/~/{name}_ema"]["average"].ravel() for name in ("mean", "var")]
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx", "equinox", "haiku"])
+def test_further_arguments_of_the_call(kind):
+    with jax.numpy_dtype_promotion("standard"):
+        mean, var = moments(kind)
+    np.testing.assert_allclose(mean, SCALED.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(var, SCALED.var(0), rtol=1e-3)
+
+
+def test_a_name_that_is_also_ours():
+    network = ScaledLinen()
+    variables = network.init(jax.random.key(0), BATCHES[0], ROWS)
+    given = {"call_args": (ROWS, True), "key": jax.random.key(0)}
+    expected = "^key is an argument of calibrate_batch_stats and one of the network's call, exp"
+    with pytest.raises(ValueError, match=expected):
+        calibrate_batch_stats(network, variables, BATCHES, **given)
+    calibrate_batch_stats(network, variables, BATCHES, **given, call_kwargs={})
+    with pytest.raises(ValueError, match="^train is given twice, by its name and in call_kwargs"):
+        calibrate_batch_stats(network, variables, BATCHES, train=1, call_kwargs={"train": True})
+    with pytest.raises(ValueError, match="^call_args is .* expected a tuple of positional"):
+        calibrate_batch_stats(network, variables, BATCHES, call_args=ROWS)

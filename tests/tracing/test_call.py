@@ -1,5 +1,6 @@
 """Inputs of the network's own: which hold the batch, whose name is whose, whose error it is."""
 
+import equinox
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -110,3 +111,41 @@ def test_predict_without_jit():
     with jax.disable_jit():
         prediction = ghn_jax.load("digits").predict(nn.Dense(10), X, strict=True)
     assert prediction.num_parameters == 8 * 10 + 10
+
+
+class ByKeyword(nn.Module):
+    @nn.compact
+    def __call__(self, *, image, scale=1.0):
+        return scale * nn.Dense(10)(image)
+
+
+def test_images_by_keyword_only():
+    ghn = ghn_jax.load("digits")
+    found = ghn.predict(ByKeyword(), image=X, scale=2.0)
+    expected = ghn.predict(ByKeyword(), call_kwargs={"image": X, "scale": 2.0})
+    assert found.num_parameters == 8 * 10 + 10
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+    apply = lambda params, *, x: x @ params["w"]  # noqa: E731
+    assert paths(trace(apply, params={"w": np.ones((8, 3), np.float32)}, x=X)) == ["w"]
+    with pytest.raises(ValueError, match="^images is missing, expected a batch of images"):
+        ghn.predict(ByKeyword(), scale=2.0)
+    with pytest.raises(TypeError, match="noise"):  # the network's own error
+        trace(ByKeyword(), noise=X)
+
+
+class Recurrent(equinox.Module):
+    """Has a `state` that is an input like any other."""
+
+    first: equinox.nn.Linear = equinox.nn.Linear(8, 5, key=jax.random.key(0))
+    second: equinox.nn.Linear = equinox.nn.Linear(5, 5, key=jax.random.key(1))
+
+    def __call__(self, x, state):
+        return jnp.tanh(self.first(x) + self.second(state))
+
+
+def test_an_equinox_input_called_state():
+    for state in (np.ones((4, 5), np.float32), np.ones(5, np.float32)):  # of the batch, of all
+        traced = trace(Recurrent(), X, state=state)
+        assert {"first/bias", "first/weight"} <= set(paths(traced))
+        # Only what is given for every image is data, with which `second` is a layer.
+        assert ("second/weight" in paths(traced)) == (state.ndim == 2)

@@ -134,6 +134,91 @@ def test_merged_low_rank_updates(name):
         assert node in nodes
 
 
+HEADS = {  # of kernels (8, 2, 3): inputs, heads, features
+    "reshaped": (lambda p: p["w"] + (p["a"] @ p["b"]).reshape(8, 2, 3), (2, 6)),
+    "einsum": (lambda p: p["w"] + jnp.einsum("ir,rhd->ihd", p["a"], p["b"]), (2, 2, 3)),
+    "moved": (
+        lambda p: jnp.transpose(
+            jnp.transpose(p["w"], (1, 2, 0)) + (p["a"] @ p["b"]).T.reshape(2, 1, 3, 8)[:, 0],
+            (2, 0, 1),
+        ),
+        (2, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_low_rank_updates_of_heads(name):
+    """Whatever their axes become, as long as those of both factors stay apart."""
+    merge, shape = HEADS[name]
+
+    def apply(params, x):
+        return jnp.einsum("bi,ihd->bhd", x, merge(params))
+
+    traced = trace_function(apply, VECTORS, w=(8, 2, 3), a=(8, 2), b=shape)
+    assert not kept(traced)
+    named, params = draw(traced)
+    x = images_like(VECTORS)
+    expected = x @ named["w"] + x @ named["a"] @ named["b"]
+    np.testing.assert_allclose(apply(params, x).reshape(4, 6), expected, rtol=1e-4, atol=1e-5)
+
+
+IS_MULTIPLIED = "is multiplied with another parameter before use"
+HWIO, OIHW = ("NHWC", "HWIO", "NHWC"), ("NHWC", "OIHW", "NHWC")
+WINDOWS = {  # kernels of 3 x 3 x 4 x 6: how they are merged, shapes of w, a and b, the layout
+    "reshaped": (lambda p: p["w"] + (p["a"] @ p["b"]).reshape(3, 3, 4, 6),
+                 (3, 3, 4, 6), (36, 2), (2, 6), HWIO),
+    "einsum": (lambda p: p["w"] - jnp.einsum("hwir,ro->hwio", p["a"], p["b"]),
+               (3, 3, 4, 6), (3, 3, 4, 2), (2, 6), HWIO),
+    "output first": (lambda p: p["w"] + (p["b"] @ p["a"]).reshape(6, 4, 3, 3) * 0.5,
+                     (6, 4, 3, 3), (2, 36), (6, 2), OIHW),
+    "transposed": (lambda p: jnp.transpose((p["b"] @ p["a"]).reshape(6, 3, 3, 4), (1, 2, 3, 0))
+                   + p["w"], (3, 3, 4, 6), (2, 36), (6, 2), HWIO),
+}  # fmt: skip
+
+
+def convolve(x, kernel, layout=HWIO):
+    return lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=layout)
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_low_rank_updates_of_convolutions(name):
+    merge, w, a, b, layout = WINDOWS[name]
+
+    def apply(params, x):
+        return convolve(x, merge(params), layout)
+
+    traced = trace_function(apply, IMAGES, w=w, a=a, b=b)
+    assert not kept(traced)
+    assert tensors(traced) == {
+        "w": ((3, 3, 4, 6), "kernel"), "a": ((3, 3, 4, 2), "kernel"), "b": ((2, 6), "kernel")
+    }  # fmt: skip
+    assert ("conv", (6, 2, 1, 1), ("conv",)) in describe(traced)
+    named, params = draw(traced)
+    x = images_like(IMAGES)
+    # What the graph says: a convolution by w, beside one by a with b behind it.
+    expected = convolve(x, named["w"]) + convolve(x, named["a"]) @ named["b"]
+    np.testing.assert_allclose(apply(params, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_low_rank_update_whose_axes_mix_is_kept():
+    def apply(params, x):
+        update = (params["b"] @ params["a"]).reshape(6, 4, 3, 3)  # as loralib does
+        return convolve(x, params["w"] + update, OIHW)
+
+    traced = trace_function(apply, IMAGES, w=(6, 4, 3, 3), a=(6, 12), b=(18, 6))
+    assert kept(traced) == dict.fromkeys("ab", IS_MULTIPLIED)
+    assert tensors(traced) == {"w": ((3, 3, 4, 6), "kernel")}
+
+
+def test_a_sum_of_two_convolutions_kernels():
+    traced = trace_function(
+        lambda p, x: convolve(x, p["a"] + p["b"]), IMAGES, a=(3, 3, 4, 6), b=(3, 3, 4, 6)
+    )
+    assert not kept(traced)
+    assert ("sum", NO_SHAPE, ("conv", "conv")) in describe(traced)
+
+
 def test_a_function_of_a_low_rank_update_is_kept():
     def apply(params, x):
         return x @ jnp.tanh(params["w"] + params["a"] @ params["b"])

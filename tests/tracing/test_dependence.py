@@ -80,7 +80,7 @@ COMPARISONS = {
                                       (jnp.zeros_like(x), 0.0))[0],
     "cond": lambda x: lax.cond(x.sum() > 0, jnp.ones_like, jnp.zeros_like, x),
 }  # fmt: skip
-HAVE_GRADIENTS = ("top_k", "sort", "clip", "bounded", "while")
+HAVE_GRADIENTS = ("top_k", "sort", "clip", "bounded")
 NO_GRADIENT = "only enters comparisons or rounding, which have no gradient"
 
 

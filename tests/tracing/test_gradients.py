@@ -72,6 +72,45 @@ def test_what_none_reaches(name):
     assert {index for index, x in enumerate(gradients) if not x.any()} == set(expected)
 
 
+def counted(a, b, c):
+    """The condition's own `b`, and a count of `c`, decide how often `a` is added."""
+
+    def body(state):
+        total, count = state
+        return total + a, count + c.sum()
+
+    return lax.while_loop(lambda state: state[1] < b.sum(), body, (a, 0.0))[0]
+
+
+def changed(a, b, c):
+    """`b` decides through the state that ends the loop, `c` in the loop's first state only."""
+    body = lambda state: (state[0] * a, state[1] + b.sum())  # noqa: E731
+    return lax.while_loop(lambda state: state[1] < 9.0, body, (a, c.sum()))[0]
+
+
+def used_twice(a, b, c):
+    body = lambda state: (state[0] + b * a, state[1] + 1.0)  # noqa: E731
+    total, count = lax.while_loop(lambda state: state[1] < b.sum(), body, (c, 0.0))
+    return total * count
+
+
+WHILE = {
+    "constants of the condition": (counted, {1: COMPARED, 2: COMPARED}),
+    "the state": (changed, {1: COMPARED, 2: COMPARED}),
+    "a value, too": (used_twice, {}),
+    "stopped": (lambda a, b, c: counted(a, lax.stop_gradient(b), c), {1: FIXED, 2: COMPARED}),
+}
+
+
+@pytest.mark.parametrize("name", WHILE)
+def test_what_only_sets_how_often_a_loop_runs(name):
+    function, expected = WHILE[name]
+    assert fixed(function, (3,), (3,), (3,)) == expected
+    x = [np.array(x, np.float32) for x in ([0.3, 1.2, 2.0], [0.5, 0.7, 1.1], [0.2, 0.3, 0.4])]
+    derivatives = jax.jacfwd(lambda *x: function(*x).sum(), argnums=(0, 1, 2))(*x)
+    assert {index for index, d in enumerate(derivatives) if not d.any()} == set(expected)
+
+
 def test_scans_are_followed_until_nothing_changes():
     assert fixed(scanned, (3,), (3,), (4, 3)) == {}
     assert fixed(lambda a, b, c: scanned(a, lax.stop_gradient(b), c), (3,), (3,), (4, 3)) == {

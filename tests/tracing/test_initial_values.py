@@ -87,6 +87,33 @@ def test_flax_state_is_that_of_the_images():
     np.testing.assert_array_equal(variables["cache"]["last"], np.zeros((3, 8)))
 
 
+class Cached(nn.Module):
+    """Has a cache with rows for the images, and a norm of a width."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        CALLS.append(x.shape)
+        self.variable("cache", "last", lambda: jnp.full((2, 2 * x.shape[0], 5), 3, jnp.int32))
+        x = nn.BatchNorm(True, name="norm")(nn.Dense(self.width)(x.mean((1, 2))))
+        return nn.Dense(10)(x)
+
+
+def test_caches_of_one_number_are_read_off_the_tracing():
+    # A norm of 1009 features, the prime that stands for the batch, makes that ambiguous.
+    # Then the shapes are compared on the images given, and the state is traced on them.
+    for width, num_tracings in ((16, 1), (1009, 3)):
+        CALLS.clear()
+        variables = predict(Cached(width)).variables
+        expected = Cached(width).init(jax.random.key(0), IMAGES)
+        shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+        assert shapes(variables) == shapes(expected)
+        np.testing.assert_array_equal(variables["cache"]["last"], np.full((2, 6, 5), 3))
+        np.testing.assert_array_equal(variables["batch_stats"]["norm"]["mean"], np.zeros(width))
+        assert len(CALLS) - 1 == num_tracings  # and our own
+
+
 def test_images_are_drawn_where_only_their_shape_is_given():
     shape = jax.ShapeDtypeStruct((64, 8, 8, 3), jnp.float32)
     mean = predict(Stateful(), shape).variables["state"]["mean"]
@@ -112,6 +139,41 @@ def test_a_second_prediction_compiles_nothing_for_kept_parameters(compilations):
     compilations.clear()
     predict(Kept())
     assert compilations == []
+
+
+class Looped(nn.Module):
+    """Its state comes of a scan over the images and of a loop whose length they decide."""
+
+    @nn.compact
+    def __call__(self, x):
+        CALLS.append(jax.config.jax_disable_jit)
+
+        def start():
+            total = jax.lax.scan(lambda c, y: (c + y.mean((0, 1)), None), jnp.zeros(3), x)[0]
+            return jax.lax.while_loop(lambda y: y.sum() < 100, lambda y: 2 * y, total)
+
+        state = self.variable("state", "total", start)
+        floor = self.param("floor", nn.initializers.normal(1.0), (1, 10))
+        x = jax.nn.gelu(x + state.value[None, None, None])
+        return jnp.maximum(nn.Dense(10)(x.mean((1, 2))), floor)
+
+
+@pytest.mark.parametrize("option", ["disable_jit", "debug_nans", "debug_infs"])
+def test_options_of_jax_change_nothing(option):
+    expected = predict(Looped(), key=jax.random.key(3))
+    CALLS.clear()
+    with getattr(jax, option)(True):
+        found = predict(Looped(), key=jax.random.key(3))
+    assert not any(CALLS)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+    total = IMAGES.mean((1, 2)).sum(0)
+    total *= 2 ** np.ceil(np.log2(100 / total.sum()))
+    np.testing.assert_allclose(found.variables["state"]["total"], total, rtol=1e-5)
+    own = Looped().init(jax.random.key(3), IMAGES)["params"]["floor"]
+    np.testing.assert_allclose(found.variables["params"]["floor"], own, rtol=1e-6)
+    logits = found.network.apply(found.variables, IMAGES)
+    assert found.report.predicted == ("Dense_0/bias", "Dense_0/kernel")
+    assert np.isfinite(logits).all()
 
 
 CALLS = []

@@ -4,6 +4,8 @@ The effective value, which the network makes of the parameter, is what the GHN p
 that are no norm's scale keep their values, and the reason has the name of what they are.
 """
 
+import functools
+
 import equinox
 import flax.linen as nn
 import haiku
@@ -394,7 +396,14 @@ DISTANCES = {
     "absolute": lambda x, c: jnp.sum(jnp.abs(c[None] - x[:, None]), -1),
     "einsum": lambda x, c: (lambda d: jnp.einsum("bkc,bkc->bk", d, d))(x[:, None] - c[None]),
     "standardised": lambda x, c: jnp.sum(((x[:, None] - c[None]) / (1 + c[None])) ** 2, -1),
+    "expanded": lambda x, c: squares(x) - 2 * x @ c.T + squares(c).T,
+    "expanded otherwise": lambda x, c: jnp.einsum("kd,kd->k", c, c)[None] - x @ (2 * c.T),
+    "squares first": lambda x, c: (squares(x) + squares(c).T) - 2 * jnp.einsum("bd,kd->bk", x, c),
 }
+
+
+def squares(x):
+    return jnp.sum(x * x, axis=-1, keepdims=True)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
@@ -408,8 +417,46 @@ def test_prototypes_are_kept(name):
     assert found.pop("c") == "only enters a distance"
     assert set(found) <= {"gamma"}
     assert set(make_report(traced).predicted) >= {"a", "w"}
-    if name != "einsum":
+    if name not in ("einsum", "squares first"):
         assert found == {"gamma": "only scales a distance"}
+
+
+def test_prototypes_written_out_leave_the_graph_of_a_difference():
+    def apply(params, x, name):
+        return jnp.exp(-DISTANCES[name](x @ params["a"], params["c"])) @ params["w"]
+
+    graphs = [
+        primitives(
+            trace_function(functools.partial(apply, name=name), a=(8, 8), c=(5, 8), w=(5, 3))
+        )
+        for name in ("square", "expanded otherwise")
+    ]
+    assert [graph.count("conv") for graph in graphs] == [2, 2]  # a and w
+
+
+def test_a_codebook_that_is_looked_up_is_predicted():
+    def apply(params, x, name):
+        codes = jnp.argmin(DISTANCES[name](x @ params["a"], params["c"]), axis=-1)
+        return params["c"][codes] @ params["w"]
+
+    for name in ("square", "expanded", "squares first"):
+        traced = trace_function(functools.partial(apply, name=name), a=(8, 8), c=(5, 8), w=(8, 3))
+        roles = {tensor.path[0]: tensor.role for tensor in traced.graph.tensors}
+        assert roles == {"c": "embedding", "w": "kernel"}
+
+
+def test_squares_of_a_parameter_that_are_no_distance():
+    def demodulated(params, x):  # divides by the length of columns
+        return (x @ params["w"]) * jax.lax.rsqrt(jnp.sum(params["w"] ** 2, 0))[None]
+
+    def penalised(params, x):  # one number for all
+        return x @ params["w"] + jnp.sum(params["w"] ** 2)
+
+    def lengths(params, x):
+        return x @ params["w"] + jnp.linalg.norm(params["w"], axis=0)[None]
+
+    for function in (demodulated, penalised, lengths):
+        assert not kept(trace_function(function, w=(8, 3)))
 
 
 def test_bounds_are_kept():

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ghn_jax.tracing.registry import derived
+from ghn_jax.tracing.rules.products import as_weight
 from ghn_jax.tracing.values import Joined, Weight
 
 
@@ -19,53 +20,32 @@ def join(weights: Sequence[Weight], sizes: Sequence[int], axis: int) -> Weight:
 
 def can_join(weight: Weight) -> bool:
     """Return whether a weight is a rearrangement of one parameter and nothing else."""
-    is_compound = weight.factors or weight.chosen_by or weight.norm or weight.joined
+    is_compound = weight.products or weight.chosen_by or weight.norm or weight.joined
     return len(weight.views) == 1 and not is_compound
-
-
-def multiply(left: Weight, right: Weight, left_axis: int, right_axis: int) -> Weight | None:
-    """Return the product of two matrices, contracted along one axis of each.
-
-    None if one of them is no rearrangement of a parameter.
-    """
-    if not all(can_join(weight) and len(weight.views[0].shape) == 2 for weight in (left, right)):
-        return None
-    left = left if left_axis == 1 else transpose_matrix(left)
-    right = right if right_axis == 0 else transpose_matrix(right)
-    return dataclasses.replace(derived(left, right), factors=((left, right),))
 
 
 def add(left: Weight, right: Weight) -> Weight | None:
     """Return the sum of weights of which one is a matrix product; None if it is another sum."""
-    if not (left.factors or right.factors) or not all(map(_is_sum, (left, right))):
+    if not (left.products or right.products) or not all(map(_is_sum, (left, right))):
         return None
     total = derived(left, right)
     return dataclasses.replace(
-        total, views=(*left.views, *right.views), factors=(*left.factors, *right.factors)
+        total, views=(*left.views, *right.views), products=(*left.products, *right.products)
     )
 
 
 def is_compound(weight: Weight) -> bool:
     """Return whether a function of a weight is not that of one parameter."""
-    return bool(weight.factors) or len(weight.views) > 1
+    return bool(weight.products) or len(weight.views) > 1
 
 
 def split_terms(weight: Weight) -> list[Weight]:
     """Return the terms of a sum, each with one view or one product."""
-    views = [Weight(frozenset({view.parameter}), (view,)) for view in weight.views]
     products = [
-        dataclasses.replace(derived(*factors), factors=(factors,)) for factors in weight.factors
+        Weight(frozenset({product.left.parameter, product.right.parameter}), products=(product,))
+        for product in weight.products
     ]
-    return [*views, *products]
-
-
-def transpose_matrix(weight: Weight) -> Weight:
-    """Transpose a matrix, its products included."""
-    factors = tuple(
-        (transpose_matrix(right), transpose_matrix(left)) for left, right in weight.factors
-    )
-    views = tuple(view.transpose((1, 0)) for view in weight.views)
-    return dataclasses.replace(weight, views=views, factors=factors)
+    return [*map(as_weight, weight.views), *products]
 
 
 def move_axis(shape: Sequence[int], new_shape: Sequence[int], axis: int) -> int | None:
@@ -98,4 +78,4 @@ def is_vector(weight: Weight) -> bool:
 
 
 def _is_sum(weight):
-    return bool(weight.views or weight.factors) and not (weight.norm or weight.chosen_by)
+    return bool(weight.views or weight.products) and not (weight.norm or weight.chosen_by)

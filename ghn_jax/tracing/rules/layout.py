@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from ghn_jax.tracing.registry import derived, keep_weights, register_rule, unknown
+from ghn_jax.tracing.rules import products
 from ghn_jax.tracing.rules.compounds import (
     can_join,
     find_part,
     join,
     move_axis,
-    transpose_matrix,
     with_size,
 )
 from ghn_jax.tracing.rules.shifted import shift
@@ -18,11 +18,12 @@ from ghn_jax.tracing.values import Constant, Data, Value, Weight
 from ghn_jax.tracing.views import Index, align_reshape
 
 
-def _follow(weight: Weight, views) -> Weight:
-    views = tuple(views)
-    if any(view is None for view in views) or weight.factors or weight.joined:
+def _follow(weight: Weight, views, products=()) -> Weight:
+    views, products = tuple(views), tuple(products)
+    is_lost = None in views or None in products or len(products) < len(weight.products)
+    if is_lost or weight.joined:
         return derived(weight)
-    return dataclasses.replace(weight, views=views)
+    return dataclasses.replace(weight, views=views, products=products)
 
 
 @register_rule(
@@ -64,7 +65,8 @@ def _reshape_weight(weight, old, new):
         compact = align_reshape(view.shape, old, new)
         return None if compact is None else view.reshape(compact)
 
-    return _follow(weight, map(reshape, weight.views))
+    reshaped = (products.reshape(product, old, new) for product in weight.products)
+    return _follow(weight, map(reshape, weight.views), reshaped)
 
 
 def _follow_parts(weight, axis, follow):
@@ -83,10 +85,9 @@ def _transpose(builder, eqn, inputs):
     axes = tuple(int(axis) for axis in eqn.params["permutation"])
 
     def transpose(weight):
-        return _follow(weight, (view.transpose(axes) for view in weight.views))
+        transposed = (products.transpose(product, axes) for product in weight.products)
+        return _follow(weight, (view.transpose(axes) for view in weight.views), transposed)
 
-    if value.factors and axes == (1, 0):
-        return transpose_matrix(value)
     if value.joined:
         axis = axes.index(value.joined.axis)
         return _follow_parts(value, axis, lambda part, size: transpose(part))
@@ -111,7 +112,12 @@ def _broadcast(builder, eqn, inputs):
         return _follow_parts(
             value, axis, lambda part, size: _follow(part, map(broadcast, part.views))
         )
-    return _follow(value, map(broadcast, value.views))
+    old, new, compact = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape, [1] * rank
+    for size, axis in zip(old, eqn.params["broadcast_dimensions"], strict=True):
+        compact[axis] = size
+    is_same = tuple(compact) == new  # nothing repeats
+    widened = (products.reshape(x, old, new) if is_same else None for x in value.products)
+    return _follow(value, map(broadcast, value.views), widened)
 
 
 @register_rule("tile")

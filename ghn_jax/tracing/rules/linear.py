@@ -1,9 +1,13 @@
 """Convolutions and dot products: the nodes that hold kernels, and attention."""
 
+import dataclasses
 import math
 
-from ghn_jax.tracing.registry import keep_weights, register_rule
-from ghn_jax.tracing.rules.compounds import is_compound, multiply, split_terms, with_size
+from ghn_jax.tracing.functions import Function
+from ghn_jax.tracing.registry import derived, keep_weights, register_rule
+from ghn_jax.tracing.rules.compounds import can_join, is_compound, split_terms, with_size
+from ghn_jax.tracing.rules.parameters import sum_squares
+from ghn_jax.tracing.rules.products import as_weight, multiply, split_at
 from ghn_jax.tracing.rules.tokens import as_data, choose
 from ghn_jax.tracing.values import Constant, Data, Weight
 
@@ -19,25 +23,42 @@ def _convolve(builder, eqn, inputs):
         return Data((builder.node_of(x),))
     if isinstance(kernel, Data):  # a filter computed from the images gates them
         return Data((builder.gate((builder.node_of(x), builder.node_of(kernel))),))
-    shape = eqn.invars[1].aval.shape
-    if len(kernel.views) != 1 or kernel.views[0].shape != shape:
-        keep_weights(builder, [kernel], _NO_VIEW)
-        return Data((builder.node_of(x),))
+    terms = split_terms(kernel) if is_compound(kernel) else [kernel]
+    nodes = [_convolve_term(builder, x, term, eqn) for term in terms]
+    return Data((builder.merge("sum", nodes),))
+
+
+def _convolve_term(builder, x, kernel, eqn):
     out_axis, in_axis, *spatial = eqn.params["dimension_numbers"].rhs_spec
+    groups = max(eqn.params["feature_group_count"], eqn.params["batch_group_count"])
+    if kernel.products and groups == 1:
+        parts = split_at(kernel.products[0], (*spatial, in_axis))
+        if parts is not None:
+            first, second, places = parts
+            view = first.transpose((*places, len(places)))
+            x = Data((_add_convolution(builder, x, view, groups, eqn),))
+            return builder.node_of(_apply_kernel(builder, x, as_weight(second), second.shape, (0,)))
+    if len(kernel.views) != 1 or kernel.views[0].shape != eqn.invars[1].aval.shape:
+        keep_weights(builder, [kernel], _NO_VIEW)
+        return builder.node_of(x)
     view = kernel.views[0].transpose((*spatial, in_axis, out_axis))
+    return _add_convolution(builder, x, view, groups, eqn)
+
+
+def _add_convolution(builder, x, view, groups, eqn):
+    """Add the node of a kernel (*window, I, O), and return its index."""
     *sizes, num_in, num_out = view.shape
     if len(sizes) == 3:  # a GHN knows two spatial axes: the depth joins the input channels
         view = view.transpose((1, 2, 0, 3, 4))
         sizes, num_in = sizes[1:], sizes[0] * num_in
     sizes = (*sizes, 1, 1)[:2]
     view = view.reshape((*sizes, num_in, num_out))
-    groups = max(eqn.params["feature_group_count"], eqn.params["batch_group_count"])
     primitive = "conv"
     if groups > 1:
         primitive = "dil_conv" if max(eqn.params["rhs_dilation"]) > 1 else "sep_conv"
     node = builder.node(primitive, (builder.node_of(x),), (num_out, num_in, *sizes))
     builder.claim(view, node, "depthwise" if groups > 1 and num_in == 1 else "kernel")
-    return Data((node,))
+    return node
 
 
 @register_rule("dot_general")
@@ -65,7 +86,7 @@ def _multiply(builder, eqn, inputs):
 _NO_VIEW = "is no rearrangement of one parameter when it meets the data"
 
 
-def _apply_kernel(builder, x, kernel, shape, contracted, batch):
+def _apply_kernel(builder, x, kernel, shape, contracted, batch=()):
     if kernel.chosen_by:
         return _apply_chosen(builder, x, kernel, contracted, batch)
     if kernel.joined:
@@ -103,15 +124,15 @@ def _apply_joined(builder, x, joined, shape, contracted, batch):
 
 
 def _apply_term(builder, x, term, shape, contracted, batch):
-    if not term.factors:
+    if not term.products:
         return _apply_kernel(builder, x, term, shape, contracted, batch)
-    (factors,) = term.factors
-    if len(contracted) != 1 or len(shape) != 2:
-        keep_weights(builder, factors, _NO_VIEW)
+    parts = None if batch else split_at(term.products[0], contracted)
+    if parts is None:
+        keep_weights(builder, [term], _NO_VIEW)
         return Data((builder.node_of(x),))
-    for factor in factors if contracted[0] == 0 else reversed(factors):
-        x = _apply_kernel(builder, x, factor, factor.views[0].shape, contracted, ())
-    return x
+    first, second, places = parts
+    x = _apply_kernel(builder, x, as_weight(first), first.shape, tuple(places))
+    return _apply_kernel(builder, x, as_weight(second), second.shape, (0,))
 
 
 def _apply_chosen(builder, x, stack, contracted, batch):
@@ -169,6 +190,8 @@ def _without_data(builder, eqn, inputs):
             else Data((builder.node_of(value),))
         )
     if weights:
+        if len(weights) == 2 and _is_square(eqn, *weights):
+            return sum_squares(weights[0].through(Function("pow", 2.0)))
         if len(weights) == 2:
             keep_weights(builder, weights, "is multiplied with another parameter before use")
             product = _multiply_weights(eqn, *weights)
@@ -178,10 +201,20 @@ def _without_data(builder, eqn, inputs):
     return Constant(any(value.is_state for value in inputs))
 
 
+def _is_square(eqn, left, right):
+    """Return whether the rows of a matrix are multiplied with themselves."""
+    _, (batch_left, batch_right) = eqn.params.get("dimension_numbers", ((), ((), ())))
+    return bool(left.views == right.views and batch_left and batch_left == batch_right)
+
+
 def _multiply_weights(eqn, left, right):
     if eqn.primitive.name != "dot_general":
         return None
     (contract_left, contract_right), (batch, _) = eqn.params["dimension_numbers"]
-    if batch or len(contract_left) != 1:
+    if batch or len(contract_left) != 1 or not (can_join(left) and can_join(right)):
         return None
-    return multiply(left, right, contract_left[0], contract_right[0])
+    (left_view,), (right_view,) = left.views, right.views
+    if [left_view.shape, right_view.shape] != [var.aval.shape for var in eqn.invars]:
+        return None  # one of them repeats
+    product = multiply(left_view, right_view, contract_left[0], contract_right[0])
+    return dataclasses.replace(derived(left, right), products=(product,))

@@ -15,6 +15,8 @@ from ghn_jax.tracing.functions import Function
 from ghn_jax.tracing.registry import derived
 from ghn_jax.tracing.values import Constant, Value, Weight
 
+_SQUARE = Function("pow", 2.0)
+
 
 def apply_function(eqn: Any, inputs: Sequence[Value]) -> Weight:
     """Return an elementwise function of a parameter, whose other inputs are constants."""
@@ -85,6 +87,13 @@ def combine_with_itself(name: str, left: Weight, right: Weight) -> Weight | None
     if name == "mul":
         return _raise(left, 2)
     return left if name in ("max", "min") else derived(left)
+
+
+def sum_squares(weight: Weight) -> Weight:
+    """Return the sum along some axes of a parameter, which may have been squared before."""
+    is_square = len(weight.views) == 1 and weight.views[0].functions[-1:] == (_SQUARE,)
+    squared = weight.parameters if is_square else frozenset[int]()
+    return dataclasses.replace(derived(weight), squared=squared)
 
 
 def _elements(weight):

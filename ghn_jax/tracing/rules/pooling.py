@@ -5,6 +5,7 @@ import math
 
 from ghn_jax.tracing.builder import pool_shape
 from ghn_jax.tracing.registry import derived, register_rule
+from ghn_jax.tracing.rules.parameters import sum_squares
 from ghn_jax.tracing.values import Constant, Data, Statistic, Weight
 
 
@@ -51,7 +52,8 @@ def _register_reduction(name, kind):
     def reduce(builder, eqn, inputs):
         value = inputs[0]
         if isinstance(value, Weight):
-            return derived(value)
+            is_vector = math.prod(eqn.outvars[0].aval.shape) > 1
+            return sum_squares(value) if is_vector and kind == "avg" else derived(value)
         if not isinstance(value, Data):
             return dataclasses.replace(value, value=None)
         # `psum` also reduces over devices, by name, which changes nothing here.

@@ -16,6 +16,8 @@ from ghn_jax.tracing.rules.shifted import mark_tap
 from ghn_jax.tracing.rules.tokens import add_position, as_data
 from ghn_jax.tracing.values import Data, Weight
 
+_SUMS = ("add", "sub", "add_any")
+
 
 def apply_parameter(
     builder: GraphBuilder,
@@ -38,6 +40,8 @@ def apply_parameter(
     Returns:
         The data; or the parameter where the data are only a moment that divides it.
     """
+    if weight.squared and name in _SUMS:
+        return builder.add_squares(data, weight.squared)
     statistic = data.statistic
     is_norm = statistic is not None and statistic.normalizes(name)
     is_distance = data.within == "distance" and builder.is_difference(data)
@@ -71,7 +75,7 @@ def apply_parameter(
         return Data(data.nodes, is_product=True)
     if name in ("mul", "div"):
         return mark_tap(_scale(builder, data, weight, shape), data, weight)
-    if name in ("add", "sub", "add_any"):
+    if name in _SUMS:
         for view in weight.views:
             data = _shift(builder, data, view, is_difference)
         return data
@@ -82,7 +86,7 @@ def apply_parameter(
 def _apply_joined(builder, name, data, joined, shape):
     """Scale or shift parts of the channels, or shift by positions put one behind the other."""
     node = builder.node_of(data)
-    if name in ("add", "sub", "add_any") and not all(map(is_vector, joined.weights)):
+    if name in _SUMS and not all(map(is_vector, joined.weights)):
         positions = [builder.node_of(as_data(builder, part)) for part in joined.weights]
         return Data((builder.merge("sum", (node, builder.merge("concat", positions))),))
     sources = builder.find_parts(node, joined.sizes)
