@@ -188,7 +188,7 @@ def check_arguments(
     if find_config(paths[-1].split(":")[0]) is None:
         near = suggest(pathlib.Path(paths[-1]).stem, list(packaged_configs()))
         raise ValueError(f"--config is {paths[-1]!r}{near}, expected {expected}")
-    _load_config_file(paths[-1])
+    load_config_file(paths[-1])
     names = [field.name for field in iterate_fields(config_type)]
     for argument in arguments:
         match = re.match(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", argument, flags=re.DOTALL)
@@ -199,8 +199,18 @@ def check_arguments(
             )
 
 
-def _load_config_file(location: str) -> None:
-    """Raise ValueError with the file's name unless its `get_config` returns a ConfigDict."""
+def load_config_file(location: str) -> ml_collections.ConfigDict:
+    """Run a config file and return what its `get_config` does.
+
+    Args:
+        location: the file's path, which may be followed by a colon and an argument.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: if the file fails, or returns something else; it names the file.
+    """
     path, *argument = location.split(":", 1)
     # What lies beside the file can be imported, as from a script: modules that register parts.
     folder = str(pathlib.Path(path).resolve().parent)
@@ -221,6 +231,7 @@ def _load_config_file(location: str) -> None:
         raise ValueError(
             f"--config {path}: get_config() returned {config!r}, expected a ConfigDict"
         )
+    return config
 
 
 def _suggest_field(name: str, names: Sequence[str]) -> str:
