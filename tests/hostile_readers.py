@@ -64,22 +64,26 @@ class Reader(NamedTuple):
             the folder.
         read: reads from the path, and uses what it finds as its callers do.
         named: part of the texts of its errors; None is the path.
+        damaged: pattern of the names of the files to damage.
+        count: damages of a quick test.
     """
 
     name: str
     make: Callable[[Path], Path]
     read: Callable[[Path], Any]
     named: str | None = None
+    damaged: str = "*"
+    count: int = 25
 
 
 READERS: list[Reader] = []
 
 
-def _reader(name, make, named=None):
+def _reader(name, make, **fields):
     """Add what the decorated function reads to the table."""
 
     def add(read):
-        READERS.append(Reader(name, make, read, named))
+        READERS.append(Reader(name, make, read, **fields))
         return read
 
     return add
@@ -277,18 +281,24 @@ def _run(folder):
     return folder / "run"
 
 
-@_reader("a trained GHN", _run)
+@_reader("a trained GHN", _run, count=10)
 def _read_run(path):
     return ghn_jax.load(path)
 
 
-@_reader("a run that goes on", _run)
+@_reader("a run that goes on", _run, count=10)
+@_reader("the config and the counters of a run", _run, damaged="run/metadata", count=15)
 def _resume(path):
     with CheckpointStore(path) as store:
         return GHNTraining(_trainer(), None).restore(store)
 
 
-@_reader("a GHN to convert", _run)
+@_reader("the config of a trained GHN", _run, damaged="run/metadata", count=15)
+def _read_run_config(path):
+    return ghn_jax.load(path)
+
+
+@_reader("a GHN to convert", _run, count=5)
 def _convert(path):
     return convert_to_torch(path, path.parent / "converted.pt")
 

