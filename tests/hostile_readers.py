@@ -51,7 +51,13 @@ from ghn_jax.training.loop import GHNTraining
 from ghn_jax.training.metrics import MetricWriter
 from ghn_jax.training.trainer import Trainer
 
-CONFIG = ExperimentConfig.from_dict({**SECTIONS, "training": {"num_steps": 4, "num_devices": 1}})
+CONFIG = ExperimentConfig.from_dict(
+    {
+        **SECTIONS,
+        "ghn": {**SECTIONS["ghn"], "message_passing": "mlp"},  # which is traced in no time
+        "training": {"num_steps": 4, "num_devices": 1},
+    }
+)
 IMAGE_SIZE, NUM_CLASSES = 8, 10
 
 

@@ -28,6 +28,7 @@ from ghn_jax.configuration.validation import (
     describe_value,
     shorten,
 )
+from ghn_jax.training.event_loops import patient_loops
 
 FOLDER = "checkpoints"
 _FORMAT = 1
@@ -144,7 +145,8 @@ def read_items(
 def _naming_checkpoint(path: pathlib.Path) -> Iterator[None]:
     """Raise CheckpointError with the checkpoint's folder, and the others there, for any error."""
     try:
-        yield
+        with patient_loops():
+            yield
     # Orbax and TensorStore raise many types for damaged files; all mean the same to the caller.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

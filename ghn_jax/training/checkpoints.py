@@ -38,6 +38,7 @@ from ghn_jax.training.checkpoint_files import (
     unflatten_like,
 )
 from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.event_loops import patient_loops
 
 _SUPERSEDED = "superseded"  # a folder in that of the checkpoints, for the time of a deletion
 
@@ -258,7 +259,8 @@ class CheckpointStore:
     def _naming_failures(self) -> Iterator[None]:
         """Say which checkpoint is whole when one could not be written, the disk being full."""
         try:
-            yield
+            with patient_loops():
+                yield
         # Orbax and TensorStore have many types for what the system refuses.
         except Exception as error:
             self._check_folder()
