@@ -24,12 +24,6 @@ SEED = 16
 LONGEST_TEXT = 2000  # characters, of an error
 MOST_MEMORY = 512 << 20  # bytes that reading one of these files may add, touched or only reserved
 
-# Orbax leaves reads in flight where one of them fails, and their threads complain.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-]
-
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_damaged_files_are_read_or_refused_in_one_line(reader, tmp_path):

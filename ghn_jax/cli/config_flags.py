@@ -23,7 +23,7 @@ from absl import app, flags
 from ghn_jax.cli.command_line import errors_in_one_line, fail, flags_help, last_line, parse_flags
 from ghn_jax.cli.config_dict import build_config, find_config, packaged_configs
 from ghn_jax.configuration.conversion import iterate_fields
-from ghn_jax.configuration.validation import suggest
+from ghn_jax.configuration.validation import describe_value, shorten, suggest
 from ghn_jax.extras import extra
 from ghn_jax.training.config import ExperimentConfig, describe_fields
 
@@ -226,10 +226,13 @@ def load_config_file(location: str) -> ml_collections.ConfigDict:
         specification.loader.exec_module(module)
         config = module.get_config(*argument)
     except Exception as error:
-        raise ValueError(f"--config {path}: {type(error).__name__}: {last_line(error)}") from error
+        # ml_collections' texts hold the whole config.
+        reason = f"{type(error).__name__}: {shorten(last_line(error))}"
+        raise ValueError(f"--config {path}: {reason}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
-            f"--config {path}: get_config() returned {config!r}, expected a ConfigDict"
+            f"--config {path}: get_config() returned {describe_value(config)}, expected a"
+            " ConfigDict"
         )
     return config
 

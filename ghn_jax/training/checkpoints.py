@@ -100,19 +100,29 @@ class CheckpointStore:
             workdir: folder of the run, created if missing.
             keep: number of most recent checkpoints kept.
             config_type: the type of the run's config.
+
+        Raises:
+            CheckpointError: if what Orbax notes about a checkpoint is damaged.
         """
         self._config_type = config_type
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
         self._remove_superseded()
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-                cleanup_tmp_directories=True,
-                # Renamed before it is deleted, so that a kill leaves no half under its number.
-                todelete_subdir=_SUPERSEDED,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=True,
+            # Renamed before it is deleted, so that a kill leaves no half under its number.
+            todelete_subdir=_SUPERSEDED,
         )
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError:
+            raise  # which names what the system refuses
+        # Of the metadata that Orbax keeps beside each checkpoint, it raises many types.
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoints in {self.folder} cannot be read ({type(error).__name__}:"
+                f" {shorten(error)}); delete the damaged one to go on from another"
+            ) from error
 
     def steps(self) -> tuple[int, ...]:
         """Return the steps of all finished checkpoints, ascending."""

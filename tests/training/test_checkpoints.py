@@ -502,6 +502,14 @@ def test_an_array_is_not_read_before_its_declared_size_is_checked(tmp_path, chan
         store.restore(OPTIMIZER.init, params_like=params)
 
 
+def test_what_orbax_notes_about_a_checkpoint_may_be_damaged(workdir):
+    path = workdir / "checkpoints" / "20" / "_CHECKPOINT_METADATA"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "init_timestamp_nsecs": []}))
+    message = f"^the checkpoints in {path.parents[1]} cannot be read \\(ValueError: "
+    with pytest.raises(CheckpointError, match=message):
+        CheckpointStore(workdir)
+
+
 def test_a_missing_run_is_named(workdir):
     shutil.rmtree(workdir / "checkpoints" / "20" / "run")
     with pytest.raises(CheckpointError, match=r"checkpoints/20', expected the folder of a run or"):
