@@ -14,9 +14,10 @@ from ghn_jax.configuration.validation import (
     check_instance,
     check_positive_int,
     describe_value,
+    shorten,
 )
 from ghn_jax.graphs import ArchGraph
-from ghn_jax.hypernetworks import GHNConfig, Hypernetwork
+from ghn_jax.hypernetworks import GHNConfig, Hypernetwork, parameter_shapes
 from ghn_jax.hypernetworks.model import as_model
 from ghn_jax.hypernetworks.predictor import Predictor
 from ghn_jax.interop.locations import resolve
@@ -56,13 +57,8 @@ class GHN:
     ) -> None:
         check_instance("model", model, (Hypernetwork, GHNConfig), "a Hypernetwork or a GHNConfig")
         self.model = as_model(model)
-        config, expected = self.model.config, sorted(self.model.parameter_names())
-        check_instance("ghn_params", ghn_params, Mapping, f"a mapping with keys {expected}")
-        if sorted(ghn_params) != expected:
-            raise ValueError(
-                f"ghn_params has {sorted(ghn_params)}, expected {expected}; a GHN trained with"
-                " modules of one's own is loaded with them: ghn_jax.load(path, model=model)"
-            )
+        config = self.model.config
+        _check_parts(self.model, ghn_params)
         if experiment is None:
             space = SpaceConfig(num_classes=config.num_classes)
             experiment = ExperimentConfig(space=space, ghn=config)
@@ -296,7 +292,16 @@ def load(path: str | os.PathLike[str], model: Hypernetwork | None = None) -> GHN
         checkpoint = load_torch_checkpoint(path)
         config, ghn_params = official_experiment(checkpoint.config), checkpoint.variables["params"]
     else:
-        config, ghn_params = load_checkpoint(path)
+
+        def expected(config: ExperimentConfig, stored: Any) -> Any:
+            own = _own_or_described(model, config.ghn)
+            try:
+                _check_parts(own, stored)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            return parameter_shapes(config.ghn if model is None else own)["params"]
+
+        config, ghn_params = load_checkpoint(path, expected)
     return GHN(_own_or_described(model, config.ghn), ghn_params, config)
 
 
@@ -306,6 +311,17 @@ def _warned(prediction: Prediction) -> Prediction:
     if text is not None:
         warnings.warn(text, stacklevel=3)
     return prediction
+
+
+def _check_parts(model: Hypernetwork, ghn_params: Any) -> None:
+    """Raise ValueError unless parameters have the parts of a model."""
+    expected = sorted(model.parameter_names())
+    check_instance("ghn_params", ghn_params, Mapping, f"a mapping with keys {expected}")
+    if sorted(ghn_params) != expected:
+        raise ValueError(
+            f"ghn_params has {shorten(sorted(ghn_params))}, expected {expected}; a GHN trained with"
+            " modules of one's own is loaded with them: ghn_jax.load(path, model=model)"
+        )
 
 
 def _own_or_described(model: Hypernetwork | None, config: GHNConfig) -> Hypernetwork:

@@ -1,7 +1,9 @@
 """The public call: what it takes of each kind of network."""
 
 import dataclasses
+import json
 import re
+import shutil
 import types
 
 import flax.linen as nn
@@ -12,6 +14,7 @@ from small_run import SECTIONS
 
 import ghn_jax
 from ghn_jax.hypernetworks.message_passing.gcn import GCN
+from ghn_jax.interop.locations import CHECKPOINTS
 from ghn_jax.training.config import ExperimentConfig
 
 CELL = (("conv_3x3", 0), ("conv_1x1", 1))
@@ -41,6 +44,18 @@ def test_an_architecture_takes_nothing_else():
             ghn.predict(ARCHITECTURE, image_size=size)
     with pytest.raises(ValueError, match="^strict is 1, expected True or False"):
         ghn.predict(ARCHITECTURE, strict=1)
+
+
+def test_a_checkpoint_that_does_not_fit_its_config_is_refused(tmp_path):
+    shutil.copytree(CHECKPOINTS / "digits", tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "6000"
+    path = folder / "run" / "metadata"
+    run = json.loads(path.read_text())
+    run["config"]["ghn"]["hidden_size"] = 64
+    path.write_text(json.dumps(run))
+    message = rf"^ghn_params of {folder} does not fit: .* has shape \(.*\) and dtype float32"
+    with pytest.raises(ValueError, match=message):
+        ghn_jax.load(tmp_path / "run")
 
 
 class Network(nn.Module):

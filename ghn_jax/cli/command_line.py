@@ -19,6 +19,7 @@ from absl import logging as absl_logging
 
 from ghn_jax.configuration.validation import shorten
 from ghn_jax.extras import MissingExtraError
+from ghn_jax.training.event_loops import use_patient_loops
 from ghn_jax.training.folder_lock import IN_USE_STATUS, FolderInUseError
 from ghn_jax.training.interruption import RESUME_STATUS, InterruptedRunError
 
@@ -88,11 +89,12 @@ def parse_flags(
         fail(last_line(error))
     if len(left) > 1:
         fail(f"unexpected argument {left[1]!r}, expected only flags (--name=value)")
+    use_patient_loops()
     if flags.FLAGS["verbosity"].using_default_value:
         # absl would raise the level to INFO, at which Orbax logs a hundred lines per checkpoint.
-        # Our errors repeat what tfds warns about through absl's own logger.
+        # Our errors repeat what tfds and Orbax say through absl's own logger, with tracebacks.
         absl_logging.set_verbosity(absl_logging.WARNING)
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         logging.getLogger("ghn_jax").setLevel(logging.INFO)
     return left  # type: ignore[no-any-return]
 

@@ -23,7 +23,7 @@ from absl import app, flags
 from ghn_jax.cli.command_line import errors_in_one_line, fail, flags_help, last_line, parse_flags
 from ghn_jax.cli.config_dict import build_config, find_config, packaged_configs
 from ghn_jax.configuration.conversion import iterate_fields
-from ghn_jax.configuration.validation import suggest
+from ghn_jax.configuration.validation import describe_value, shorten, suggest
 from ghn_jax.extras import extra
 from ghn_jax.training.config import ExperimentConfig, describe_fields
 
@@ -188,7 +188,7 @@ def check_arguments(
     if find_config(paths[-1].split(":")[0]) is None:
         near = suggest(pathlib.Path(paths[-1]).stem, list(packaged_configs()))
         raise ValueError(f"--config is {paths[-1]!r}{near}, expected {expected}")
-    _load_config_file(paths[-1])
+    load_config_file(paths[-1])
     names = [field.name for field in iterate_fields(config_type)]
     for argument in arguments:
         match = re.match(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", argument, flags=re.DOTALL)
@@ -199,8 +199,18 @@ def check_arguments(
             )
 
 
-def _load_config_file(location: str) -> None:
-    """Raise ValueError with the file's name unless its `get_config` returns a ConfigDict."""
+def load_config_file(location: str) -> ml_collections.ConfigDict:
+    """Run a config file and return what its `get_config` does.
+
+    Args:
+        location: the file's path, which may be followed by a colon and an argument.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: if the file fails, or returns something else; it names the file.
+    """
     path, *argument = location.split(":", 1)
     # What lies beside the file can be imported, as from a script: modules that register parts.
     folder = str(pathlib.Path(path).resolve().parent)
@@ -216,11 +226,15 @@ def _load_config_file(location: str) -> None:
         specification.loader.exec_module(module)
         config = module.get_config(*argument)
     except Exception as error:
-        raise ValueError(f"--config {path}: {type(error).__name__}: {last_line(error)}") from error
+        # ml_collections' texts hold the whole config.
+        reason = f"{type(error).__name__}: {shorten(last_line(error))}"
+        raise ValueError(f"--config {path}: {reason}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
-            f"--config {path}: get_config() returned {config!r}, expected a ConfigDict"
+            f"--config {path}: get_config() returned {describe_value(config)}, expected a"
+            " ConfigDict"
         )
+    return config
 
 
 def _suggest_field(name: str, names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from ghn_jax.configuration.validation import describe_value, suggest
+from ghn_jax.configuration.validation import describe_value, shorten, suggest
 from ghn_jax.configuration.variants import VariantConfig, parse_variant
 
 _T = TypeVar("_T")
@@ -48,7 +48,7 @@ def build_dataclass(cls: type[_T], values: Mapping[str, Any], path: str = "confi
     for name, value in values.items():
         if name not in fields:
             raise ValueError(
-                f"{path}.{name} (value {describe_value(value)}) is not a"
+                f"{path}.{shorten(name, 100)} (value {describe_value(value)}) is not a"
                 f" field{suggest(name, fields)}, expected one of {', '.join(fields)}"
             )
     for name, field in fields.items():

@@ -23,6 +23,7 @@ _LARGEST_EXPANSION = 32  # bytes of the arrays for each of the file; MNIST has 5
 _ALWAYS_ALLOWED = 1 << 28  # bytes: images of one colour are small files
 _ERRORS = (
     ValueError,
+    OSError,  # without the file's name, of a place before its beginning
     EOFError,
     TypeError,
     AttributeError,

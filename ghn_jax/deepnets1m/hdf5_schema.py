@@ -69,7 +69,9 @@ def open_integers(group: h5py.Group, name: str) -> h5py.Dataset:
         )
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"{name} lies in other files, expected it in this one")
-    size = dataset.id.get_storage_size()
+    size, file_size = dataset.id.get_storage_size(), dataset.file.id.get_filesize()
+    if size > file_size:
+        raise ValueError(f"{name} has {size} bytes, expected at most the file's {file_size}")
     if dataset.chunks is None:
         if size != dataset.nbytes:
             raise ValueError(f"{name} has {size} bytes, expected the {dataset.nbytes} of its shape")

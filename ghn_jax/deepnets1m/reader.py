@@ -256,8 +256,9 @@ class DeepNets1M:
         count = len(self)
         with self._naming_failures(self.split):
             group = open_group(self._open(), self.split)
-        # Counting a million groups would take seconds; looking up two does not.
-        if (count and str(count - 1) not in group) or str(count) in group:
+            # Counting a million groups would take seconds; looking up two does not.
+            is_other = (count and str(count - 1) not in group) or str(count) in group
+        if is_other:
             raise ValueError(
                 f"{self.path} does not belong to its meta file: the meta file has {count} networks"
                 f" in split {self.split!r}, the file {len(group)}"
@@ -282,7 +283,9 @@ class DeepNets1M:
                     f"{self.path} is not an HDF5 file, or is truncated: {shorten(error)}"
                 ) from error
             self._file_owner = os.getpid()
-            if self.split not in self._file:
+            with self._naming_failures(self.split):
+                has_split = self.split in self._file
+            if not has_split:
                 raise ValueError(f"{self.path} has no split {self.split!r}")
         return self._file
 

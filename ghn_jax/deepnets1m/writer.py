@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from ghn_jax.architectures import Architecture
-from ghn_jax.configuration.validation import check_choice
+from ghn_jax.configuration.validation import check_choice, shorten
+from ghn_jax.deepnets1m.hdf5_schema import FILE_ERRORS
 from ghn_jax.deepnets1m.parameter_names import NodeName, node_names
-from ghn_jax.deepnets1m.reader import meta_path
+from ghn_jax.deepnets1m.reader import DeepNets1M, meta_path
 from ghn_jax.extras import extra
 from ghn_jax.graphs.schema import TracedNode
 from ghn_jax.sampling import SPLITS, count_parameters
@@ -178,7 +179,8 @@ def merge_evaluation_splits(directory: str | os.PathLike[str]) -> Path:
         The path of the new `deepnets1m_eval.hdf5`; its meta file is next to it.
 
     Raises:
-        ValueError: if the folder has no evaluation split, or one of the new files already exists.
+        ValueError: if the folder has no evaluation split, one of the new files already exists, or
+            a file to merge is damaged.
     """
     merged = Path(directory) / "deepnets1m_eval.hdf5"
     for path in (merged, meta_path(merged)):
@@ -197,9 +199,18 @@ def merge_evaluation_splits(directory: str | os.PathLike[str]) -> Path:
         with h5py.File(_partial(merged), "w") as file:
             file.attrs["title"] = _TITLE
             for split, path in paths.items():
-                with h5py.File(path, "r") as source:
-                    source.copy(split, file)
-                meta[split] = json.loads(meta_path(path).read_text(encoding="utf-8"))[split]
+                DeepNets1M(directory, split)  # checks that the two files belong together
+                try:
+                    with h5py.File(path, "r") as source:
+                        source.copy(split, file)
+                except FILE_ERRORS as error:
+                    raise ValueError(f"{path} cannot be copied: {shorten(error)}") from error
+                try:
+                    meta[split] = json.loads(meta_path(path).read_text(encoding="utf-8"))[split]
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(
+                        f"{meta_path(path)} cannot be read: {shorten(error)}"
+                    ) from error
         _partial(meta_path(merged)).write_text(json.dumps(meta), encoding="utf-8")
         for path in (meta_path(merged), merged):
             _partial(path).replace(path)

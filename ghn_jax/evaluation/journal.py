@@ -28,6 +28,8 @@ from ghn_jax.evaluation.evaluate import (
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.folder_lock import lock_folder
 
+_CHECKSUM = "crc32"  # of the line without it: JSON cut or changed in places may still be JSON
+
 
 class EvaluationJournal:
     """The results of an evaluation so far.
@@ -75,8 +77,8 @@ class EvaluationJournal:
         for line in lines[1:]:
             # A kill can leave half a line at the end.
             try:
-                results.append(ArchitectureResult(**json.loads(line)))
-            except (ValueError, TypeError, RecursionError):
+                results.append(_parse(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break
         return results
 
@@ -93,7 +95,20 @@ class EvaluationJournal:
 
 
 def _line(result: ArchitectureResult) -> str:
-    return json.dumps(dataclasses.asdict(result)) + "\n"
+    fields = dataclasses.asdict(result)
+    return json.dumps({**fields, _CHECKSUM: _text_checksum(fields)}) + "\n"
+
+
+def _parse(line: str) -> ArchitectureResult:
+    """Return the result in a line; ValueError if it is not as `_line` wrote it."""
+    fields = json.loads(line)
+    if fields.pop(_CHECKSUM) != _text_checksum(fields):
+        raise ValueError("the line is damaged")
+    return ArchitectureResult(**fields)
+
+
+def _text_checksum(fields: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(fields).encode())
 
 
 @contextlib.contextmanager

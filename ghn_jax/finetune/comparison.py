@@ -26,6 +26,7 @@ from ghn_jax.finetune.comparison_report import (
     ComparisonProgress,
     Row,
     RunResult,
+    parse_run,
     write_comparison,
 )
 from ghn_jax.finetune.config import FinetuneConfig
@@ -136,7 +137,7 @@ class Comparison:
         for rate in self._config.rates:
             for seed in range(first_seed, first_seed + self._config.num_seeds):
                 path, record = self._folder(start, rate, seed) / _RESULT, self._record(start.init)
-                result = _read_result(path, record)
+                result = read_result(path, record)
                 if result is None:
                     result = RunResult(seed, rate, self._train(start, rate, seed))
                     _write_result(path, result, record)
@@ -198,12 +199,26 @@ class Comparison:
         return record
 
 
-def _read_result(path: pathlib.Path, record: dict[str, Any]) -> RunResult | None:
+def read_result(path: pathlib.Path, record: dict[str, Any]) -> RunResult | None:
+    """Read the result of an earlier run.
+
+    Args:
+        path: The file.
+        record: What the result depends on.
+
+    Returns:
+        The result; None if there is no file.
+
+    Raises:
+        ValueError: If the file is damaged, or its run was made with another record.
+    """
     if not path.is_file():
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        was = result.pop("record")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        was = values.pop("record")
+        check_instance("record", was, dict, "an object")
+        result = parse_run(values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not the result of a run ({type(error).__name__}: {shorten(error)}); delete"
@@ -211,12 +226,12 @@ def _read_result(path: pathlib.Path, record: dict[str, Any]) -> RunResult | None
         ) from error
     now = json.loads(json.dumps(record))
     if was != now:
-        names = [name for name in now if was.get(name) != now[name]]
+        names = [name for name in now if was.get(name) != now[name]] or ["record"]
         raise ValueError(
             f"{path.parent} holds a run with another {', '.join(names)}: take another work"
             " directory, or remove it"
         )
-    return RunResult(**{**result, "curve": [(int(step), value) for step, value in result["curve"]]})
+    return result
 
 
 def _write_result(path: pathlib.Path, result: RunResult, record: dict[str, Any]) -> None:

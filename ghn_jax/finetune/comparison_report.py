@@ -6,13 +6,20 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import rich.progress
 import rich.table
 
-from ghn_jax.configuration.validation import shorten
+from ghn_jax.configuration import limits
+from ghn_jax.configuration.validation import (
+    check_count,
+    check_instance,
+    check_number,
+    describe_value,
+    shorten,
+)
 from ghn_jax.evaluation.evaluate import mean_and_standard_error
 from ghn_jax.evaluation.report import write_whole
 from ghn_jax.extras import extra
@@ -117,20 +124,60 @@ def write_comparison(
 
 
 def read_comparison(workdir: str | pathlib.Path) -> list[Row]:
-    """Read the rows that `Comparison.run` wrote into its folder."""
+    """Read the rows that `Comparison.run` wrote into its folder.
+
+    Args:
+        workdir: Folder of the comparison.
+
+    Raises:
+        ValueError: If the file is damaged, or not of a comparison; it names the file.
+    """
     path = pathlib.Path(workdir) / RESULTS
     try:
-        rows = []
-        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            runs = [
-                RunResult(**{**r, "curve": [tuple(p) for p in r["curve"]]}) for r in row["runs"]
-            ]
-            rows.append(Row(**{**row, "runs": runs}))
+        contents = json.loads(path.read_text(encoding="utf-8"))
+        rows = [_parse_row(values) for values in contents["rows"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not the result of a comparison ({type(error).__name__}: {shorten(error)})"
         ) from error
     return rows
+
+
+def _parse_row(values: dict[str, Any]) -> Row:
+    row = Row(**{**values, "runs": [parse_run(run) for run in values["runs"]]})
+    for name in ("architecture", "init"):
+        check_instance(name, getattr(row, name), str, "a name")
+    check_number("learning_rate", row.learning_rate)
+    if not row.runs:
+        raise ValueError("runs is empty, expected at least one")
+    return row
+
+
+def parse_run(values: dict[str, Any]) -> RunResult:
+    """Build a run's result from what JSON holds of it.
+
+    Args:
+        values: The result's fields.
+
+    Raises:
+        ValueError: If a value is not as `RunResult` describes it. What has other fields, or is no
+            mapping, raises KeyError, TypeError or AttributeError.
+    """
+    run = RunResult(**{**values, "curve": [(step, value) for step, value in values["curve"]]})
+    check_count("seed", run.seed, limits.SEED)
+    check_number("learning_rate", run.learning_rate)
+    for step, accuracy in run.curve:
+        check_count("step", step, limits.COUNT)
+        _check_accuracy("accuracy", accuracy)
+    if run.test is not None:
+        _check_accuracy("test", run.test)
+    return run
+
+
+def _check_accuracy(name: str, value: object) -> None:
+    check_number(name, value)
+    if cast(float, value) > 1:
+        raise ValueError(f"{name} is {describe_value(value)}, expected a share in [0, 1]")
 
 
 def _cells(row: Row) -> list[str]:

@@ -40,7 +40,6 @@ from ghn_jax.finetune.network_programs import (
 )
 from ghn_jax.programs.cache import keep_freed_memory
 from ghn_jax.tasks import Batch
-from ghn_jax.training.checkpoint_files import CheckpointError
 from ghn_jax.training.checkpoints import CheckpointStore, reading_counters
 from ghn_jax.training.optimizers import create_optimizer
 from ghn_jax.training.run_loop import RunReport, RunSchedule, run_training
@@ -247,13 +246,9 @@ class NetworkTraining:
         """Restore the state from the latest checkpoint; CheckpointError if its shapes differ."""
         given = as_state(self._variables)
         init_opt_state = self._trainer.programs.init_opt_state
-        checkpoint = store.restore(lambda params: (given.collections, init_opt_state(params)))
-        shapes, expected = (jax.tree.map(np.shape, x) for x in (checkpoint.params, given.params))
-        if shapes != expected:
-            raise CheckpointError(
-                f"{store.folder} holds another network's parameters, expected those of the network"
-                " being trained: use another work directory"
-            )
+        checkpoint = store.restore(
+            lambda params: (given.collections, init_opt_state(params)), params_like=given.params
+        )
         counters = checkpoint.counters
         with reading_counters(store.folder):
             self.curve = [CurvePoint(int(n), float(accuracy)) for n, accuracy in counters["curve"]]

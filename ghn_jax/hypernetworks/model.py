@@ -8,6 +8,7 @@ programs that graphs share.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -248,7 +249,15 @@ def initialize(model: Hypernetwork | GHNConfig, key: jax.Array) -> dict[str, Any
 
 def parameter_shapes(model: Hypernetwork | GHNConfig) -> dict[str, Any]:
     """Describe what `initialize` returns as `jax.ShapeDtypeStruct`s, without drawing anything."""
+    if isinstance(model, GHNConfig):
+        return _described_shapes(model)
     return jax.eval_shape(_init_fn(model), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+@functools.lru_cache(maxsize=16)
+def _described_shapes(config: GHNConfig) -> dict[str, Any]:
+    # Tracing takes half a second, and everyone who loads a GHN asks.
+    return parameter_shapes(Hypernetwork(config))
 
 
 def as_model(model: Hypernetwork | GHNConfig) -> Hypernetwork:

@@ -15,6 +15,7 @@ import jax
 
 from ghn_jax.configuration import limits
 from ghn_jax.configuration.validation import check_count
+from ghn_jax.hypernetworks import parameter_shapes
 from ghn_jax.interop.locations import resolve
 from ghn_jax.interop.torch_checkpoints import (
     TorchCheckpoint,
@@ -91,7 +92,9 @@ def convert_to_torch(path: str | os.PathLike[str], torch_path: str | os.PathLike
             has no such hypernetwork.
     """
     folder = resolve(Path(path))
-    config, ghn_params = load_checkpoint(folder)
+    config, ghn_params = load_checkpoint(
+        folder, lambda config, stored: parameter_shapes(config.ghn)["params"]
+    )
     epoch = load_counters(folder).get("epoch", 0)
     check_count(f"epoch in the checkpoint {folder}", epoch, limits.COUNT)
     checkpoint = TorchCheckpoint(config.ghn, {"params": ghn_params}, epoch)

@@ -269,9 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         parity = Parity(Reference(options.reference or default_reference()))
+        deviations = list(parity.measure(with_float64=not options.fast))
     except ValueError as error:
         parser.error(str(error))
-    deviations = list(parity.measure(with_float64=not options.fast))
     console = rich.console.Console()
     console.print(deviations_table(deviations))
     console.print(f"reference: {parity.reference.folder}", soft_wrap=True)

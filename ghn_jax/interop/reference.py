@@ -6,12 +6,16 @@ part of it comes with the tests. Out: the original's inputs and outputs.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ghn_jax.configuration.validation import shorten
+from ghn_jax.data.array_files import read_arrays
 from ghn_jax.deepnets1m.reader import DeepNets1M
 from ghn_jax.evaluation.architecture_specs import (
     PlannedNetwork,
@@ -102,22 +106,25 @@ class Reference:
                 and others.
 
         Raises:
-            ValueError: if there is no index.
+            ValueError: if there is no index, or it is damaged. All that is read from the folder
+                later raises ValueError, too, if it is damaged.
         """
         self.folder = folder
         path = folder / "index.json"
         if not path.is_file():
             raise ValueError(f"reference is {str(folder)!r}, expected a folder with index.json")
         self._ghns: dict[str, TorchCheckpoint] = {}
-        self._index = {entry["name"]: entry for entry in json.loads(path.read_text("utf-8"))}
+        with self._naming("index.json"):
+            self._index = {entry["name"]: entry for entry in json.loads(path.read_text("utf-8"))}
 
     def prediction_names(self) -> list[str]:
         """The names of all predictions whose arrays and GHN are in the folder."""
-        return [
-            name
-            for name, entry in self._index.items()
-            if self._has(f"predict_{name}.npz", f"{entry['ghn']}.pt")
-        ]
+        with self._naming("index.json"):
+            return [
+                name
+                for name, entry in self._index.items()
+                if self._has(f"predict_{name}.npz", f"{entry['ghn']}.pt")
+            ]
 
     def training_step_names(self) -> list[str]:
         """The names of all training steps in the folder, such as "ghn2_float64"."""
@@ -136,6 +143,10 @@ class Reference:
         Args:
             name: one of `prediction_names`.
         """
+        with self._naming(f"prediction {name}"):
+            return self._prediction(name)
+
+    def _prediction(self, name: str) -> ReferencePrediction:
         entry = self._index[name]
         config = self.ghn(entry["ghn"]).config
         large = entry["ghn"].endswith("imagenet")
@@ -149,16 +160,17 @@ class Reference:
             config.virtual_edges,
             self.folder,
         )
-        tensors = {
-            tensor["name"]: ReferenceTensor(
-                tuple(tensor["shape"]),
-                tensor["mean"],
-                tensor["std"],
-                np.array(tensor["first"], np.float32),
-                arrays.get(f"param/{tensor['name']}"),
-            )
-            for tensor in entry["tensors"]
-        }
+        with np.errstate(over="ignore"):  # what no float32 holds is infinite, as a deviation is
+            tensors = {
+                tensor["name"]: ReferenceTensor(
+                    tuple(tensor["shape"]),
+                    tensor["mean"],
+                    tensor["std"],
+                    np.array(tensor["first"], np.float32),
+                    arrays.get(f"param/{tensor['name']}"),
+                )
+                for tensor in entry["tensors"]
+            }
         fields = ("primitive", "edges", "embeddings", "logits", "logits_float64")
         return ReferencePrediction(
             name=name,
@@ -175,6 +187,10 @@ class Reference:
         Args:
             name: one of `training_step_names`.
         """
+        with self._naming(f"training step {name}"):
+            return self._training_step(name)
+
+    def _training_step(self, name: str) -> TrainingStep:
         ghn_name, dtype = name.rsplit("_", 1)
         config = self.ghn(ghn_name).config
         arrays = self._arrays(f"train_step_{name}.npz")
@@ -203,19 +219,36 @@ class Reference:
         if not self._has("orthogonalize.npz"):
             return []
         arrays = self._arrays("orthogonalize.npz")
-        return [(arrays[f"w{k}"], arrays[f"orth{k}"]) for k in range(len(arrays) // 2)]
+        with self._naming("orthogonalize.npz"):
+            return [(arrays[f"w{k}"], arrays[f"orth{k}"]) for k in range(len(arrays) // 2)]
 
     def _images(self, large: bool) -> np.ndarray | None:
         if not large:
             return self._arrays("images.npz")["images"]
         if not self._has("image224.npy"):
             return None
-        image = np.load(self.folder / "image224.npy")
+        image = read_arrays(self.folder / "image224.npy")
+        if not isinstance(image, np.ndarray):
+            raise ValueError(f"{self.folder / 'image224.npy'} holds several arrays, expected one")
         return np.concatenate([image, image[:, :, ::-1]])  # the image and its reflection
 
     def _has(self, *names: str) -> bool:
         return all((self.folder / name).is_file() for name in names)
 
     def _arrays(self, name: str) -> dict[str, Any]:
-        with np.load(self.folder / name) as file:
-            return dict(file)
+        arrays = read_arrays(self.folder / name)
+        if isinstance(arrays, np.ndarray):
+            raise ValueError(f"{self.folder / name} holds a single array, expected several")
+        return arrays
+
+    @contextlib.contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        """Put the folder and what is read from it before the text of an error."""
+        try:
+            yield
+        except (
+            *(ValueError, OSError, KeyError, TypeError, IndexError, AttributeError),
+            *(RecursionError, OverflowError),
+        ) as error:
+            reason = f"{type(error).__name__}: {shorten(error)}"
+            raise ValueError(f"{self.folder}: {what} cannot be read ({reason})") from error

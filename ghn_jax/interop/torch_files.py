@@ -33,6 +33,7 @@ _MOST_AXES = 32
 _MOST_SHARED = 4  # bytes of all tensors for each byte of the file, since tensors may share storages
 _ERRORS = (
     ValueError,
+    OSError,  # without the file's name, of a place before its beginning
     pickle.UnpicklingError,
     EOFError,
     IndexError,

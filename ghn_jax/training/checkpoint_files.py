@@ -8,10 +8,11 @@ load.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +26,9 @@ from ghn_jax.configuration.validation import (
     check_count,
     check_instance,
     describe_value,
+    shorten,
 )
+from ghn_jax.training.event_loops import patient_loops
 
 FOLDER = "checkpoints"
 _FORMAT = 1
@@ -98,12 +101,20 @@ def _list_others(folder: pathlib.Path, excluded: str = "") -> str:
     return f"; {folder} holds the steps {', '.join(others)}" if others else ""
 
 
-def read_items(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
+CheckFn = Callable[[Mapping[str, Any], Mapping[str, PyTree]], None]
+"""Takes a checkpoint's JSON and, by folder, the shapes and dtypes of the arrays that it stores."""
+
+
+def read_items(
+    path: pathlib.Path, arrays: tuple[str, ...], check_fn: CheckFn | None = None
+) -> dict[str, Any]:
     """Read a checkpoint.
 
     Args:
         path: folder of the checkpoint.
         arrays: which of its folders of arrays are read, besides `run`.
+        check_fn: called before any array is read, since a few bytes can declare one of any size;
+            raises CheckpointError if the arrays are not those that are expected.
 
     Returns:
         What lies in each folder; arrays are numpy's, the state's still by their paths.
@@ -111,7 +122,7 @@ def read_items(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         CheckpointError: if something is missing or damaged; names the other checkpoints there.
     """
-    try:
+    with _naming_checkpoint(path):
         _check_size(path / RUN)
         run = _restore_items(path, {RUN: ocp.args.JsonRestore})[RUN]
         try:
@@ -119,10 +130,23 @@ def read_items(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{path / RUN}: {error}") from error
         stored = [name for name in arrays if run["checksums"][name]]  # others have no arrays
+    if check_fn is not None:
+        with _naming_checkpoint(path):
+            shapes = {name: _stored_shapes(path, name) for name in stored}
+        check_fn(run, {name: shapes.get(name, {}) for name in arrays})
+    with _naming_checkpoint(path):
         found = _restore_items(path, dict.fromkeys(stored, ocp.args.StandardRestore))
         for name in stored:
             _check_sums(name, found[name], run["checksums"][name])
-        read = {RUN: run, **{name: found.get(name, {}) for name in arrays}}
+    return {RUN: run, **{name: found.get(name, {}) for name in arrays}}
+
+
+@contextlib.contextmanager
+def _naming_checkpoint(path: pathlib.Path) -> Iterator[None]:
+    """Raise CheckpointError with the checkpoint's folder, and the others there, for any error."""
+    try:
+        with patient_loops():
+            yield
     # Orbax and TensorStore raise many types for damaged files; all mean the same to the caller.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -130,7 +154,6 @@ def read_items(path: pathlib.Path, arrays: tuple[str, ...]) -> dict[str, Any]:
             f"the checkpoint {path} cannot be read ({type(error).__name__}: {reason[:500]})"
             f"{_list_others(path.parent, path.name)}; delete the damaged one to go on from another"
         ) from error
-    return read
 
 
 def _check_size(folder: pathlib.Path) -> None:
@@ -165,9 +188,7 @@ def _check_run(run: Any) -> None:
 
 def _restore_items(path: pathlib.Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in arguments:
-        # Orbax gives None for an item that is not there.
-        if not (path / name).is_dir():
-            raise FileNotFoundError(f"{path / name} is missing")
+        _check_folder(path / name)
     if not arguments:
         return {}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -175,6 +196,31 @@ def _restore_items(path: pathlib.Path, arguments: Mapping[str, Any]) -> dict[str
             path, args=ocp.args.Composite(**{name: arg() for name, arg in arguments.items()})
         )
     return {name: items[name] for name in arguments}
+
+
+def _stored_shapes(path: pathlib.Path, name: str) -> PyTree:
+    """Return the tree of arrays that a folder declares, as `jax.ShapeDtypeStruct`s."""
+    _check_folder(path / name)
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        tree = handler.metadata(path / name).tree
+    finally:
+        handler.close()
+    return jax.tree_util.tree_map_with_path(_stored_shape, tree)
+
+
+def _stored_shape(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+    shape, chunk = tuple(leaf.shape), tuple(leaf.storage.chunk_shape)
+    # A chunk is decoded as a whole.
+    if any(part > max(size, 1) for part, size in zip(chunk, shape, strict=True)):
+        raise ValueError(f"{_path_name(path)} of shape {shape} has chunks of shape {chunk}")
+    return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+    # Orbax gives None for an item that is not there.
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing")
 
 
 def pack_items(
@@ -212,8 +258,7 @@ def _copy_to_host(tree: PyTree) -> PyTree:
 
 def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
     """Return the leaves by their paths: optax's nested tuples do not survive as files."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(_copy_to_host(tree))
-    return {_path_name(path): leaf for path, leaf in leaves}
+    return _by_path(_copy_to_host(tree))
 
 
 def _checksums(tree: PyTree) -> dict[str, int]:
@@ -235,33 +280,40 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def unflatten_like(leaves: dict[str, np.ndarray], template: PyTree, path: pathlib.Path) -> PyTree:
-    """Put a state together again.
+def check_stored(item: str, stored: PyTree, template: PyTree, path: pathlib.Path) -> None:
+    """Check that a folder of a checkpoint stores the arrays that are expected.
 
     Args:
-        leaves: arrays by their paths in the state.
-        template: a state of the same structure, with shapes and dtypes.
+        item: name of the folder.
+        stored: shapes and dtypes of what it stores, in any structure with the same paths.
+        template: those that are expected.
         path: folder of the checkpoint, for errors.
 
-    Returns:
-        The state.
-
     Raises:
-        CheckpointError: if the arrays are not those of the template.
+        CheckpointError: if an array is missing, unknown or of another shape or dtype.
     """
-    expected, structure = jax.tree_util.tree_flatten_with_path(template)
-    names = [_path_name(leaf_path) for leaf_path, _ in expected]
-    for name in sorted(set(names) ^ set(leaves)):
+    leaves, expected = _by_path(stored), _by_path(template)
+    for name in sorted(set(expected) ^ set(leaves)):
         where = "the checkpoint" if name in leaves else "the template"
         raise CheckpointError(
-            f"{STATE} of {path} does not fit: {name} is only in {where}; expected the optimizer"
-            " and the parameters of the run that saved it"
+            f"{item} of {path} does not fit: {shorten(name, 200)} is only in {where}; expected the"
+            " optimizer and the parameters of the run that saved it"
         )
-    for name, (_, leaf) in zip(names, expected, strict=True):
+    for name, leaf in expected.items():
         saved = leaves[name]
         if saved.shape != leaf.shape or saved.dtype != leaf.dtype:
             raise CheckpointError(
-                f"{STATE} of {path} does not fit: {name} has shape {saved.shape} and dtype"
+                f"{item} of {path} does not fit: {name} has shape {saved.shape} and dtype"
                 f" {saved.dtype}, expected {leaf.shape} and {leaf.dtype}"
             )
-    return jax.tree.unflatten(structure, [leaves[name] for name in names])
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_path_name(path): leaf for path, leaf in leaves}
+
+
+def unflatten_like(leaves: Mapping[str, np.ndarray], template: PyTree) -> PyTree:
+    """Put a state together again from its arrays by their paths, which are the template's."""
+    expected, structure = jax.tree_util.tree_flatten_with_path(template)
+    return jax.tree.unflatten(structure, [leaves[_path_name(path)] for path, _ in expected])

@@ -29,6 +29,7 @@ from ghn_jax.training.checkpoint_files import (
     RUN,
     STATE,
     CheckpointError,
+    check_stored,
     find_checkpoint,
     find_step,
     finished_steps,
@@ -37,6 +38,7 @@ from ghn_jax.training.checkpoint_files import (
     unflatten_like,
 )
 from ghn_jax.training.config import ExperimentConfig
+from ghn_jax.training.event_loops import patient_loops
 
 _SUPERSEDED = "superseded"  # a folder in that of the checkpoints, for the time of a deletion
 
@@ -98,19 +100,29 @@ class CheckpointStore:
             workdir: folder of the run, created if missing.
             keep: number of most recent checkpoints kept.
             config_type: the type of the run's config.
+
+        Raises:
+            CheckpointError: if what Orbax notes about a checkpoint is damaged.
         """
         self._config_type = config_type
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
         self._remove_superseded()
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-                cleanup_tmp_directories=True,
-                # Renamed before it is deleted, so that a kill leaves no half under its number.
-                todelete_subdir=_SUPERSEDED,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=True,
+            # Renamed before it is deleted, so that a kill leaves no half under its number.
+            todelete_subdir=_SUPERSEDED,
         )
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError:
+            raise  # which names what the system refuses
+        # Of the metadata that Orbax keeps beside each checkpoint, it raises many types.
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoints in {self.folder} cannot be read ({type(error).__name__}:"
+                f" {shorten(error)}); delete the damaged one to go on from another"
+            ) from error
 
     def steps(self) -> tuple[int, ...]:
         """Return the steps of all finished checkpoints, ascending."""
@@ -172,7 +184,10 @@ class CheckpointStore:
         return _build_config(read_items(path, arrays=())[RUN]["config"], path, self._config_type)
 
     def restore(
-        self, init_state_fn: Callable[[PyTree], PyTree], step: int | None = None
+        self,
+        init_state_fn: Callable[[PyTree], PyTree],
+        step: int | None = None,
+        params_like: PyTree | None = None,
     ) -> Checkpoint:
         """Read a checkpoint back.
 
@@ -180,13 +195,15 @@ class CheckpointStore:
             init_state_fn: parameters -> a fresh state, such as an optimizer's `init`; only traced,
                 for the structure, shapes and dtypes of the state.
             step: which checkpoint; None is the latest.
+            params_like: parameters with the shapes and dtypes that are expected; None takes those
+                that the checkpoint has.
 
         Returns:
             The checkpoint, bit for bit as it was saved.
 
         Raises:
-            CheckpointError: if there is no such checkpoint, it cannot be read, or its state is not
-                like a fresh one.
+            CheckpointError: if there is no such checkpoint, it cannot be read, its parameters are
+                not as expected, or its state is not like a fresh one.
         """
         self.wait()
         if step is None:
@@ -194,13 +211,21 @@ class CheckpointStore:
             if step is None:
                 raise CheckpointError(f"{self.folder} holds no finished checkpoint")
         path = find_step(self.folder, step)
-        items = read_items(path, arrays=(PARAMS, STATE, KEY))
+
+        def check(run: Mapping[str, Any], stored: Mapping[str, PyTree]) -> None:
+            if params_like is not None:
+                check_stored(PARAMS, stored[PARAMS], params_like, path)
+            state = jax.eval_shape(init_state_fn, stored[PARAMS])
+            check_stored(STATE, stored[STATE], state, path)
+            _check_key(stored[KEY], run["key_impl"], path)
+
+        items = read_items(path, (PARAMS, STATE, KEY), check)
         run, params = items[RUN], items[PARAMS]
         return Checkpoint(
             step=run["step"],
             params=params,
-            state=unflatten_like(items[STATE], jax.eval_shape(init_state_fn, params), path),
-            key=_build_key(items[KEY], run["key_impl"], path),
+            state=unflatten_like(items[STATE], jax.eval_shape(init_state_fn, params)),
+            key=jax.random.wrap_key_data(items[KEY]["data"], impl=run["key_impl"]),
             counters=run["counters"],
             config=_build_config(run["config"], path, self._config_type),
         )
@@ -244,7 +269,8 @@ class CheckpointStore:
     def _naming_failures(self) -> Iterator[None]:
         """Say which checkpoint is whole when one could not be written, the disk being full."""
         try:
-            yield
+            with patient_loops():
+                yield
         # Orbax and TensorStore have many types for what the system refuses.
         except Exception as error:
             self._check_folder()
@@ -267,23 +293,34 @@ class CheckpointStore:
         self.close()
 
 
-def load_checkpoint(path: str | pathlib.Path) -> tuple[ExperimentConfig, PyTree]:
+def load_checkpoint(
+    path: str | pathlib.Path,
+    expected_fn: Callable[[ExperimentConfig, PyTree], PyTree] | None = None,
+) -> tuple[ExperimentConfig, PyTree]:
     """Read a GHN from nothing but a path; changes nothing on disk.
 
     Args:
         path: a run's folder (its latest checkpoint is read) or the folder of one checkpoint,
             which may have been copied or renamed.
+        expected_fn: the run's config, and the shapes of the parameters in the checkpoint -> the
+            shapes that are expected; None expects those.
 
     Returns:
         The run's config, and the GHN's parameters as nested dictionaries of numpy arrays.
 
     Raises:
-        CheckpointError: if there is no finished checkpoint, or it cannot be read.
+        CheckpointError: if there is no finished checkpoint, it cannot be read, or its parameters
+            are not as expected.
     """
-    path = find_checkpoint(path)
-    items = read_items(path, arrays=(PARAMS,))
-    config = _build_config(items[RUN]["config"], path, ExperimentConfig)
-    return config, items[PARAMS]
+    folder = find_checkpoint(path)
+
+    def check(run: Mapping[str, Any], stored: Mapping[str, PyTree]) -> None:
+        config = _build_config(run["config"], folder, ExperimentConfig)
+        if expected_fn is not None:
+            check_stored(PARAMS, stored[PARAMS], expected_fn(config, stored[PARAMS]), folder)
+
+    items = read_items(folder, (PARAMS,), check)
+    return _build_config(items[RUN]["config"], folder, ExperimentConfig), items[PARAMS]
 
 
 @contextlib.contextmanager
@@ -319,12 +356,13 @@ def load_counters(path: str | pathlib.Path) -> dict[str, Any]:
     return counters
 
 
-def _build_key(arrays: Mapping[str, Any], key_impl: str, path: pathlib.Path) -> jax.Array:
+def _check_key(stored: PyTree, key_impl: str, path: pathlib.Path) -> None:
+    expected = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key_impl)))
     try:
-        return jax.random.wrap_key_data(arrays["data"], impl=key_impl)
-    except (KeyError, TypeError, ValueError) as error:
+        check_stored(KEY, stored, {"data": expected}, path)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"the random key in the checkpoint {path} is not one of {key_impl}: {shorten(error)}"
+            f"the random key in the checkpoint {path} is not one of {key_impl}: {error}"
         ) from error
 
 
@@ -342,5 +380,5 @@ def _build_config(
         return config_type.from_dict(values)
     except ValueError as error:
         raise CheckpointError(
-            f"the config in the checkpoint {path} is not valid: {error}"
+            f"the config in the checkpoint {path} is not valid: {shorten(error)}"
         ) from error

@@ -25,6 +25,8 @@ import threading
 from collections.abc import Generator
 from typing import IO
 
+from ghn_jax.configuration.validation import shorten
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -124,12 +126,10 @@ def _describe_holder(file: IO[str]) -> None:
 def _read_holder(text: str) -> str:
     try:
         holder = json.loads(text)
-        return (
-            f"process {int(holder['pid'])} on {str(holder['host'])[:64]}"
-            f" ({str(holder['program'])[:64]}, since {str(holder['since'])[:32]})"
-        )
+        host, program, since = (shorten(holder[name], 64) for name in ("host", "program", "since"))
+        return f"process {int(holder['pid'])} on {host} ({program}, since {since})"
     # It may be about to be written, or somebody wrote something else.
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "another process"
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ghn_jax.configuration.validation import check_count
+from ghn_jax.hypernetworks import parameter_shapes
 from ghn_jax.parallel.processes import replicate
 from ghn_jax.tasks import Batch
 from ghn_jax.training.checkpoints import CheckpointStore, reading_counters
@@ -116,7 +117,8 @@ class GHNTraining:
 
     def restore(self, store: CheckpointStore) -> TrainState:
         """Restore the latest checkpoint, replicated over the devices of this run."""
-        checkpoint = store.restore(self._trainer.optimizer.init)
+        params_like = parameter_shapes(self._trainer.model)["params"]
+        checkpoint = store.restore(self._trainer.optimizer.init, params_like=params_like)
         with reading_counters(store.folder):
             next_architecture = checkpoint.counters["next_architecture"]
             check_count("next_architecture", next_architecture)

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import rich.console
 import rich.progress
@@ -23,7 +23,9 @@ from ghn_jax.configuration.validation import describe_value, shorten
 from ghn_jax.extras import extra
 
 with extra("train", "metrics of training"):
-    import tensorboardX
+    from tensorboardX import event_file_writer
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar as scalar_summary
 
 _FILE = "metrics.jsonl"
 _SKIPPED_FILE = "skipped.jsonl"
@@ -44,13 +46,12 @@ class MetricWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / _FILE
         self._skipped_path = folder / _SKIPPED_FILE
-        for path in (self.path, self._skipped_path):
-            _truncate(path, resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
-        first_step = 0 if resume_step is None else resume_step + 1
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=first_step, write_to_disk=True
-        )
+        with self._naming_failures():
+            for path in (self.path, self._skipped_path):
+                _truncate(path, resume_step)
+            self._file = self.path.open("a", encoding="utf-8")
+            first_step = 0 if resume_step is None else resume_step + 1
+            self._tensorboard = _EventFile(folder / "tensorboard", first_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write scalars of a step at once, so that a crash loses no finished step.
@@ -64,6 +65,7 @@ class MetricWriter:
         Raises:
             ValueError: if a name is one of the two that every line has.
             FileNotFoundError: if the run's folder or `metrics.jsonl` was removed during the run.
+            OSError: if they cannot be written, the disk being full; names the folder.
         """
         self._check_file()
         for name in ("step", "wall_time"):
@@ -73,14 +75,16 @@ class MetricWriter:
                 )
         now = time.time()
         record: dict[str, float | int | None] = {"step": step, "wall_time": now}
+        finite = {}
         for name, value in scalars.items():
             number = float(value)
             record[name] = number if math.isfinite(number) else None
             if math.isfinite(number):
-                self._tensorboard.add_scalar(name, number, step, walltime=now)
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        self._tensorboard.flush()
+                finite[name] = number
+        with self._naming_failures():
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+            self._tensorboard.write(step, now, finite)
 
     def _check_file(self) -> None:
         """Raise unless the open file is the one under its name: writes to another one are lost."""
@@ -98,19 +102,61 @@ class MetricWriter:
             seed: the stream's seed.
         """
         record = {"step": step, "index": index, "seed": seed}
-        with self._skipped_path.open("a", encoding="utf-8") as file:
+        with self._naming_failures(), self._skipped_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
-        """Close the files."""
-        self._file.close()
-        self._tensorboard.close()
+        """Close the files.
+
+        Raises:
+            OSError: if what is left cannot be written; names the folder.
+        """
+        with self._naming_failures(), contextlib.closing(self._tensorboard):
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        """Put the folder, and what to do, into the text of what the system refuses."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"metrics could not be written to {self.path.parent} ({error.strerror or error}):"
+                " make room if the disk is full, then start the same command again"
+            ) from error
 
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # What failed to be written fails again where the files are closed.
+        with contextlib.suppress(*(() if kind is None else (OSError,))):
+            self.close()
+
+
+class _EventFile:
+    """A file of TensorBoard, written at once: tensorboardX's own writer leaves it to a thread.
+
+    If that thread cannot write, it prints a traceback, and the queue to it fills up for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+        # What an earlier file has from this step on is not shown.
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(step=first_step, file_version="brain.Event:2"))
+        self._writer.write_event(Event(step=first_step, session_log=start))
+        self._writer.flush()
+
+    def write(self, step: int, wall_time: float, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            summary = scalar_summary(name, value)
+            self._writer.write_event(Event(step=step, wall_time=wall_time, summary=summary))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class NoMetrics(contextlib.nullcontext):

@@ -54,6 +54,16 @@ def test_results_of_something_else_are_dropped(tmp_path):
     assert evaluator.evaluated == [0, 1, 2, 3]
 
 
+def test_a_line_with_another_number_is_dropped(tmp_path):
+    stop(tmp_path)
+    path = tmp_path / "val.partial.jsonl"
+    text = path.read_text()
+    assert '"top1": 0.1' in text
+    path.write_text(text.replace('"top1": 0.1', '"top1": 0.9'))
+    evaluate(tmp_path, evaluator := Notes(), names=("val",))
+    assert evaluator.evaluated == [1, 2, 3]
+
+
 def test_half_a_line_is_dropped(tmp_path):
     stop(tmp_path)
     path = tmp_path / "val.partial.jsonl"

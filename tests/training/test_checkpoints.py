@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
 from ghn_jax.interop.locations import CHECKPOINTS
 from ghn_jax.training.checkpoint_files import CheckpointError
@@ -472,6 +473,41 @@ def test_a_key_of_another_kind_is_named(workdir):
             CheckpointError, match="random key in the checkpoint .*/20 is not one o"
         ):
             store.restore(OPTIMIZER.init)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"shape": [2**40]},
+            r"^ghn_params of .*/1 does not fit: w has shape \(1099511627776,",
+        ),
+        (
+            {"chunks": [2**40]},
+            r"/1 cannot be read \(ValueError: w of shape \(3,\) has chunks of",
+        ),
+    ],
+)
+def test_an_array_is_not_read_before_its_declared_size_is_checked(tmp_path, changes, message):
+    params = {"w": np.zeros(3, np.float32)}
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1, params=params, state=OPTIMIZER.init(params))
+    base = f"file://{tmp_path}/checkpoints/1/ghn_params/"
+    files = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    declared = json.loads(files["w/.zarray"])
+    files["w/.zarray"] = json.dumps({**declared, **changes}).encode()
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path, lambda config, stored: params)
+    with CheckpointStore(tmp_path) as store, pytest.raises(CheckpointError, match=message):
+        store.restore(OPTIMIZER.init, params_like=params)
+
+
+def test_what_orbax_notes_about_a_checkpoint_may_be_damaged(workdir):
+    path = workdir / "checkpoints" / "20" / "_CHECKPOINT_METADATA"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "init_timestamp_nsecs": []}))
+    message = f"^the checkpoints in {path.parents[1]} cannot be read \\(ValueError: "
+    with pytest.raises(CheckpointError, match=message):
+        CheckpointStore(workdir)
 
 
 def test_a_missing_run_is_named(workdir):

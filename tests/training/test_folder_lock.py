@@ -76,7 +76,13 @@ def test_the_same_thread_enters_again_and_others_do_not(tmp_path):
     assert len(errors) == 1
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": null}', "x" * 10_000])
+OTHERS = '"host": "h", "program": "p", "since": "s"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"pid": null}', "x" * 10_000, f'{{"pid": 1e999, {OTHERS}}}', "[" * 999],
+)
 def test_a_file_that_says_nothing(tmp_path, text):
     import fcntl
 

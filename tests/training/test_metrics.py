@@ -7,6 +7,7 @@ import re
 
 import pytest
 import rich.console
+from small_disk import fill, small_disk
 
 from ghn_jax.training.metrics import MetricWriter, TrainingProgress
 
@@ -53,6 +54,25 @@ def test_starting_anew_drops_everything(tmp_path):
         writer.write(0, {"loss": 1.0})
     MetricWriter(tmp_path).close()
     assert read(tmp_path) == []
+
+
+def test_a_full_disk_is_named_and_loses_no_finished_step(tmp_path):
+    many = {f"loss/{i}": float(i) for i in range(2000)}
+    with small_disk(tmp_path / "disk", 400) as disk:
+        with pytest.raises(OSError) as error, MetricWriter(disk) as writer:
+            writer.write(1, {"loss": 1.0})
+            filler = fill(disk)
+            writer.write(2, many)
+        assert str(error.value) == (
+            f"metrics could not be written to {disk} (No space left on device): make room if the"
+            " disk is full, then start the same command again"
+        )
+        with pytest.raises(OSError, match=f"^metrics could not be written to {disk} \\(No space"):
+            MetricWriter(disk, resume_step=1)
+        filler.unlink()
+        with MetricWriter(disk, resume_step=1) as writer:
+            writer.write(2, {"loss": 0.5})
+        assert [record["step"] for record in read(disk)] == [1, 2]
 
 
 @pytest.mark.parametrize("reserved", ["step", "wall_time"])

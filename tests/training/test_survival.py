@@ -1,6 +1,5 @@
 """What a run survives: signals, a full disk, dead workers. Real processes, signals and disks."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -10,8 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from program_runs import run
+from small_disk import small_disk
 from test_loop import assert_same_end, make_config, make_trainer, read_metrics
 
+from ghn_jax.training.checkpoint_files import finished_steps
 from ghn_jax.training.checkpoints import load_checkpoint
 from ghn_jax.training.config import ExperimentConfig
 from ghn_jax.training.interruption import StopRequest
@@ -153,18 +155,6 @@ def test_a_signal_ends_a_program_within_a_library():
         )
 
 
-@contextlib.contextmanager
-def small_disk(folder, megabytes):
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk needs the right to mount one")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 FILLS = """
 import json, os, pathlib, sys
 from ghn_jax.training.config import ExperimentConfig
@@ -189,7 +179,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole_run, tmp_path, compiled)
     trainer, expected, expected_workdir = whole_run
     values = trainer.config.to_dict()
     values["training"].update(checkpoint_every=1, evaluate_every=2)
-    with small_disk(tmp_path / "disk", 40) as workdir:
+    with small_disk(tmp_path / "disk", 40_000) as workdir:
         with start(FILLS, json.dumps(values), str(workdir), **compiled) as process:
             lines = process.stdout.read().splitlines()
         assert process.returncode == 1, lines
@@ -204,6 +194,21 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole_run, tmp_path, compiled)
         (workdir / "filler").unlink()
         _, state = train(trainer.config, workdir, trainer=trainer)
         assert_same_end((state, workdir), (expected, expected_workdir))
+
+
+def test_a_full_disk_ends_a_program_in_one_line(tmp_path):
+    """The first checkpoint has about 350 KB."""
+    smoke = ("train", "--config=launch/configs/smoke.py", "--config.evaluation.splits=()")
+    with small_disk(tmp_path / "disk", 600) as disk:
+        status, _, errors = run(*smoke, f"--workdir={disk}")
+        assert (status, errors) == (
+            1,
+            f"error: a checkpoint could not be written to {disk}/checkpoints (ValueError: No space"
+            " left on device); the one of step 1 is whole: make room, then start the same command"
+            " again\n",
+        )
+        assert finished_steps(disk / "checkpoints") == [1]
+        load_checkpoint(disk)
 
 
 def test_worker_processes_change_nothing(whole_run, tmp_path):
