@@ -34,13 +34,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.ghn.max_shape = (16, 16, 7, 7)
 
     config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 4e-3
     # Every step has new architectures, so squared gradients are soon out of date.
     config.optimizer.betas = (0.9, 0.95)
-    config.optimizer.schedule = "step"
-    config.optimizer.milestones = (1000,)
+    config.optimizer.schedule = "linear"
+    config.optimizer.milestones = ()
+    config.optimizer.warmup_steps = 50
 
-    config.training.num_steps = 1200
+    # What is learned from small networks carries over to larger ones, and their steps are cheap.
+    config.curriculum.num_cells = ((0, 1, 3), (1000, 2, 6), (3000, 4, 12))
+    config.training.num_steps = 3000
     config.training.meta_batch_size = 4
     config.training.target_dropout = False
     config.training.checkpoint_every = 200

@@ -17,10 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the config, which is `digits` except for the values set here."""
     config = digits.get_config()
     config.ghn.max_shape = (32, 32, 7, 7)
-    config.optimizer.betas = (0.9, 0.999)
-    config.optimizer.schedule = "cosine"
-    config.optimizer.milestones = ()
-    config.optimizer.warmup_steps = 100
+    config.curriculum.num_cells = ((0, 1, 3), (2000, 2, 6), (6000, 4, 18))
     config.training.num_steps = 6000
     config.training.checkpoint_every = 250
     config.training.evaluate_every = 500

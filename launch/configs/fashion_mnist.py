@@ -21,9 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 14
     config.space.image_size = 14
     config.ghn.max_shape = (32, 32, 7, 7)
+    # The recipe of `digits` until November 2026, which the result above was reached with.
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.milestones = ()
     config.optimizer.warmup_steps = 100
+    config.curriculum.num_cells = ()
     config.training.num_steps = 2400
     config.training.checkpoint_every = 200
     config.evaluation.max_images = 1000
