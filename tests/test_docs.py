@@ -173,10 +173,10 @@ def test_code_of_add_a_decoder_runs(as_readers_extend_it):
 SMALL_FLAGS = (
     *("num_devices=1", "num_steps=2", "meta_batch_size=1", "compilation_cache_dir=cache"),
     *("widths=(8,)", "fc_sizes=(16,)", "num_cells=(4,4)", "max_steps=1"),
-    *("hidden_size=8", "max_shape=(8,8,7,7)"),
+    *("hidden_size=8", "max_shape=(8,8,7,7)", "warmup_steps=0"),
 )
 SECTIONS = {"widths": "space", "fc_sizes": "space", "num_cells": "space", "max_steps": "space"}
-SECTIONS |= {"hidden_size": "ghn", "max_shape": "ghn"}
+SECTIONS |= {"hidden_size": "ghn", "max_shape": "ghn", "warmup_steps": "optimizer"}
 
 
 def test_code_of_add_a_task_runs(as_readers_extend_it, tmp_path):
