@@ -81,6 +81,7 @@ def as_users_have_it(tmp_path, monkeypatch):
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.mark.slow
 def test_code_of_the_model_page_runs(as_users_have_it):
     assert len(code_blocks(read("model.md"), "python")) >= 3
     assert "Conv_0/kernel kernel (3, 3, 3, 16)" in run_blocks("model.md", {})
@@ -179,6 +180,7 @@ SECTIONS = {"widths": "space", "fc_sizes": "space", "num_cells": "space", "max_s
 SECTIONS |= {"hidden_size": "ghn", "max_shape": "ghn", "warmup_steps": "optimizer"}
 
 
+@pytest.mark.slow
 def test_code_of_add_a_task_runs(as_readers_extend_it, tmp_path):
     printed = run_blocks("add_task.md", {})
     assert "distance, px" in printed and "px %" in printed

@@ -48,7 +48,7 @@ def test_an_architecture_takes_nothing_else():
 
 def test_a_checkpoint_that_does_not_fit_its_config_is_refused(tmp_path):
     shutil.copytree(CHECKPOINTS / "digits", tmp_path / "run")
-    folder = tmp_path / "run" / "checkpoints" / "6000"
+    folder = tmp_path / "run" / "checkpoints" / "0"
     path = folder / "run" / "metadata"
     run = json.loads(path.read_text())
     run["config"]["ghn"]["hidden_size"] = 64

@@ -126,6 +126,7 @@ def test_vmap_over_graphs_and_over_ghns():
         np.testing.assert_allclose(a[1], b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_shard_map_with_its_default_arguments():
     model, variables = drawn("ghn2")
     graph = graph_of()

@@ -219,7 +219,7 @@ def test_gradients_reach_every_parameter():
     assert len(np.unique(used_rows["primitive"])) == len(PRIMITIVES)
 
 
-@pytest.mark.parametrize("nodes_at_once", [2, 4])
+@pytest.mark.parametrize("nodes_at_once", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_visiting_several_nodes_at_once_changes_nothing(nodes_at_once):
     graphs = [build_graph(PLANS[name]) for name in ("two layers", "msa")]
     found = {}

@@ -139,6 +139,7 @@ def network_derivatives(loss_fn, native_fn, params, tangent):
     assert_slopes(found, loss_fn, params, tangent)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_predicted_network(x64):
     cell = (("sep_conv_3x3", 0), ("max_pool_3x3", 1), ("msa", 0), ("conv_3x3", 1))
     architecture = Architecture(Genotype(cell, (2, 3), cell, (2, 3)), num_cells=2, channels=8)
