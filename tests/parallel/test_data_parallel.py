@@ -102,7 +102,7 @@ def test_two_devices(one_device, tmp_path):
     assert 0.5 <= metrics["balance"] <= 1
 
 
-@pytest.mark.parametrize("num_devices", [pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("num_devices", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_more_devices(one_device, tmp_path, num_devices):
     expected, cache, _ = one_device
     finish(start(make_config(cache, num_devices), tmp_path, num_devices))
