@@ -137,6 +137,7 @@ def as_readers_extend_it(as_users_have_it, tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_code_of_add_a_message_passing_runs(as_readers_extend_it):
     printed = run_blocks("add_message_passing.md", {})
     num_parameters = (3 * 3 * 3 + 1) * 16 + (16 + 1) * 10
@@ -163,6 +164,7 @@ def test_padding_changes_nothing_for_the_message_passing_of_the_page(as_readers_
     np.testing.assert_allclose(padded[:1, : graph.num_nodes], nodes, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_code_of_add_a_decoder_runs(as_readers_extend_it):
     lines = run_blocks("add_decoder.md", {}).splitlines()
     assert lines[0] == "(3, 3, 3, 16) 2"  # a kernel of rank 2

@@ -118,6 +118,7 @@ def test_loads_predicts_calibrates_and_draws(installed, tmp_path):
     assert (tmp_path / "graph.svg").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_trains_and_evaluates(installed, tmp_path):
     flags = ("--config", "smoke", "--workdir", "run")
     trained = run(installed / "ghn-jax", "train", *flags, folder=tmp_path)

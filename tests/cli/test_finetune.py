@@ -18,6 +18,7 @@ STUDY = (
 )
 
 
+@pytest.mark.slow
 def test_finetunes_tabulates_and_goes_on(tmp_path):
     flags = (*STUDY, "--ghn=digits", "--architecture=small_vit", f"--workdir={tmp_path}")
     status, output, errors = run("finetune", *flags, "--init=random")

@@ -144,6 +144,7 @@ def test_warm_up_compiles_what_covers_the_calls():
         engine.warm_up(plans, 4, coverage=1.5)
 
 
+@pytest.mark.slow
 def test_compilations_of_many_architectures_are_bounded():
     # 200 random architectures of a space whose networks are small and few-sized.
     space = SpaceConfig(

@@ -148,6 +148,7 @@ def test_a_prediction_and_its_pull_back_are_the_hosts():
         assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
 
 
+@pytest.mark.slow
 def test_programs_are_few_and_none_is_compiled_after_a_warm_up():
     graphs, grads = sampled_graphs()[:4], draw_gradients(sampled_graphs()[:4])
     cache = ProgramCache()

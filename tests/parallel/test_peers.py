@@ -67,7 +67,9 @@ def finished(workdir):
 
 
 # Of the first process's death JAX knows as soon as the watch does; "late" lets JAX be the first.
-@pytest.mark.parametrize(("killed", "notice"), [(1, "at once"), (0, "late")])
+@pytest.mark.parametrize(
+    ("killed", "notice"), [pytest.param(1, "at once", marks=pytest.mark.slow), (0, "late")]
+)
 def test_a_process_that_is_killed_ends_the_other(tmp_path, killed, notice, compiled):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

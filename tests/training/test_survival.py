@@ -196,6 +196,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole_run, tmp_path, compiled)
         assert_same_end((state, workdir), (expected, expected_workdir))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_program_in_one_line(tmp_path):
     """The first checkpoint has about 350 KB."""
     smoke = ("train", "--config=launch/configs/smoke.py", "--config.evaluation.splits=()")
