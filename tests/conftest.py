@@ -28,6 +28,16 @@ def counts_programs(monkeypatch):
     monkeypatch.setattr(ProgramCache, "submit", submit)
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Environment of processes that find there what another one of the module has compiled."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
 @pytest.fixture
 def x64():
     """Run a test with 64-bit types."""

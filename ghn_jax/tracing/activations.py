@@ -169,9 +169,8 @@ class _Measurement(Execution):
         is_multiple = all(value.is_multiple for value in weights) and _is_linear(name, values)
         keeps = is_multiple and name not in _REARRANGES - _SAME_SHAPE
         is_aligned = keeps and weights[0].is_aligned
-        joined = _join(None, weights)
-        return [joined._replace(array=x, is_multiple=is_multiple, is_aligned=is_aligned)
-                for x in outputs]  # fmt: skip
+        known = _join(None, weights)._replace(is_multiple=is_multiple, is_aligned=is_aligned)
+        return [known._replace(array=array) for array in outputs]
 
     def weigh(self, kernel: _Value, output: Any) -> Any:
         """Return the output of a layer, and remember its scale."""

@@ -261,8 +261,7 @@ class GraphBuilder:
         Returns:
             The graph, the views of its tensors, and the parameters that are kept.
         """
-        claims = [claim for claim in self._claims if not self._is_in_distance(claim)]
-        self._spliced.update(x.node for x in self._claims if self._is_in_distance(x))
+        self._spliced.update(claim.node for claim in self._claims if self._is_in_distance(claim))
         refused = self.affine.scales_of(outputs)
         for scale in refused.values():
             self.keep(scale.parameters, SCALES_OUTPUTS)
@@ -276,7 +275,7 @@ class GraphBuilder:
         classifier = {} if num_classes is None else self._classifiers(outputs, num_classes, refused)
         chosen: dict[int, list[Claim]] = {}
         regions = set()
-        for claim in claims:
+        for claim in self._claims:
             if claim.node not in index or claim.view.region in regions:
                 continue
             if self.affine.is_frequency(claim.node):

@@ -34,12 +34,6 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Where all of these processes find what one of them has compiled."""
-    return tmp_path_factory.mktemp("compiled")
-
-
 def start(workdir, port, index, notice, compiled):
     return subprocess.Popen(
         [sys.executable, "-c", RUN, json.dumps(CONFIG), str(workdir), notice],
@@ -51,9 +45,7 @@ def start(workdir, port, index, notice, compiled):
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(compiled),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            **compiled,
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(index),

@@ -51,16 +51,6 @@ except InterruptedRunError as error:
 """
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Environment of processes that find there what another one has compiled."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
 def start(script, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
